@@ -1,0 +1,32 @@
+# Two commands are all you need: `make demo` and `make test`. Each sets up what it needs in .venv.
+#
+# PYTHON chooses the interpreter for a new .venv (3.11 or later); VENV places it elsewhere.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: demo test check bench build clean
+
+demo: $(VENV)/ready
+	VENV=$(VENV) ci/demo
+
+test: $(VENV)/ready
+	VENV=$(VENV) ci/test
+
+check: $(VENV)/ready
+	VENV=$(VENV) ci/check
+
+bench: $(VENV)/ready
+	VENV=$(VENV) ci/bench
+
+build: $(VENV)/ready
+	VENV=$(VENV) ci/build
+
+# Everything that a change of these files makes stale: the packages and the compiled extension.
+$(VENV)/ready: pyproject.toml setup.py pgtask/_fastpath.pyx ci/setup
+	PYTHON=$(PYTHON) VENV=$(VENV) ci/setup
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pgtask/_fastpath.c pgtask/_fastpath.*.so

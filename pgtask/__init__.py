@@ -1,0 +1,57 @@
+"""Resumable tasks in one Postgres table, run by a supervisor of N processes."""
+
+from pgtask.app import App
+from pgtask.client import Client
+from pgtask.errors import (
+    AppLoadError,
+    ConfigError,
+    DatabaseError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    DecodeError,
+    DefinitionError,
+    EmbeddedError,
+    EnqueueError,
+    OutcomeError,
+    PgtaskError,
+    RowError,
+    SchemaError,
+    StepTimeout,
+    UnknownStepError,
+)
+from pgtask.outcome import Done, Fail, Next, Outcome
+from pgtask.policy import Policy
+from pgtask.task import Context, Task
+
+__all__ = [
+    # define
+    "App",
+    "Context",
+    "Policy",
+    "Task",
+    # say what comes next
+    "Done",
+    "Fail",
+    "Next",
+    "Outcome",
+    # produce
+    "Client",
+    # errors
+    "AppLoadError",
+    "ConfigError",
+    "DatabaseError",
+    "DatabaseRefused",
+    "DatabaseUnavailable",
+    "DecodeError",
+    "DefinitionError",
+    "EmbeddedError",
+    "EnqueueError",
+    "OutcomeError",
+    "PgtaskError",
+    "RowError",
+    "SchemaError",
+    "StepTimeout",
+    "UnknownStepError",
+]
+
+__version__ = "0.1.0"

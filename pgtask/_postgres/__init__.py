@@ -1,0 +1,1 @@
+"""Everything that is Postgres: statements, connections, migrations and the embedded server."""

@@ -1,0 +1,141 @@
+"""Connections to Postgres, and the one boundary at which its errors become ours.
+
+Invariants: every connection has TCP keepalives; asyncpg's and the socket's exceptions do not pass `map_errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+
+from pgtask.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, PgtaskError, SchemaError
+
+__all__ = ["Connection", "client_pool", "connect", "map_errors", "redact", "user_pool"]
+
+Connection = asyncpg.Connection
+
+CONNECT_TIMEOUT = 15.0
+# A half-open line is noticed after idle + count * interval = 25 s; unacknowledged data after 20 s.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+
+# SQLSTATE classes and codes after which the same statement may succeed later, on this or a new connection.
+_WAIT_CLASSES = ("08", "40", "53", "57", "58")
+_WAIT_CODES = ("25006", "55P03", "55006", "25P03", "25P04")
+
+
+async def connect(dsn: str, *, name: str, settings: dict[str, str] | None = None, pooled: bool = False) -> Any:
+    """Open a connection that shows as `name` in `pg_stat_activity`, with `settings` for its whole life.
+
+    `pooled` is for a transaction-pooling pgbouncer: no session settings, no prepared statements that outlive a
+    transaction. The caller owns the connection. Raises `DatabaseUnavailable` or `DatabaseRefused`.
+    """
+    with map_errors(dsn):
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT,
+            statement_cache_size=0 if pooled else 100,
+            max_cached_statement_lifetime=0,
+            server_settings=None if pooled else {"application_name": name, **(settings or {})},
+        )
+    _keep_alive(connection)
+    return connection
+
+
+@asynccontextmanager
+async def user_pool(dsn: str, *, pooled: bool = False) -> AsyncIterator[Any]:
+    """The asyncpg pool that steps reach as `ctx.db`: no connection until one is used, ten at most.
+
+    Closing it waits a second for steps that were abandoned with a connection in their hands, then cuts them off.
+    """
+    pool = await asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=10,
+        statement_cache_size=0 if pooled else 100,
+        server_settings=None if pooled else {"application_name": "pgtask step"},
+    )
+    try:
+        yield pool
+    finally:
+        try:
+            await asyncio.wait_for(pool.close(), 1.0)
+        except TimeoutError:
+            pool.terminate()
+
+
+async def client_pool(dsn: str, *, size: int) -> Any:
+    """The pool of a `Client`; connects once, so that a wrong DSN is found now. The caller closes it."""
+    with map_errors(dsn):
+        return await asyncpg.create_pool(
+            dsn,
+            min_size=1,
+            max_size=size,
+            timeout=CONNECT_TIMEOUT,
+            init=_init,
+            server_settings={"application_name": "pgtask client"},
+        )
+
+
+async def _init(connection: Any) -> None:
+    _keep_alive(connection)
+
+
+def _keep_alive(connection: Any) -> None:
+    """Set what asyncpg has no option for on its socket."""
+    line = connection._transport.get_extra_info("socket")
+    if line is None or line.family == getattr(socket, "AF_UNIX", None):
+        return
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE.items():
+        if hasattr(socket, option):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+@contextmanager
+def map_errors(dsn: str = "") -> Iterator[None]:
+    """Turn what asyncpg, the socket or the resolver raise into a `DatabaseError` of ours, the original as `__cause__`:
+    `DatabaseUnavailable` (wait), `DataRefused` (SQLSTATE 22 and 23), `SchemaError`, or `DatabaseRefused`."""
+    try:
+        yield
+    except PgtaskError:
+        raise
+    except asyncpg.PostgresError as error:
+        state = error.sqlstate or ""
+        text = f"{error.args[0] if error.args else error}".strip()
+        if state[:2] in ("22", "23"):
+            raise DataRefused(f"{text} (SQLSTATE {state})") from error
+        if state.startswith(_WAIT_CLASSES) or state in _WAIT_CODES:
+            raise DatabaseUnavailable(f"{text} (SQLSTATE {state})") from error
+        if state in ("42P01", "42703", "3F000"):
+            raise SchemaError(f"{text}: the schema of pgtask is missing or older; run: pgtask migrate") from error
+        raise DatabaseRefused(f"{text} (SQLSTATE {state}){_at(dsn)}") from error
+    except asyncpg.InternalClientError as error:
+        raise DatabaseUnavailable(f"the connection broke: {error}") from error
+    except asyncpg.InterfaceError as error:
+        # asyncpg says this of a bad DSN and of a closed connection alike; only the first has a DSN to blame.
+        if dsn and not isinstance(error, asyncpg.ConnectionDoesNotExistError) and "closed" not in str(error):
+            raise DatabaseRefused(f"{error}{_at(dsn)}") from error
+        raise DatabaseUnavailable(f"the connection is closed: {error}") from error
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        text = str(error) or type(error).__name__
+        raise DatabaseUnavailable(f"cannot reach the database: {text}{_at(dsn)}") from error
+    except (ValueError, TypeError) as error:
+        if not dsn:
+            raise
+        raise DatabaseRefused(f"the DSN cannot be used: {error}{_at(dsn)}") from error
+
+
+def _at(dsn: str) -> str:
+    return f" [{redact(dsn)}]" if dsn else ""
+
+
+def redact(dsn: str) -> str:
+    """The DSN without its password, for logs and messages."""
+    dsn = re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", dsn)
+    return re.sub(r"((?:^|[?&\s])password=)[^&\s]+", r"\1***", dsn)

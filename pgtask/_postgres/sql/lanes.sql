@@ -1,0 +1,27 @@
+-- The lanes (queue, priority) that hold waiting tasks, and in how many seconds the first task of each falls due.
+--
+-- A loose index scan: one probe of pg_task_ready_idx per lane, whatever the number of tasks.
+WITH RECURSIVE lane AS (
+    (
+        SELECT queue, priority, wakeup_at
+        FROM pg_task
+        WHERE locked_by IS NULL
+          AND error IS NULL
+        ORDER BY queue, priority, wakeup_at
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT following.*
+    FROM lane
+    CROSS JOIN LATERAL (
+        SELECT queue, priority, wakeup_at
+        FROM pg_task
+        WHERE locked_by IS NULL
+          AND error IS NULL
+          AND (queue, priority) > (lane.queue, lane.priority)
+        ORDER BY queue, priority, wakeup_at
+        LIMIT 1
+    ) AS following
+)
+SELECT queue, priority, extract(epoch FROM wakeup_at - now())::float8
+FROM lane

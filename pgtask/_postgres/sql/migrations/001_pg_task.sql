@@ -1,0 +1,72 @@
+-- The hot table: created on an empty database, or the table of the Rust crate pg_task adopted in place.
+--
+-- The first nine columns are those of pg_task 1.0; ours come after them, each with a default, so that
+-- INSERT INTO pg_task (step) VALUES (...) works from any language. Three rules hold it together:
+--   ready    locked_by IS NULL AND error IS NULL      in pg_task_ready_idx, ordered by wakeup_at within its lane
+--   leased   locked_by IS NOT NULL                    in pg_task_lease_idx, ordered by the end of the lease
+--   parked   error IS NOT NULL                        in pg_task_parked_idx, waits for a person
+-- A finished task leaves the table. A step that goes on under its lease changes step, tried, claims and updated_at
+-- only; no index mentions one of these, so it is a heap-only (HOT) update: keep it so.
+
+-- Constant defaults: no row is rewritten, however many there are.
+DO $$
+DECLARE
+    found   constant text := current_setting('pgtask.found');
+    running bigint;
+BEGIN
+    IF found = 'nothing' THEN
+        RAISE INFO 'created the table pg_task in the schema %', current_schema();
+        RETURN;
+    END IF;
+
+    ALTER TABLE pg_task
+        ADD COLUMN IF NOT EXISTS locked_by       uuid,
+        ADD COLUMN IF NOT EXISTS lock_expires_at timestamptz,
+        ADD COLUMN IF NOT EXISTS queue           text        NOT NULL DEFAULT 'default',
+        ADD COLUMN IF NOT EXISTS priority        smallint    NOT NULL DEFAULT 0,
+        ADD COLUMN IF NOT EXISTS key             text,
+        ADD COLUMN IF NOT EXISTS claims          integer     NOT NULL DEFAULT 0;
+
+    -- Nobody can tell whether a running row of 0.2 still runs: it becomes a lease that has ended, taken over at once.
+    IF found = 'pg_task 0.2' THEN
+        UPDATE pg_task
+        SET locked_by = gen_random_uuid(),
+            lock_expires_at = now()
+        WHERE is_running
+          AND error IS NULL
+          AND locked_by IS NULL;
+        GET DIAGNOSTICS running = ROW_COUNT;
+        ALTER TABLE pg_task DROP COLUMN is_running;
+        RAISE INFO 'took over % running tasks, to be run again', running;
+    END IF;
+
+    IF NOT EXISTS (
+        SELECT FROM pg_constraint
+        WHERE conrelid = 'pg_task'::regclass AND conname = 'pg_task_lease_state_check'
+    ) THEN
+        ALTER TABLE pg_task
+            ADD CONSTRAINT pg_task_lease_state_check CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL));
+    END IF;
+
+    IF found LIKE 'pg_task %' THEN
+        RAISE INFO 'adopted the table of % in the schema %', found, current_schema();
+    END IF;
+END
+$$;
+
+CREATE TABLE IF NOT EXISTS pg_task (
+    id              uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    step            text        NOT NULL,
+    wakeup_at       timestamptz NOT NULL DEFAULT now(),
+    tried           integer     NOT NULL DEFAULT 0,
+    error           text,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+    locked_by       uuid,
+    lock_expires_at timestamptz,
+    queue           text        NOT NULL DEFAULT 'default',
+    priority        smallint    NOT NULL DEFAULT 0,
+    key             text,
+    claims          integer     NOT NULL DEFAULT 0,
+    CONSTRAINT pg_task_lease_state_check CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL))
+);

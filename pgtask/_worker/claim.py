@@ -1,0 +1,153 @@
+"""claim: take due tasks in batches, highest priority first, the oldest first within it.
+
+Invariants: a claim never takes more than was asked for; each claim batch has a token of its own, which nobody else has
+ever held; when nothing is due this stage knows when to look next.
+
+A *lane* is a queue and a priority. One cheap statement finds the lanes that have due tasks, and when the next of the
+others falls due; claims then go lane by lane. While a lane is being drained that picture is refreshed ten times a
+second, so a task of higher priority waits no longer than that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+from uuid import UUID
+
+from pgtask._events import log_event
+from pgtask._postgres.store import Link
+from pgtask.errors import DatabaseUnavailable
+
+__all__ = ["Claim"]
+
+log = logging.getLogger("pgtask.claim")
+
+REFRESH = 0.1  # seconds; also when a due task could not be taken because somebody has locked its row
+MOST_EXPIRED = 1000
+MOST_CLAIM_BYTES = 16 * 1024 * 1024  # of steps in one claim; a guess from the batches before
+
+
+class Claim:
+    """Finds and takes due tasks over `link`. `poll` is the longest time between two looks without a notification."""
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        worker: bytes,
+        queues: tuple[str, ...],
+        lease_timeout: float,
+        max_step_bytes: int,
+        shortest_poll: float,
+        longest_poll: float,
+    ) -> None:
+        self._link = link
+        self._worker = worker
+        self._queues = list(queues)
+        self._lease_timeout = lease_timeout
+        self._max_step_bytes = max_step_bytes
+        self._shortest_poll, self._longest_poll = shortest_poll, longest_poll
+        self._poll = shortest_poll
+        self._lanes: list[tuple[str, int]] = []
+        self._expire_at = 0.0
+        self._mean_bytes = 0.0
+        self._lost_tokens: list[UUID] = []
+        self.look_at = 0.0
+        """When to look again (monotonic seconds), unless a hint comes first."""
+        self.next_due: float | None = None
+        """When the next waiting task of the served queues falls due (monotonic seconds), as of the last look."""
+
+    def hint(self) -> None:
+        """Something may have become due: look at once, unless a known lane is being drained anyway."""
+        if not self._lanes:
+            self.look_at = 0.0
+            self._poll = self._shortest_poll
+
+    def due_in(self, seconds: float) -> None:
+        """A task was put off by this worker: look when it falls due."""
+        self.look_at = min(self.look_at, time.monotonic() + seconds)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a claim may find something now."""
+        return bool(self._lanes) or time.monotonic() >= self.look_at
+
+    async def claim(self, limit: int) -> tuple[list[Any], UUID, float]:
+        """Up to `limit` rows (id, step, tried, size) of one lane, their token, and the monotonic time from which their
+        lease counts. Empty when nothing is due, when what is due is locked by others, or when the database went away.
+
+        Raises `DatabaseRefused`.
+        """
+        while self._lost_tokens:
+            await self._recover(self._lost_tokens[-1])
+        if not self._lanes or time.monotonic() >= self.look_at:
+            await self._look()
+        token = UUID(bytes=self._worker + os.urandom(8))
+        sent = time.monotonic()
+        if not self._lanes:
+            return [], token, sent
+        if self._mean_bytes:
+            limit = max(1, min(limit, int(MOST_CLAIM_BYTES / self._mean_bytes)))
+        queue, priority = self._lanes[0]
+        try:
+            rows = await self._link.once(
+                "claim", queue, priority, limit, token, self._lease_timeout, self._max_step_bytes
+            )
+        except DatabaseUnavailable:
+            self._lost_tokens.append(token)
+            return [], token, sent
+        self._took(rows, limit)
+        return rows, token, sent
+
+    def _took(self, rows: list[Any], limit: int) -> None:
+        """Learn from a claim of `limit`: the lane may be empty now, and how large steps are."""
+        if len(rows) < limit:
+            self._lanes.pop(0)
+        if rows:
+            self._poll = self._shortest_poll
+            self._mean_bytes += 0.2 * (sum(len(row[1] or "") for row in rows) / len(rows) - self._mean_bytes)
+            if not self._lanes:
+                self.look_at = 0.0
+
+    async def _recover(self, token: UUID) -> None:
+        """Give back what a claim took whose reply was lost with the connection; nobody else knows of it."""
+        released = await self._link.run("claim_recover", token)
+        self._lost_tokens.remove(token)
+        if released:
+            log_event(log, logging.WARNING, "claim.recovered", tasks=len(released))
+
+    async def _look(self) -> None:
+        """Free expired leases when it is time, then see which lanes are due and when the next one will be."""
+        now = time.monotonic()
+        if now >= self._expire_at:
+            await self._expire()
+        if self._queues:
+            rows = await self._link.run("lanes_of_queues", self._queues)
+        else:
+            rows = await self._link.run("lanes")
+        now = time.monotonic()
+        due = [(queue, priority) for queue, priority, seconds in rows if seconds <= 0]
+        self._lanes = sorted(due, key=lambda lane: -lane[1])
+        later = min((seconds for _, _, seconds in rows if seconds > 0), default=None)
+        self.next_due = None if later is None else now + later
+        if due:
+            self.look_at = now + REFRESH
+            self.next_due = now
+        else:
+            self._poll = min(self._poll * 2, self._longest_poll)
+            self.look_at = min(now + self._poll, self._expire_at)
+            if later is not None:
+                self.look_at = min(self.look_at, now + later)
+
+    async def _expire(self) -> None:
+        """Free the leases that have run out. Nobody's lease made after this look ends within one lease timeout, so to
+        look again then, or when the next one known ends, misses none."""
+        ((freed, following),) = await self._link.run("expire", MOST_EXPIRED)
+        wait = self._lease_timeout / 2
+        if following is not None:
+            wait = min(wait, max(following, 0.0) + 0.01)
+        if freed:
+            log_event(log, logging.WARNING, "lease.expired", tasks=freed)
+        self._expire_at = time.monotonic() + (0 if freed >= MOST_EXPIRED else wait)

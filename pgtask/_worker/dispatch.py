@@ -1,0 +1,79 @@
+"""dispatch: run the steps that are ready, and gather what comes of them.
+
+Invariants: at most `concurrency` steps are suspended at once; an error of one step stays its own. What is done for each
+task is `Dispatcher` in `_fastpath`; here is what is slow or rare: threads, texts of errors, logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pgtask._events import log_event
+from pgtask._fastpath import Dispatcher, Lease, Leases, Table
+from pgtask._worker.error_text import describe
+from pgtask.task import Context, Task
+
+__all__ = ["Dispatch"]
+
+log = logging.getLogger("pgtask.dispatch")
+
+
+class Dispatch(Dispatcher):
+    """The dispatcher of one worker. `wake` is called when there is something to flush or room to claim; `broke` when
+    the engine itself has failed."""
+
+    def __init__(
+        self,
+        table: Table,
+        leases: Leases,
+        *,
+        concurrency: int,
+        max_step_bytes: int,
+        wake: Callable[[], None],
+        unknown: Callable[[str], float | None],
+        broke: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(
+            asyncio.get_running_loop(), table, leases, concurrency=concurrency, max_step_bytes=max_step_bytes
+        )
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pgtask-step")
+        self._loop = asyncio.get_running_loop()
+        self._wake = wake
+        self._unknown = unknown
+        self._broke = broke
+        self.parked_count = 0
+
+    def wake(self) -> None:
+        self._wake()
+
+    def unknown(self, name: str) -> float | None:
+        return self._unknown(name)
+
+    def broke(self, error: BaseException) -> None:
+        self._broke(error)
+
+    def describe(self, error: BaseException | str) -> str:
+        return describe(error)
+
+    def parked(self, lease: Lease, text: str) -> None:
+        self.parked_count += 1
+        log_event(
+            log, logging.WARNING, "task.parked", task=lease.id, step=lease.label, error=text.partition("\n")[0][:200]
+        )
+
+    def start_thread(self, lease: Lease, run: Callable[[Task, Context], Any], context: Context) -> None:
+        future = self._threads.submit(contextvars.copy_context().run, run, lease.step, context)
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._end_thread, lease, done))
+
+    def _end_thread(self, lease: Lease, future: Any) -> None:
+        error = future.exception()
+        self.end(lease, None if error is not None else future.result(), error)
+
+    def close(self) -> None:
+        """Take no more threads; those still running are left to themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

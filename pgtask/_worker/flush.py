@@ -1,0 +1,92 @@
+"""flush: write outcomes in batches, one statement each.
+
+Invariants: an outcome is written under the token of its lease or not at all; it stays in this worker's hands until the
+database has answered, however long that takes; one outcome that the database refuses does not hold up the others.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from pgtask._events import log_event
+from pgtask._fastpath import Lease, Leases, Outcomes
+from pgtask._postgres.store import Link
+from pgtask.errors import DataRefused
+
+__all__ = ["Flush"]
+
+log = logging.getLogger("pgtask.flush")
+
+
+class Flush:
+    """Writes `Outcomes` over `link` and strikes what is written off `leases`."""
+
+    def __init__(self, link: Link, leases: Leases) -> None:
+        self._link = link
+        self._leases = leases
+        self.done = 0
+        """Tasks whose end is in the database, by `Done` or by being parked."""
+        self.lost = 0
+        """Outcomes that were dropped because somebody else had taken the task."""
+
+    async def flush(self, outcomes: Outcomes) -> list[Lease]:
+        """Write a batch and return the leases whose next step may now run. Waits out a database that is away.
+
+        Raises `DatabaseRefused`. If it is cancelled the batch may or may not be written; the leases then run out.
+        """
+        attempts = 0
+
+        def again() -> None:
+            nonlocal attempts
+            attempts += 1
+
+        try:
+            ((done, kept, moved, _),) = await self._link.run("flush", *outcomes.parameters(), on_loss=again)
+        except DataRefused as error:
+            return await self._isolate(outcomes, error)
+        # Sent twice, an outcome that is no longer there was probably written by the first attempt.
+        certain = attempts == 0
+        self.done += len(outcomes.done) + sum(error is not None for error in outcomes.moved_errors)
+        self._strike(outcomes.done, done, certain)
+        self._strike(outcomes.moved, moved, certain)
+        if kept is None:
+            return outcomes.kept
+        written = set(kept)
+        self._strike([lease for lease in outcomes.kept if lease.id not in written], [], certain=True)
+        return [lease for lease in outcomes.kept if lease.id in written]
+
+    def _strike(self, leases: list[Lease], written: list[object] | None, certain: bool) -> None:
+        """Forget leases that have ended; those not among `written` (None: all were) were lost before."""
+        for lease in leases:
+            self._leases.remove(lease)
+        if written is None or not certain:
+            return
+        found = set(written)
+        for lease in leases:
+            if lease.id not in found:
+                self.lost += 1
+                self.done -= 1
+                log_event(log, logging.WARNING, "lease.lost", task=lease.id, step=lease.label, outcome="dropped")
+
+    async def _isolate(self, outcomes: Outcomes, error: DataRefused) -> list[Lease]:
+        """The database refuses the batch for its data: find the culprit by halves; park it with what was said."""
+        if len(outcomes) > 1:
+            first, second = outcomes.halves()
+            return await self.flush(first) + await self.flush(second)
+        (lease,) = outcomes.done + outcomes.kept + outcomes.moved
+        log_event(log, logging.ERROR, "outcome.refused", task=lease.id, step=lease.label, error=str(error))
+        refused = Outcomes()
+        reason = f"the outcome of {lease.label} was refused by the database: {error}"
+        refused.add_moved(lease, None, lease.tried + 1, reason.encode("ascii", "replace").decode()[:2000], 0.0)
+        ((_, _, moved, _),) = await self._link.run("flush", *refused.parameters())
+        self.done += 1
+        self._strike([lease], moved, certain=True)
+        return []
+
+    async def release(self, leases: list[Lease]) -> None:
+        """Give leases back untouched, as if they had never been claimed; other workers are told."""
+        if not leases:
+            return
+        await self._link.run("release", [lease.id for lease in leases], [lease.token for lease in leases])
+        for lease in leases:
+            self._leases.remove(lease)

@@ -1,0 +1,76 @@
+"""What a worker tells its supervisor: one JSON line per message, over a pipe.
+
+Invariants: totals count from the start of this process and only grow; `Ready` comes once, before any `Tick`; the last
+message is `Gone`, unless the process was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Literal
+
+import msgspec
+
+__all__ = ["Gone", "Message", "Ready", "StatusPipe", "Tick", "Totals", "decode_messages"]
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Tasks finished (done or parked), steps run, failed tries, tasks parked, leases lost."""
+
+    done: int = 0
+    steps: int = 0
+    errors: int = 0
+    parked: int = 0
+    lost: int = 0
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The app is loaded, the schema is right, the connections are open: the worker takes tasks."""
+
+
+class Tick(msgspec.Struct, frozen=True, tag="tick"):
+    """Sent from the worker's loop about twice a second, so it also says that the loop is alive.
+
+    `waiting` is how many tasks were due when a burst began; only one worker counts it, and only when asked to.
+    """
+
+    totals: Totals
+    waiting: int | None = None
+
+
+class Gone(msgspec.Struct, frozen=True, tag="gone"):
+    """The worker leaves by itself, and why. `message` is the one line for a person when it failed.
+
+    drained: told to stop by a signal or the end of its parent; notified: `stop_worker`; burst: nothing is left to do;
+    failed: with the exit code of the process. `some_parked`: a burst left tasks with an error in the table.
+    """
+
+    reason: Literal["drained", "notified", "burst", "failed"]
+    totals: Totals = Totals()
+    some_parked: bool = False
+    message: str | None = None
+
+
+Message = Ready | Tick | Gone
+_decoder = msgspec.json.Decoder(Message)
+
+
+class StatusPipe:
+    """The worker's end of the pipe. Never blocks and never fails: a message that does not fit is dropped, since the
+    totals of a later one include it, and a parent that is gone needs none."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+
+    def send(self, message: Message) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._fd, msgspec.json.encode(message) + b"\n")
+
+
+def decode_messages(buffer: bytearray) -> list[Message]:
+    """Take the complete lines out of `buffer` and return them decoded; a begun line stays."""
+    *lines, rest = bytes(buffer).split(b"\n")
+    buffer[:] = rest
+    return [_decoder.decode(line) for line in lines if line]

@@ -1,0 +1,240 @@
+"""The app: which tasks exist, and the state machine that their annotations declare.
+
+Invariant: an `App` that could be made can be run. Everything that can be wrong with a definition is found here, once,
+without I/O, and named with its remedy.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+
+from pgtask.errors import AppLoadError, DefinitionError
+from pgtask.outcome import Done, Fail, Next
+from pgtask.policy import Policy
+from pgtask.task import Task
+
+__all__ = ["App", "StepDefinition", "load_app"]
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+_RESERVED = ("policy", "transparent", "run")
+
+
+class StepDefinition(msgspec.Struct, frozen=True):
+    """One step as the engine sees it. `edges` are the steps it may go on to; `field` the one of a transparent step."""
+
+    cls: type[Task]
+    task: str
+    name: str
+    policy: Policy
+    is_async: bool
+    edges: tuple[type[Task], ...]
+    fields: tuple[str, ...]
+    transparent: bool
+
+    @property
+    def label(self) -> str:
+        return f"{self.task}.{self.name}"
+
+
+class App:
+    """The tasks that a worker runs.
+
+        app = App(Greeter, Mailer, lifespan=open_http_client)
+
+    `lifespan` is a function without arguments that returns an async context manager (`@asynccontextmanager`); it is
+    entered once in each worker process and what it yields is `ctx.resources`; it is left after the last step.
+
+    Raises `DefinitionError` naming the class and the remedy: no steps, no `run`, a `run` whose annotation is missing
+    or is no outcome, an edge to a step of another task, two tasks or steps of one name, a field that hides an
+    attribute of `Task`, a field type that msgspec cannot decode.
+    """
+
+    def __init__(self, *tasks: type[Task], lifespan: Lifespan | None = None) -> None:
+        if not tasks:
+            raise DefinitionError("App() has no tasks: pass the classes that derive from Task, as in App(Greeter)")
+        self.lifespan = lifespan
+        self.tasks: dict[str, type[Task]] = {}
+        self.steps: dict[type[Task], StepDefinition] = {}
+        for task in tasks:
+            self._add(task)
+
+    def __iter__(self) -> Iterator[StepDefinition]:
+        return iter(self.steps.values())
+
+    def __repr__(self) -> str:
+        return f"App({', '.join(self.tasks)})"
+
+    def _add(self, task: type[Task]) -> None:
+        if not (isinstance(task, type) and issubclass(task, Task)) or Task not in task.__bases__:
+            raise DefinitionError(f"App({_name(task)}): not a task; pass a class that derives directly from Task")
+        if task.__name__ in self.tasks:
+            raise DefinitionError(f"App: two tasks are named {task.__name__}; rename one, rows store the name")
+        steps = list(_subclasses(task))
+        if not steps:
+            raise DefinitionError(f"task {task.__name__} has no steps; derive at least one class with a run() from it")
+        by_name: dict[str, type[Task]] = {}
+        for cls in steps:
+            if cls.__name__ in by_name:
+                raise DefinitionError(
+                    f"task {task.__name__} has two steps named {cls.__name__}; rename one, rows store the name"
+                )
+            by_name[cls.__name__] = cls
+        self.tasks[task.__name__] = task
+        for cls in steps:
+            self.steps[cls] = _define(task, cls, by_name)
+
+
+def load_app(reference: str) -> App:
+    """Import `module:attribute` and return the `App` it names. Raises `AppLoadError` with one readable line."""
+    import importlib
+
+    module_name, separator, attribute = reference.partition(":")
+    if not (module_name and separator and attribute):
+        raise AppLoadError(f"app {reference!r} is not of the form module:attribute, as in greetings:app")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise AppLoadError(f"app {reference!r}: no module named {error.name!r} here or on the path") from error
+        raise AppLoadError(f"app {reference!r}: importing it failed: no module named {error.name!r}") from error
+    except AttributeError as error:
+        raise AppLoadError(f"app {reference!r}: {error}") from error
+    except DefinitionError as error:
+        raise AppLoadError(f"app {reference!r}: {error}") from error
+    except Exception as error:
+        raise AppLoadError(f"app {reference!r}: importing it failed: {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise AppLoadError(f"app {reference!r}: importing it called sys.exit({error.code!r})") from error
+    if not isinstance(found, App):
+        raise AppLoadError(f"app {reference!r} is a {type(found).__name__}, not a pgtask.App")
+    return found
+
+
+def _name(thing: object) -> str:
+    return thing.__name__ if isinstance(thing, type) else repr(thing)
+
+
+def _subclasses(cls: type[Task]) -> Iterator[type[Task]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]]) -> StepDefinition:
+    label = f"{task.__name__}.{cls.__name__}"
+    run = getattr(cls, "run", None)
+    if run is None:
+        raise DefinitionError(f"step {label} has no run(); add: async def run(self, ctx: Context) -> Done")
+    if not inspect.isfunction(run):
+        raise DefinitionError(f"step {label}: run must be a plain method, async def run(self, ctx: Context)")
+    if inspect.isasyncgenfunction(run) or inspect.isgeneratorfunction(run):
+        raise DefinitionError(f"step {label}: run() is a generator; return one outcome instead of yielding")
+    _check_signature(label, run)
+    if not isinstance(cls.policy, Policy):
+        raise DefinitionError(f"step {label}: policy must be a pgtask.Policy, not {cls.policy!r}")
+    return StepDefinition(
+        cls=cls,
+        task=task.__name__,
+        name=cls.__name__,
+        policy=cls.policy,
+        is_async=inspect.iscoroutinefunction(run),
+        edges=_edges(label, run, family),
+        fields=_fields(label, cls),
+        transparent=_transparent(label, cls),
+    )
+
+
+def _check_signature(label: str, run: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(run).bind(None, None)
+    except TypeError:
+        raise DefinitionError(
+            f"step {label}: run{inspect.signature(run)} must take self and one context: run(self, ctx: Context)"
+        ) from None
+
+
+def _fields(label: str, cls: type[Task]) -> tuple[str, ...]:
+    for name in _RESERVED:
+        if name in cls.__struct_fields__:
+            raise DefinitionError(f"step {label}: a field cannot be named {name!r}, Task uses that name; rename it")
+    try:
+        msgspec.json.Decoder(cls)
+    except (TypeError, NameError) as error:
+        raise DefinitionError(f"step {label}: a field has a type that cannot be decoded: {error}") from error
+    return cls.__struct_fields__
+
+
+def _transparent(label: str, cls: type[Task]) -> bool:
+    if cls.transparent and len(cls.__struct_fields__) != 1:
+        raise DefinitionError(
+            f"step {label}: transparent = True needs exactly one field, it has {len(cls.__struct_fields__)}"
+        )
+    return bool(cls.transparent)
+
+
+def _edges(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> tuple[type[Task], ...]:
+    """The steps that the return annotation of `run` names, in its order."""
+    annotation = _return_annotation(label, run, family)
+    edges: list[type[Task]] = []
+    for member in _members(annotation):
+        if member is Done or member is Fail:
+            continue
+        if typing.get_origin(member) is not Next:
+            raise DefinitionError(
+                f"step {label}: run() is annotated -> {_text(annotation)}; "
+                "annotate it with outcomes, as in -> Next[SomeStep] | Done"
+            )
+        for step in _members(typing.get_args(member)[0]):
+            known = family.get(getattr(step, "__name__", ""))
+            if known is None or known is not step:
+                raise DefinitionError(
+                    f"step {label}: the edge Next[{_text(step)}] does not lead to a step of the same task "
+                    f"({', '.join(family)})"
+                )
+            edges.append(known)
+    return tuple(dict.fromkeys(edges))
+
+
+def _return_annotation(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Any:
+    annotations = _annotations(run)
+    if "return" not in annotations:
+        raise DefinitionError(f"step {label}: run() has no return annotation; add one, as in -> Next[SomeStep] | Done")
+    annotation = annotations["return"]
+    if not isinstance(annotation, str):
+        return annotation
+    # Classes made inside a function are not in the globals; the family and the outcomes are all an edge can name.
+    known = {"Next": Next, "Done": Done, "Fail": Fail, "Outcome": Next | Done | Fail, **family}
+    scope = {**known, **run.__globals__, **family}
+    try:
+        return eval(annotation, scope)
+    except Exception as error:
+        raise DefinitionError(f"step {label}: the annotation -> {annotation} cannot be read: {error}") from error
+
+
+def _annotations(run: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        from annotationlib import Format, get_annotations  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return dict(run.__annotations__)
+    found: dict[str, Any] = get_annotations(run, format=Format.FORWARDREF)  # Python 3.14: names only known to checkers
+    return found
+
+
+def _members(annotation: Any) -> Sequence[Any]:
+    """The members of a union, or the annotation alone."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [member for part in typing.get_args(annotation) for member in _members(part)]
+    return [annotation]
+
+
+def _text(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -1,0 +1,361 @@
+"""Producing: put tasks into the table, alone, in bulk, or within the caller's transaction.
+
+Invariants: what cannot be enqueued is refused before anything is sent; with `conn=` nothing is written outside the
+caller's transaction; an id that was returned belongs to a row that was, or will be, committed with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+from uuid import UUID
+
+from pgtask._fastpath import Codec, CopyRows
+from pgtask._postgres.connection import client_pool, map_errors
+from pgtask._postgres.embedded import start
+from pgtask._postgres.store import statement
+from pgtask.config import DEFAULT_MAX_STEP_BYTES, load_config
+from pgtask.errors import DecodeError, EnqueueError
+from pgtask.policy import check_priority, check_queue
+from pgtask.task import Task, family_of
+
+__all__ = ["Client", "TaskIds"]
+
+CHUNK_BYTES = 128 * 1024
+CHUNK_TASKS = 1000
+MOST_KEY_CHARACTERS = 512
+
+
+class Client:
+    """Enqueues tasks.
+
+        async with Client("postgresql:///app") as client:
+            task_id = await client.enqueue(ReadName("name.txt"))
+
+    Without a DSN: `PGTASK_DSN`, `DATABASE_URL`, `[tool.pgtask] dsn`, else the embedded server under `.pgtask/`.
+    It owns a pool of up to `pool_size` connections; use one client per process, from one event loop.
+
+    All methods take `queue` and `priority` (default: the policy of the step), `key` (at most one task with this key is
+    in the table, waiting, running or parked: if there is one, its id is returned and nothing is inserted) and `conn`
+    (an asyncpg connection: the task is part of its transaction).
+
+    They raise `EnqueueError` (a ValueError) for what cannot be enqueued, before anything is sent; `SchemaError`
+    without the table; `DatabaseUnavailable` when the connection is lost: a single task may then have been enqueued or not, which
+    a `key` makes safe to repeat. Cancelling them rolls back.
+    """
+
+    def __init__(
+        self, dsn: str | None = None, *, pool_size: int = 10, max_step_bytes: int = DEFAULT_MAX_STEP_BYTES
+    ) -> None:
+        self._dsn = dsn
+        self._pool_size = pool_size
+        self._max_step_bytes = max_step_bytes
+        self._pool: Any = None
+
+    async def __aenter__(self) -> Client:
+        dsn = self._dsn or load_config().dsn
+        if dsn is None:
+            dsn = await asyncio.to_thread(start, Path.cwd())
+        self._pool = await client_pool(dsn, size=self._pool_size)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pool, self._pool = self._pool, None
+        await pool.close()
+
+    async def enqueue(
+        self,
+        step: Task,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        conn: Any = None,
+    ) -> UUID:
+        """Enqueue a task that starts at `step`, due now."""
+        return await self._insert(step, None, None, queue, priority, key, conn)
+
+    async def delay(
+        self,
+        step: Task,
+        delay: timedelta,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        conn: Any = None,
+    ) -> UUID:
+        """Enqueue a task that is due after `delay`, counted by the database's clock."""
+        if not isinstance(delay, timedelta) or delay < timedelta(0):
+            raise EnqueueError(f"delay {delay!r} must be a timedelta, zero or more")
+        return await self._insert(step, None, delay.total_seconds(), queue, priority, key, conn)
+
+    async def schedule(
+        self,
+        step: Task,
+        at: datetime,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        conn: Any = None,
+    ) -> UUID:
+        """Enqueue a task that is due at a time; at once if that has passed. `at` must be aware."""
+        if not isinstance(at, datetime):
+            raise EnqueueError(f"at={at!r} must be a datetime")
+        if at.tzinfo is None or at.utcoffset() is None:
+            raise EnqueueError(f"at={at!r} has no time zone; use datetime.now(timezone.utc) or .replace(tzinfo=...)")
+        return await self._insert(step, at, None, queue, priority, key, conn)
+
+    @overload
+    async def enqueue_many(
+        self,
+        steps: Iterable[Task] | AsyncIterable[Task],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: None = None,
+        conn: Any = None,
+    ) -> TaskIds: ...
+    @overload
+    async def enqueue_many(
+        self,
+        steps: Iterable[Task] | AsyncIterable[Task],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: Callable[[Any], str],
+        conn: Any = None,
+    ) -> list[UUID]: ...
+    async def enqueue_many(
+        self,
+        steps: Iterable[Task] | AsyncIterable[Task],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: Callable[[Any], str] | None = None,
+        conn: Any = None,
+    ) -> Sequence[UUID]:
+        """Enqueue all steps of an iterable, plain or async, due now, in one transaction; their ids in its order.
+
+        Streams by COPY: memory stays constant for any number of tasks, the ids included (`TaskIds` is a range). With
+        `key`, a function that gives each step's key, tasks are inserted a thousand at a time and the ids are a list.
+        """
+        if key is not None and not callable(key):
+            raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")
+        async with self._connection(conn) as connection:
+            if key is None:
+                return await self._copy(connection, steps, queue, priority)
+            async with connection.transaction():
+                return await self._insert_keyed(connection, steps, queue, priority, key)
+
+    # --- one
+
+    async def _insert(
+        self,
+        step: Task,
+        at: datetime | None,
+        delay: float | None,
+        queue: str | None,
+        priority: int | None,
+        key: str | None,
+        conn: Any,
+    ) -> UUID:
+        codec, payload = self._encode(step)
+        lane = _lane(step, queue, priority)
+        text = (codec.prefix + payload + b"}}").decode()
+        if key is not None:
+            _check_key(key)
+        async with self._connection(conn) as connection:
+            while True:
+                task_id = UUID(int=_first_id())
+                with map_errors():
+                    found = await connection.fetchval(statement("enqueue"), task_id, text, at, delay, *lane, key)
+                if found is None:
+                    with map_errors():
+                        found = (await connection.fetchrow(statement("find_keys"), [key]) or (None, None))[1]
+                if found is not None:
+                    return UUID(int=found.int)
+                # The task with this key was finished in between: there is room for ours now.
+
+    @asynccontextmanager
+    async def _connection(self, conn: Any) -> AsyncIterator[Any]:
+        """The caller's connection as it is, or one of ours."""
+        if conn is not None:
+            if not hasattr(conn, "copy_to_table"):
+                raise EnqueueError(f"conn={conn!r:.80} is not an asyncpg connection")
+            yield conn
+            return
+        if self._pool is None:
+            raise EnqueueError("the client is not open; use it as: async with Client() as client")
+        with map_errors():
+            connection = await self._pool.acquire()
+        try:
+            yield connection
+        finally:
+            await self._pool.release(connection)
+
+    def _encode(self, step: Task) -> tuple[Codec, bytes]:
+        codec = _codec(type(step))
+        try:
+            payload = codec.payload(step)
+        except Exception as error:
+            raise EnqueueError(f"step {codec.label} cannot be stored as JSON: {error}") from error
+        if len(payload) > self._max_step_bytes:
+            raise EnqueueError(
+                f"step {codec.label} is {len(payload)} bytes, more than the {self._max_step_bytes} allowed; "
+                "store the data elsewhere and enqueue a reference to it"
+            )
+        try:
+            codec.decode(payload)
+        except DecodeError as error:
+            raise EnqueueError(f"step {error}, so no worker could run it") from error
+        return codec, payload
+
+    # --- many
+
+    async def _copy(
+        self, connection: Any, steps: Iterable[Task] | AsyncIterable[Task], queue: str | None, priority: int | None
+    ) -> TaskIds:
+        first = UUID(int=_first_id())
+        rows = CopyRows(first.int)
+        with map_errors():
+            await connection.copy_to_table(
+                "pg_task",
+                source=self._copy_source(rows, steps, queue, priority),
+                columns=["id", "step", "queue", "priority"],
+                format="binary",
+            )
+        return TaskIds(first, rows.count)
+
+    async def _copy_source(
+        self, rows: CopyRows, steps: Iterable[Task] | AsyncIterable[Task], queue: str | None, priority: int | None
+    ) -> AsyncIterator[bytes]:
+        async for step in _each(steps):
+            codec, payload = self._encode(step)
+            name, level = _lane(step, queue, priority)
+            if rows.add(codec, payload, name.encode(), level) >= CHUNK_BYTES:
+                yield rows.take()
+        yield rows.take() + CopyRows.TRAILER
+
+    async def _insert_keyed(
+        self,
+        connection: Any,
+        steps: Iterable[Task] | AsyncIterable[Task],
+        queue: str | None,
+        priority: int | None,
+        key: Callable[[Any], str],
+    ) -> list[UUID]:
+        ids: list[UUID] = []
+        keys: list[str] = []
+        chunk: dict[str, tuple[str, str, int]] = {}
+        async for step in _each(steps):
+            codec, payload = self._encode(step)
+            name = _check_key(key(step))
+            keys.append(name)
+            chunk.setdefault(name, ((codec.prefix + payload + b"}}").decode(), *_lane(step, queue, priority)))
+            if len(chunk) >= CHUNK_TASKS:
+                ids += await _insert_chunk(connection, keys, chunk)
+                keys, chunk = [], {}
+        return ids + await _insert_chunk(connection, keys, chunk)
+
+
+async def _insert_chunk(connection: Any, keys: list[str], chunk: dict[str, tuple[str, str, int]]) -> list[UUID]:
+    found: dict[str, UUID] = {}
+    while missing := [key for key in chunk if key not in found]:
+        first = _first_id()
+        ids = [UUID(int=first + at) for at in range(len(missing))]
+        columns = [list(column) for column in zip(*(chunk[key] for key in missing), strict=True)]
+        with map_errors():
+            rows = await connection.fetch(statement("enqueue_keyed"), ids, *columns, missing)
+            rows += await connection.fetch(statement("find_keys"), missing)
+        found.update((row[0], UUID(int=row[1].int)) for row in rows)
+    return [found[key] for key in keys]
+
+
+async def _each(steps: Iterable[Task] | AsyncIterable[Task]) -> AsyncIterator[Task]:
+    if isinstance(steps, AsyncIterable):
+        async for step in steps:
+            yield step
+    elif isinstance(steps, Iterable):
+        for step in steps:
+            yield step
+    else:
+        raise EnqueueError(f"enqueue_many() takes an iterable of steps, not {steps!r:.80}")
+
+
+@cache
+def _codec(cls: type[Task]) -> Codec:
+    family = family_of(cls) if isinstance(cls, type) and issubclass(cls, Task) else None
+    if family is None or family is cls:
+        raise EnqueueError(f"a {cls.__name__} is not a step; enqueue an instance of a class that derives from a task")
+    return Codec(cls, family.__name__, cls.__name__, cls.transparent)
+
+
+def _lane(step: Task, queue: str | None, priority: int | None) -> tuple[str, int]:
+    policy = step.policy
+    try:
+        return (
+            policy.queue if queue is None else check_queue(queue),
+            policy.priority if priority is None else check_priority(priority),
+        )
+    except ValueError as error:
+        raise EnqueueError(str(error)) from None
+
+
+def _check_key(key: object) -> str:
+    if not isinstance(key, str) or not key or len(key) > MOST_KEY_CHARACTERS or "\0" in key:
+        raise EnqueueError(f"key {key!r:.80} must be a string of 1 to {MOST_KEY_CHARACTERS} characters without NUL")
+    return key
+
+
+def _first_id() -> int:
+    """A fresh UUID of version 7 (RFC 9562) as a number; the 2**61 numbers after it are ids of the same call.
+
+    Time-ordered, so that inserts touch the right end of the primary key only.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    return (
+        (milliseconds & ((1 << 48) - 1)) << 80
+        | 0x7 << 76
+        | (random >> 64 & 0xFFF) << 64
+        | 0b10 << 62
+        | random & ((1 << 61) - 1)
+    )
+
+
+class TaskIds(Sequence[UUID]):
+    """The ids of one `enqueue_many`, in order: consecutive numbers, so that ten million of them take no room."""
+
+    def __init__(self, first: UUID, count: int) -> None:
+        self._first = first.int
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> UUID: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[UUID]: ...
+    def __getitem__(self, index: int | slice) -> UUID | list[UUID]:
+        if isinstance(index, slice):
+            return [UUID(int=self._first + at) for at in range(*index.indices(self._count))]
+        return UUID(int=self._first + range(self._count)[index])
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, UUID) and 0 <= value.int - self._first < self._count
+
+    def __repr__(self) -> str:
+        return f"<TaskIds {self._count}>"

@@ -1,0 +1,255 @@
+"""Settings: one table of them, read from flags, the environment and `pyproject.toml`, and checked once at the door.
+
+Invariants: flag > environment (`PGTASK_...`) > `[tool.pgtask]` of `pyproject.toml` in the working directory > default;
+a `Config` that could be made is valid, and inner code trusts it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pgtask.errors import ConfigError
+from pgtask.policy import check_queue
+
+__all__ = ["SETTINGS", "Config", "Setting", "default_procs", "load_config"]
+
+DEFAULT_MAX_STEP_BYTES = 512 * 1024
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings of a supervisor and its workers. Times are seconds. `dsn=None` is the embedded server."""
+
+    app: str | None = None
+    dsn: str | None = None
+    procs: int = 1
+    concurrency: int = 100
+    batch: int = 500
+    queue: tuple[str, ...] = ()
+    lease_timeout: float = 60.0
+    heartbeat_interval: float = 20.0
+    burst: bool = False
+    burst_horizon: float = 60.0
+    grace: float = 30.0
+    unknown: str = "put-back"
+    max_step_bytes: int = DEFAULT_MAX_STEP_BYTES
+    listen: bool = True
+    ignore_stop_notify: bool = False
+    log: str = "text"
+    log_level: str = "info"
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting: its name in `Config`, how its text is read, and what help says. The flag, the variable and the key
+    of the file follow from the name."""
+
+    name: str
+    parse: Callable[[Any], Any]
+    help: str
+    metavar: str | None = None
+    negated: bool = False  # the flag switches off: --no-listen sets listen to false
+
+    @property
+    def flag(self) -> str:
+        return ("--no-" if self.negated else "--") + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "PGTASK_" + ("NO_" if self.negated else "") + self.name.upper()
+
+    @property
+    def key(self) -> str:
+        return ("no-" if self.negated else "") + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        return self.parse is _switch
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a text")
+    return value
+
+
+def _whole(smallest: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        message = f"expected a whole number, {smallest} or more"
+        if isinstance(value, (bool, float)):
+            raise ValueError(message)
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            raise ValueError(message) from None
+        if number < smallest:
+            raise ValueError(message)
+        return number
+
+    return parse
+
+
+def _seconds(*, zero: bool) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        message = "expected seconds, " + ("zero or more" if zero else "more than zero")
+        if isinstance(value, bool):
+            raise ValueError(message)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(message) from None
+        if not (0 <= number < 1e9) or (number == 0 and not zero):
+            raise ValueError(message)
+        return number
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if str(value).lower() not in choices:
+            raise ValueError("expected one of " + ", ".join(choices))
+        return str(value).lower()
+
+    return parse
+
+
+def _switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    match str(value).strip().lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off" | "":
+            return False
+    raise ValueError("expected true or false")
+
+
+def _queues(value: Any) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else list(value)
+    return tuple(dict.fromkeys(check_queue(name.strip() if isinstance(name, str) else name) for name in names))
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("app", _text, "the app to run, as module:attribute", "APP"),
+    Setting("dsn", _text, "the database (default: DATABASE_URL, else an embedded PostgreSQL under .pgtask/)", "DSN"),
+    Setting("procs", _whole(1), "worker processes (default: the usable CPUs)", "N"),
+    Setting("concurrency", _whole(1), "steps that may be suspended at once in each worker (default: 100)", "N"),
+    Setting("batch", _whole(1), "most tasks taken by one claim (default: 500)", "N"),
+    Setting("queue", _queues, "serve only this queue; may be given several times (default: every queue)", "NAME"),
+    Setting("lease_timeout", _seconds(zero=False), "seconds a lease lasts without renewal (default: 60)", "S"),
+    Setting(
+        "heartbeat_interval",
+        _seconds(zero=False),
+        "seconds between renewals (default: a third of the lease timeout)",
+        "S",
+    ),
+    Setting("burst", _switch, "run until nothing is left to do, then exit"),
+    Setting("burst_horizon", _seconds(zero=True), "with --burst, wait for what falls due within S (default: 60)", "S"),
+    Setting(
+        "grace", _seconds(zero=True), "seconds that running steps are given to finish on a stop (default: 30)", "S"
+    ),
+    Setting("unknown", _one_of("put-back", "park"), "what to do with steps this app lacks: put-back or park", "WHAT"),
+    Setting("max_step_bytes", _whole(1), "park steps larger than this (default: 524288)", "BYTES"),
+    Setting("listen", _switch, "do not LISTEN, poll only: for a transaction-pooling pgbouncer", negated=True),
+    Setting("ignore_stop_notify", _switch, "ignore NOTIFY pg_task_changed, 'stop_worker'"),
+    Setting("log", _one_of("text", "json"), "format of the log: text or json (default: text)", "FORMAT"),
+    Setting("log_level", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error", "LEVEL"),
+)
+
+
+def load_config(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Config:
+    """Merge the sources and check every value. `flags` holds only what was given. Raises `ConfigError`."""
+    flags = flags or {}
+    environ = os.environ if environ is None else environ
+    file = _file_section(directory or Path.cwd())
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        found = _find(setting, flags, environ, file)
+        if found is None:
+            continue
+        source, raw = found
+        try:
+            value = setting.parse(raw)
+        except ValueError as error:
+            raise ConfigError(f"{source}={raw!r}: {error}") from None
+        values[setting.name] = not value if setting.negated else value
+    if "dsn" not in values and environ.get("DATABASE_URL"):
+        values["dsn"] = environ["DATABASE_URL"]
+    if "procs" not in values:
+        values["procs"] = default_procs()
+    if "heartbeat_interval" not in values and "lease_timeout" in values:
+        values["heartbeat_interval"] = values["lease_timeout"] / 3
+    config = Config(**values)
+    if config.heartbeat_interval >= config.lease_timeout:
+        raise ConfigError(
+            f"heartbeat interval {config.heartbeat_interval:g} s is not shorter than the lease timeout "
+            f"{config.lease_timeout:g} s: leases would end before they are renewed; lower --heartbeat-interval"
+        )
+    return config
+
+
+def _find(
+    setting: Setting, flags: Mapping[str, Any], environ: Mapping[str, str], file: Mapping[str, Any]
+) -> tuple[str, Any] | None:
+    """Where the strongest source says what, or None."""
+    if flags.get(setting.name) is not None:
+        return setting.flag, flags[setting.name]
+    if environ.get(setting.variable):
+        return setting.variable, environ[setting.variable]
+    for key in (setting.key, setting.key.replace("-", "_")):
+        if key in file:
+            return f"[tool.pgtask] {key}", file[key]
+    return None
+
+
+def _file_section(directory: Path) -> Mapping[str, Any]:
+    path = directory / "pyproject.toml"
+    try:
+        with path.open("rb") as stream:
+            section = tomllib.load(stream).get("tool", {}).get("pgtask", {})
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path.name}: {error}") from None
+    known = {name for setting in SETTINGS for name in (setting.key, setting.key.replace("-", "_"))}
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"[tool.pgtask] {key}: there is no such setting")
+    return section  # type: ignore[no-any-return]
+
+
+def default_procs() -> int:
+    """The CPUs this process may use: its affinity, and the quota of its cgroup where there is one; at least 1."""
+    import psutil
+
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        usable = psutil.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, usable if quota is None else min(usable, round(quota)))
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs allowed by the cgroup (v2, else v1), or None without a limit."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if limit in ("max", "-1"):
+        return None
+    return int(limit) / int(period)

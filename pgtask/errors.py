@@ -1,0 +1,103 @@
+"""Every error pgtask raises, grouped by whose fault it is.
+
+Invariant: each message is one line that names the thing that is wrong and what to do about it, so that a command can
+print it as it stands.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "PgtaskError",
+    "DefinitionError",
+    "ConfigError",
+    "AppLoadError",
+    "EnqueueError",
+    "OutcomeError",
+    "StepTimeout",
+    "RowError",
+    "DecodeError",
+    "UnknownStepError",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "DatabaseRefused",
+    "DataRefused",
+    "SchemaError",
+    "EmbeddedError",
+]
+
+
+class PgtaskError(Exception):
+    """The root of all errors of this package."""
+
+
+# --- the code or the configuration is wrong -----------------------------------------------------------------------
+
+
+class DefinitionError(PgtaskError):
+    """A task, a step or an app is declared in a way that cannot work. Raised by `App(...)`, before any I/O."""
+
+
+class ConfigError(PgtaskError):
+    """A flag, an environment variable or a key of `pyproject.toml` holds a value that cannot be used."""
+
+
+class AppLoadError(PgtaskError):
+    """The app named `module:attribute` could not be imported, or is not an `App`."""
+
+
+class EnqueueError(PgtaskError, ValueError):
+    """A step, time, delay, queue, priority or key cannot be enqueued. Nothing has been sent to the database."""
+
+
+class OutcomeError(PgtaskError):
+    """A step returned something that is not an outcome its annotation declares. Saved in the row's `error`."""
+
+
+class StepTimeout(PgtaskError, TimeoutError):
+    """A step ran longer than its `Policy(timeout=...)`. Counts as a failed try."""
+
+
+# --- the row is wrong ---------------------------------------------------------------------------------------------
+
+
+class RowError(PgtaskError):
+    """A row of `pg_task` cannot be run as it is."""
+
+
+class DecodeError(RowError):
+    """The step of a row is not valid: broken JSON, a wrong envelope, wrong fields, or too large. The row is parked."""
+
+
+class UnknownStepError(RowError):
+    """The row names a task or step that this app lacks. It is put back, or parked with `--unknown park`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"unknown step {name}: this app does not define it")
+        self.name = name
+
+
+# --- the database is away, or refuses -----------------------------------------------------------------------------
+
+
+class DatabaseError(PgtaskError):
+    """Something between us and Postgres."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """Postgres cannot be reached or cannot serve us just now: wait and try again."""
+
+
+class DatabaseRefused(DatabaseError):
+    """Postgres refuses for a reason that waiting will not mend: password, missing database, missing privilege."""
+
+
+class DataRefused(DatabaseError):
+    """Postgres refuses a value: not encodable, too long, or against a constraint. Nothing of the statement was done."""
+
+
+class SchemaError(DatabaseRefused):
+    """The table `pg_task` is missing, or not of the shape this version needs. Names the command to run."""
+
+
+class EmbeddedError(DatabaseError):
+    """The embedded PostgreSQL cannot be installed, started or stopped."""

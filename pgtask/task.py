@@ -1,0 +1,64 @@
+"""The vocabulary of user code: a task, its steps, and the context a step runs in.
+
+Invariant: a step is data. It holds no connection and no reference to the engine; both reach it through `Context`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
+
+import msgspec
+
+from pgtask.policy import Policy
+
+if TYPE_CHECKING:
+    import asyncpg
+
+__all__ = ["Context", "Task", "family_of"]
+
+
+class Task(msgspec.Struct):
+    """A task is a closed family of steps: a direct subclass names the family, its subclasses are the steps.
+
+    A step is a `msgspec.Struct`: its annotated attributes are its fields, stored as JSON in the row. It defines
+    `async def run(self, ctx: Context) -> ...` (runs on the worker's loop) or `def run(...)` (runs in a thread); the
+    return annotation (`Next[Step]`, `Done`, `Fail`, or a union of them) is its part of the state machine.
+
+    - `policy`: how a step is retried and routed; a family's policy is the default of its steps.
+    - `transparent`: a step with exactly one field stores the bare value instead of an object (serde's newtype).
+    """
+
+    policy: ClassVar[Policy] = Policy()
+    transparent: ClassVar[bool] = False
+
+
+def family_of(cls: type[Task]) -> type[Task] | None:
+    """The task that a step class belongs to: its ancestor that derives directly from `Task`; None for `Task` itself."""
+    return next((ancestor for ancestor in cls.__mro__ if Task in ancestor.__bases__), None)
+
+
+class Context:
+    """What a step may use while it runs. Made by the worker for one try of one step; do not keep it.
+
+    - `task_id`: the id of the row, the same through all steps and tries: an idempotency key for the outside world.
+    - `attempt`: which try of this step this is, from 1.
+    - `db`: the worker's asyncpg pool for the user's own queries; shared by all steps of the process.
+    - `resources`: what `App(..., lifespan=...)` yielded, once per worker process; None without a lifespan.
+    """
+
+    __slots__ = ("attempt", "db", "resources", "task_id")
+
+    task_id: UUID
+    attempt: int
+    db: asyncpg.Pool[asyncpg.Record]
+    resources: Any
+
+    def __init__(self, task_id: UUID, attempt: int, db: asyncpg.Pool[asyncpg.Record], resources: Any) -> None:
+        self.task_id = task_id
+        self.attempt = attempt
+        self.db = db
+        self.resources = resources
+
+    def __repr__(self) -> str:
+        return f"Context(task_id={self.task_id}, attempt={self.attempt})"

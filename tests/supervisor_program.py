@@ -1,0 +1,224 @@
+"""A program for `test_supervisor`: the real supervisor with workers that behave as the test wants.
+
+    python -W error tests/supervisor_program.py BEHAVIOUR SETTINGS_AS_JSON
+
+Everything that happens is a line `pid what` on descriptor 3, the journal. It is inherited by every process, so that
+the end of the journal says that all of them are gone. A line is one write, so lines do not mix.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pgtask._events import Event
+from pgtask._supervisor.child import RunWorker
+from pgtask._supervisor.logs import configure
+from pgtask._supervisor.parent import Supervisor
+from pgtask._supervisor.progress import Progress
+from pgtask._worker.status import Gone, Ready, StatusPipe, Tick, Totals
+from pgtask.app import App
+from pgtask.config import Config
+from pgtask.errors import DatabaseRefused
+
+JOURNAL = 3
+
+
+def journal(what: str) -> None:
+    os.write(JOURNAL, f"{os.getpid()} {what}\n".encode())
+
+
+class ToJournal(logging.Handler):
+    """The names of the supervisor's events, so that a test can wait for one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.msg, Event):
+            journal(f"log {record.msg}")
+
+
+class Orders:
+    """What a worker is told: TERM, QUIT, or the end of its parent. Handlers write to a pipe, as a loop's would."""
+
+    def __init__(self, parent_fd: int) -> None:
+        self._parent_fd = parent_fd
+        self._reader, writer = os.pipe()
+        for number in (signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, lambda number, _: os.write(writer, bytes([number])))
+
+    def wait(self) -> str:
+        ready, _, _ = select.select([self._reader, self._parent_fd], [], [])
+        if self._reader in ready:
+            return signal.Signals(os.read(self._reader, 1)[0]).name
+        return "orphaned"
+
+
+def first_time(name: str) -> bool:
+    """Whether no process has asked this before in this directory."""
+    try:
+        Path(name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def obedient(status: StatusPipe, orders: Orders) -> int:
+    status.send(Ready())
+    journal(orders.wait())
+    status.send(Gone("drained"))
+    return 0
+
+
+def stubborn(status: StatusPipe, orders: Orders) -> int:
+    """Leaves only when told to stop now."""
+    status.send(Ready())
+    while (order := orders.wait()) != "SIGQUIT":
+        journal(order)
+    journal(order)
+    status.send(Gone("drained"))
+    return 0
+
+
+def deaf(status: StatusPipe, orders: Orders) -> int:
+    status.send(Ready())
+    while True:
+        journal(orders.wait())
+
+
+def silent(status: StatusPipe, orders: Orders) -> int:
+    """Never gets ready."""
+    journal("booting")
+    journal(orders.wait())
+    return 0
+
+
+def crashes_once(status: StatusPipe, orders: Orders) -> int:
+    if first_time("crashed"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return obedient(status, orders)
+
+
+def crashes_at_boot(status: StatusPipe, orders: Orders) -> int:
+    os.kill(os.getpid(), signal.SIGABRT)
+    return 0
+
+
+def fails_at_boot(status: StatusPipe, orders: Orders) -> int:
+    raise TypeError("two\nlines")
+
+
+def is_refused(status: StatusPipe, orders: Orders) -> int:
+    raise DatabaseRefused("run: pgtask migrate")
+
+
+def is_refused_later(status: StatusPipe, orders: Orders) -> int:
+    """One of the workers loses the database for good after it was ready."""
+    status.send(Ready())
+    if first_time("refused"):
+        raise DatabaseRefused("permission denied")
+    journal(orders.wait())
+    status.send(Gone("drained"))
+    return 0
+
+
+def exits_on_its_own(status: StatusPipe, orders: Orders) -> int:
+    """User code that ends the process with one of our codes: an accident like any other."""
+    status.send(Ready())
+    if first_time("exited"):
+        os._exit(5)
+    return obedient(status, orders)
+
+
+def breaks_later(status: StatusPipe, orders: Orders) -> int:
+    status.send(Ready())
+    if first_time("broke"):
+        raise TypeError("a bug of ours")
+    return obedient(status, orders)
+
+
+def is_notified(status: StatusPipe, orders: Orders) -> int:
+    """The first worker hears the notification; the others were not listening yet."""
+    if first_time("notified"):
+        status.send(Ready())
+        status.send(Gone("notified"))
+        return 0
+    journal(orders.wait())
+    status.send(Gone("drained"))
+    return 0
+
+
+def bursts(status: StatusPipe, orders: Orders) -> int:
+    """Does ten tasks and leaves; but the first worker is killed after seven of them."""
+    status.send(Ready())
+    status.send(Tick(Totals(done=7, steps=21), waiting=20))
+    if first_time("killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    status.send(Gone("burst", Totals(done=10, steps=30, errors=1, parked=1), some_parked=True))
+    return 0
+
+
+def lists_descriptors(status: StatusPipe, orders: Orders) -> int:
+    """Besides its orders' own two: the standard three, the journal, its status pipe and the end of the lifeline."""
+    listing = os.open("/dev/fd", os.O_RDONLY)
+    mine = {*os.listdir(listing)} - {str(listing)}
+    os.close(listing)
+    journal(f"descriptors {len(mine) - 2}")
+    return obedient(status, orders)
+
+
+def shows_itself(status: StatusPipe, orders: Orders) -> int:
+    ignored = [n.name for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    journal("self " + json.dumps({
+        "random": random.random(),
+        "path": sys.path[0],
+        "ignored": ignored,
+        "blocked": len(blocked),
+        "wakeup": signal.set_wakeup_fd(-1),
+    }))  # fmt: skip
+    return obedient(status, orders)
+
+
+def holds_its_pipe(status: StatusPipe, orders: Orders) -> int:
+    """Leaves a process behind that still holds the status pipe."""
+    status.send(Ready())
+    if first_time("left"):
+        if os.fork() == 0:
+            orders.wait()
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return obedient(status, orders)
+
+
+def main(behaviour: str, settings: dict[str, Any]) -> int:
+    progress = Progress(sys.stderr) if settings.pop("progress", False) else None
+    stranger = settings.pop("stranger", False)
+    configure("text", settings.pop("log_level", "info"), erase=progress is not None)
+    logging.getLogger("pgtask").addHandler(ToJournal())
+    config = Config(**{"app": "greetings:app", "grace": 5.0, "dsn": "postgresql:///none", **settings})
+
+    def work(_: Config, app: App, *, status: StatusPipe, parent_fd: int, **__: object) -> int:
+        code: int = globals()[behaviour](status, Orders(parent_fd))
+        return code
+
+    checked: RunWorker = work
+    if stranger and os.fork() == 0:
+        os._exit(3)
+    began = time.monotonic()
+    result = Supervisor(config, checked, progress=progress).run()
+    assert result.seconds <= time.monotonic() - began
+    if result.message is not None:
+        print(result.message)
+    print(json.dumps({"done": result.totals.done, "steps": result.totals.steps, "finished": result.finished}))
+    return result.code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], json.loads(sys.argv[2])))

@@ -1,0 +1,172 @@
+"""The table of a slot's life, without a fork."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgtask._supervisor.states import (
+    BACKOFF_MOST,
+    BOOT_TRIES,
+    HEALTHY_AFTER,
+    STOP_MARGIN,
+    TABLE,
+    Action,
+    Event,
+    Slot,
+    State,
+    backoff_delay,
+    judge,
+    react,
+)
+
+GRACE = 30.0
+NOW = 1000.0
+
+
+def after(slot: Slot, *events: Event, now: float = NOW) -> tuple[Slot, Action]:
+    action = Action.NOTHING
+    for event in events:
+        slot, action = react(slot, event, now, grace=GRACE, jitter=0.0)
+    return slot, action
+
+
+STARTING, _ = after(Slot(), Event.DUE)
+READY, _ = after(STARTING, Event.READY)
+STOPPING, _ = after(READY, Event.STOP)
+BACKOFF, _ = after(READY, Event.DIED)
+GONE, _ = after(Slot(), Event.STOP)
+SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)}
+
+
+@pytest.mark.parametrize(
+    ("slot", "event", "state", "action"),
+    [
+        (Slot(), Event.DUE, State.STARTING, Action.SPAWN),
+        (STARTING, Event.READY, State.READY, Action.NOTHING),
+        (STARTING, Event.LEFT, State.GONE, Action.NOTHING),
+        (STARTING, Event.FAILED, State.GONE, Action.GIVE_UP),
+        (STARTING, Event.DIED, State.BACKOFF, Action.NOTHING),
+        (STARTING, Event.STOP, State.STOPPING, Action.TERMINATE),
+        (STARTING, Event.QUIT, State.STOPPING, Action.QUIT),
+        (READY, Event.LEFT, State.GONE, Action.NOTHING),
+        (READY, Event.FAILED, State.GONE, Action.GIVE_UP),
+        (READY, Event.DIED, State.BACKOFF, Action.NOTHING),
+        (READY, Event.STOP, State.STOPPING, Action.TERMINATE),
+        (READY, Event.QUIT, State.STOPPING, Action.QUIT),
+        (STOPPING, Event.READY, State.STOPPING, Action.NOTHING),
+        (STOPPING, Event.STOP, State.STOPPING, Action.NOTHING),
+        (STOPPING, Event.QUIT, State.STOPPING, Action.QUIT),
+        (STOPPING, Event.OVERDUE, State.STOPPING, Action.KILL),
+        (STOPPING, Event.LEFT, State.GONE, Action.NOTHING),
+        (STOPPING, Event.FAILED, State.GONE, Action.NOTHING),
+        (STOPPING, Event.DIED, State.GONE, Action.NOTHING),
+        (BACKOFF, Event.DUE, State.STARTING, Action.SPAWN),
+        (BACKOFF, Event.STOP, State.GONE, Action.NOTHING),
+        (BACKOFF, Event.QUIT, State.GONE, Action.NOTHING),
+    ],
+    ids=lambda value: value.state.value if isinstance(value, Slot) else value.value,
+)
+def test_transition(slot: Slot, event: Event, state: State, action: Action) -> None:
+    then, done = after(slot, event)
+    assert (then.state, done) == (state, action)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", Event)
+def test_events_that_the_table_does_not_list_change_nothing(state: State, event: Event) -> None:
+    if event not in TABLE[state]:
+        assert after(SLOTS[state], event) == (SLOTS[state], Action.NOTHING)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_slot_waits_for_a_timer_only_where_one_is_meant(state: State) -> None:
+    assert (SLOTS[state].timer is not None) == (state in (State.BACKOFF, State.STOPPING))
+    assert state is State.GONE or TABLE[state], "no state but GONE is a dead end"
+
+
+def test_nothing_leaves_gone() -> None:
+    assert not TABLE[State.GONE]
+
+
+def test_a_crash_at_boot_is_tried_again_and_then_is_hopeless() -> None:
+    slot = Slot()
+    for _ in range(BOOT_TRIES - 1):
+        slot, action = after(slot, Event.DUE, Event.DIED)
+        assert (slot.state, action) == (State.BACKOFF, Action.NOTHING)
+    slot, action = after(slot, Event.DUE, Event.DIED)
+    assert (slot.state, action) == (State.GONE, Action.GIVE_UP)
+
+
+def test_a_slot_that_was_ready_once_never_gives_up_on_crashes() -> None:
+    slot = READY
+    for _ in range(100):
+        slot, action = after(slot, Event.DIED, Event.DUE)
+        assert (slot.state, action) == (State.STARTING, Action.SPAWN)
+        slot, action = after(slot, Event.DIED, Event.DUE)
+        assert (slot.state, action) == (State.STARTING, Action.SPAWN)
+
+
+def test_the_delay_doubles_up_to_a_limit() -> None:
+    slot, delays = READY, []
+    for _ in range(11):
+        slot, _ = after(slot, Event.DIED)
+        assert slot.timer is not None
+        delays.append(slot.timer - NOW)
+        slot, _ = after(slot, Event.DUE, Event.READY)
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, BACKOFF_MOST, BACKOFF_MOST])
+
+
+def test_a_healthy_spell_forgets_the_deaths_before_it() -> None:
+    slot = Slot(State.READY, None, deaths=7, ready_since=NOW, was_ready=True)
+    assert after(slot, Event.DIED, now=NOW + HEALTHY_AFTER - 0.1)[0].deaths == 8
+    assert after(slot, Event.DIED, now=NOW + HEALTHY_AFTER)[0].deaths == 1
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 9, 10, 50, 5000])
+def test_jitter_takes_off_at_most_half(deaths: int) -> None:
+    full = backoff_delay(deaths, 0.0)
+    assert full / 2 <= backoff_delay(deaths, 0.999) < backoff_delay(deaths, 0.5) < full <= BACKOFF_MOST
+
+
+def test_a_stop_ends_within_the_grace_and_five_seconds() -> None:
+    slot, _ = after(READY, Event.STOP)
+    assert slot.timer == NOW + GRACE + STOP_MARGIN
+    assert STOP_MARGIN < 5
+
+
+def test_stopping_now_brings_the_kill_nearer_and_never_puts_it_off() -> None:
+    slot, _ = after(READY, Event.STOP)
+    nearer, _ = after(slot, Event.QUIT, now=NOW + 1)
+    assert nearer.timer == NOW + 1 + STOP_MARGIN
+    late, _ = after(slot, Event.QUIT, now=NOW + GRACE + 1)
+    assert late.timer == slot.timer
+
+
+def test_a_child_is_killed_once() -> None:
+    killed, action = after(STOPPING, Event.OVERDUE)
+    assert (killed.timer, action) == (None, Action.KILL)
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "reason", "event"),
+    [
+        (State.READY, 0, "drained", Event.LEFT),
+        (State.READY, 0, "notified", Event.LEFT),
+        (State.READY, 0, "burst", Event.LEFT),
+        (State.STARTING, 0, "drained", Event.LEFT),
+        (State.READY, 0, None, Event.DIED),
+        (State.READY, -9, "burst", Event.DIED),
+        (State.READY, -11, None, Event.DIED),
+        (State.STARTING, 3, "failed", Event.FAILED),
+        (State.STARTING, 4, "failed", Event.FAILED),
+        (State.STARTING, 5, "failed", Event.FAILED),
+        (State.READY, 5, "failed", Event.FAILED),
+        (State.READY, 3, "failed", Event.DIED),
+        (State.STARTING, 3, None, Event.DIED),
+        (State.STARTING, 4, None, Event.DIED),
+        (State.READY, 5, None, Event.DIED),
+        (State.READY, 1, "failed", Event.DIED),
+    ],
+)
+def test_what_the_end_of_a_process_means(state: State, code: int, reason: str | None, event: Event) -> None:
+    assert judge(state, code, reason) is event

@@ -265,7 +265,11 @@ cdef class Table:
     def decode(self, str text):
         """The entry and the step of an envelope. Raises `DecodeError` or `UnknownStepError`."""
         cdef Entry entry = self.find(text)
-        return entry, entry.codec.decode(self.payload)
+        try:
+            return entry, entry.codec.decode(self.payload)
+        except DecodeError:
+            scan_slowly(text)  # a broken envelope is named as such, not as a wrong payload
+            raise
 
 
 # --- leases -------------------------------------------------------------------------------------------------------
@@ -289,6 +293,7 @@ cdef class Lease:
     cdef readonly object id
     cdef readonly object token
     cdef readonly int tried  # failed tries of the current step
+    cdef readonly int claims  # claims of the current step without an outcome, this one included
     cdef readonly Entry entry  # None until the step is decoded
     cdef str text  # the envelope, until it is decoded
     cdef readonly object step
@@ -326,7 +331,7 @@ cdef class Leases:
         return len(self.by_id)
 
     def claimed(self, list rows, token, double sent):
-        """Enter claimed rows (id, step, tried, size); returns the new leases, and those of ours they displaced.
+        """Enter claimed rows (id, step, tried, claims, size); returns the new leases, and those of ours they displaced.
 
         A task that is claimed here while an older lease of it is still in the table was lost in between.
         """
@@ -338,7 +343,8 @@ cdef class Leases:
             lease.token = token
             lease.text = row[1]
             lease.tried = row[2]
-            lease.size = row[3] or 0
+            lease.claims = row[3]
+            lease.size = row[4] or 0
             lease.renewed = sent
             older = self.by_id.get(lease.id)
             if older is not None:
@@ -384,7 +390,7 @@ cdef class Outcomes:
     cdef readonly list done, done_ids, done_tokens
     cdef readonly list kept, kept_ids, kept_tokens, kept_steps
     cdef readonly list moved, moved_ids, moved_tokens, moved_steps, moved_tried, moved_errors, moved_delays
-    cdef readonly list moved_queues, moved_priorities
+    cdef readonly list moved_queues, moved_priorities, moved_claims
     cdef readonly bint notify  # a task moved to another lane: its workers may be idle
 
     def __init__(self):
@@ -392,7 +398,7 @@ cdef class Outcomes:
         self.kept, self.kept_ids, self.kept_tokens, self.kept_steps = [], [], [], []
         self.moved, self.moved_ids, self.moved_tokens = [], [], []
         self.moved_steps, self.moved_tried, self.moved_errors, self.moved_delays = [], [], [], []
-        self.moved_queues, self.moved_priorities = [], []
+        self.moved_queues, self.moved_priorities, self.moved_claims = [], [], []
         self.notify = False
 
     def __len__(self):
@@ -409,7 +415,7 @@ cdef class Outcomes:
         self.kept_tokens.append(lease.token)
         self.kept_steps.append(step)
 
-    cpdef void add_moved(self, Lease lease, step, tried, error, delay, queue=None, priority=None):
+    cpdef void add_moved(self, Lease lease, step, tried, error, delay, queue=None, priority=None, claims=None):
         self.moved.append(lease)
         self.moved_ids.append(lease.id)
         self.moved_tokens.append(lease.token)
@@ -419,6 +425,7 @@ cdef class Outcomes:
         self.moved_delays.append(delay)
         self.moved_queues.append(queue)
         self.moved_priorities.append(priority)
+        self.moved_claims.append(claims)
         if queue is not None or priority is not None:
             self.notify = True
 
@@ -428,7 +435,7 @@ cdef class Outcomes:
             self.done_ids, self.done_tokens,
             self.kept_ids, self.kept_tokens, self.kept_steps,
             self.moved_ids, self.moved_tokens, self.moved_steps, self.moved_tried, self.moved_errors,
-            self.moved_delays, self.moved_queues, self.moved_priorities,
+            self.moved_delays, self.moved_queues, self.moved_priorities, self.moved_claims,
             self.notify,
         )
 
@@ -448,7 +455,7 @@ cdef class Outcomes:
             half = first if seen < middle else second
             half.add_moved(
                 self.moved[at], self.moved_steps[at], self.moved_tried[at], self.moved_errors[at],
-                self.moved_delays[at], self.moved_queues[at], self.moved_priorities[at],
+                self.moved_delays[at], self.moved_queues[at], self.moved_priorities[at], self.moved_claims[at],
             )
             seen += 1
         return first, second
@@ -457,6 +464,8 @@ cdef class Outcomes:
 # --- dispatch -----------------------------------------------------------------------------------------------------
 
 cdef double SLICE = 0.005  # seconds that steps which do not suspend may hold the loop in one go
+cdef double INTERRUPTED = 1.0  # seconds until a step is tried again under which the database went away
+cdef int MOST_INTERRUPTIONS = 5  # claims after which that counts as a failed try
 cdef int MOST_MOVES = 100  # transitions under one lease, then the task queues up again behind the others
 
 
@@ -464,7 +473,7 @@ cdef class Dispatcher:
     """Runs steps and puts what comes of them into the buffer.
 
     `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A subclass
-    supplies what is slow or rare: `wake`, `start_thread`, `describe`, `parked`, `unknown`, `broke`.
+    supplies what is slow or rare: `wake`, `start_thread`, `describe`, `interrupted`, `parked`, `unknown`, `broke`.
     """
 
     cdef readonly Table table
@@ -503,6 +512,10 @@ cdef class Dispatcher:
     def describe(self, error):
         """The text for the row's `error`."""
         return str(error)
+
+    def interrupted(self, error):
+        """Whether a step failed only because its connection to the database was lost."""
+        return False
 
     def parked(self, Lease lease, str text):
         """A task was parked."""
@@ -576,8 +589,7 @@ cdef class Dispatcher:
                     raise DecodeError(
                         f"the step is {lease.size} bytes, more than the {self.max_step_bytes} allowed (--max-step-bytes)"
                     )
-                lease.entry = self.table.find(lease.text)
-                lease.step = lease.entry.codec.decode(self.table.payload)
+                lease.entry, lease.step = self.table.decode(lease.text)
                 lease.text = None
         except UnknownStepError as error:
             self.steps -= 1
@@ -598,9 +610,9 @@ cdef class Dispatcher:
             self.parked(lease, text)
             self.move(lease, None, None, text, 0.0)
 
-    cdef void move(self, Lease lease, step, tried, error, delay, queue=None, priority=None):
+    cdef void move(self, Lease lease, step, tried, error, delay, queue=None, priority=None, claims=None):
         lease.state = ENDED
-        self.outcomes.add_moved(lease, step, tried, error, delay, queue, priority)
+        self.outcomes.add_moved(lease, step, tried, error, delay, queue, priority, claims)
         if len(self.outcomes) == 1:
             self.wake()
 
@@ -673,6 +685,7 @@ cdef class Dispatcher:
         lease.state = ENDED
         lease.moves += 1
         lease.tried = 0
+        lease.claims = 1
         lease.entry = then
         lease.step = step
         self.outcomes.add_kept(lease, text)
@@ -689,6 +702,10 @@ cdef class Dispatcher:
                 error = StepTimeout(f"{lease.label} ran longer than its timeout of {lease.entry.timeout:g} s")
             else:
                 error = OutcomeError(f"{lease.label} was cancelled from within: it raised CancelledError")
+        elif lease.claims < MOST_INTERRUPTIONS and self.interrupted(error):
+            # The database went away under the step: no verdict on it. The claim goes on counting, so this ends.
+            self.move(lease, None, None, None, INTERRUPTED, None, None, lease.claims)
+            return
         lease.reason = NOTHING
         policy = lease.entry.policy
         if lease.tried < policy.retry_limit:

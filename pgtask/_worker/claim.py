@@ -67,7 +67,9 @@ class Claim:
 
     def due_in(self, seconds: float) -> None:
         """A task was put off by this worker: look when it falls due."""
-        self.look_at = min(self.look_at, time.monotonic() + seconds)
+        due = time.monotonic() + seconds
+        self.look_at = min(self.look_at, due)
+        self.next_due = due if self.next_due is None else min(self.next_due, due)
 
     @property
     def wanted(self) -> bool:
@@ -75,7 +77,7 @@ class Claim:
         return bool(self._lanes) or time.monotonic() >= self.look_at
 
     async def claim(self, limit: int) -> tuple[list[Any], UUID, float]:
-        """Up to `limit` rows (id, step, tried, size) of one lane, their token, and the monotonic time from which their
+        """Up to `limit` rows (id, step, tried, claims, size) of one lane, their token, and the monotonic time from which their
         lease counts. Empty when nothing is due, when what is due is locked by others, or when the database went away.
 
         Raises `DatabaseRefused`.
@@ -83,7 +85,7 @@ class Claim:
         while self._lost_tokens:
             await self._recover(self._lost_tokens[-1])
         if not self._lanes or time.monotonic() >= self.look_at:
-            await self._look()
+            await self.look()
         token = UUID(bytes=self._worker + os.urandom(8))
         sent = time.monotonic()
         if not self._lanes:
@@ -118,7 +120,7 @@ class Claim:
         if released:
             log_event(log, logging.WARNING, "claim.recovered", tasks=len(released))
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
         """Free expired leases when it is time, then see which lanes are due and when the next one will be."""
         now = time.monotonic()
         if now >= self._expire_at:

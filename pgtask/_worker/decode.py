@@ -17,7 +17,8 @@ __all__ = ["PUT_BACK_DELAY", "UnknownSteps", "table_of"]
 log = logging.getLogger("pgtask.decode")
 
 PUT_BACK_DELAY = 30.0
-"""Seconds after which a task with an unknown step is looked at again; a rolling deploy is the usual cause."""
+"""Seconds after which a task with an unknown step is looked at again; a rolling deploy is the usual cause. A burst
+adds its horizon, or it would wait for what it has just put back."""
 
 
 def table_of(app: App) -> Table:
@@ -28,14 +29,15 @@ def table_of(app: App) -> Table:
 class UnknownSteps:
     """Decides on unknown steps, and warns once for each name."""
 
-    def __init__(self, *, park: bool) -> None:
+    def __init__(self, *, park: bool, delay: float = PUT_BACK_DELAY) -> None:
         self._park = park
+        self._delay = delay
         self._warned: set[str] = set()
 
     def delay(self, name: str) -> float | None:
         """Seconds after which to try again, or None to park the task."""
         if name not in self._warned and len(self._warned) < 1000:
             self._warned.add(name)
-            action = "parked" if self._park else f"put back for {PUT_BACK_DELAY:g} s"
+            action = "parked" if self._park else f"put back for {self._delay:g} s"
             log_event(log, logging.WARNING, "step.unknown", step=name[:200], action=action)
-        return None if self._park else PUT_BACK_DELAY
+        return None if self._park else self._delay

@@ -15,6 +15,7 @@ from typing import Any
 
 from pgtask._events import log_event
 from pgtask._fastpath import Dispatcher, Lease, Leases, Table
+from pgtask._postgres.connection import is_connection_loss
 from pgtask._worker.error_text import describe
 from pgtask.task import Context, Task
 
@@ -59,6 +60,9 @@ class Dispatch(Dispatcher):
 
     def describe(self, error: BaseException | str) -> str:
         return describe(error)
+
+    def interrupted(self, error: BaseException) -> bool:
+        return is_connection_loss(error)
 
     def parked(self, lease: Lease, text: str) -> None:
         self.parked_count += 1

@@ -8,6 +8,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 
+from pgtask.errors import PgtaskError
+
 __all__ = ["MOST_BYTES", "describe", "sanitise"]
 
 MOST_BYTES = 8 * 1024
@@ -19,6 +21,8 @@ def describe(error: BaseException | str) -> str:
     """The text for an exception (its chain of causes, where it was raised) or for a reason given as text."""
     if isinstance(error, str):
         return sanitise(error)
+    if isinstance(error, PgtaskError):
+        return sanitise(str(error))  # ours say all there is to say in one line; where in the engine is no matter
     return sanitise("\n".join(_lines(error, set(), "")))
 
 

@@ -25,7 +25,7 @@ from pgtask._postgres.connection import user_pool
 from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
-from pgtask._worker.decode import UnknownSteps, table_of
+from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of
 from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import Flush
 from pgtask._worker.renew import Renew
@@ -121,8 +121,12 @@ class _Worker:
             queues=config.queue,
             lease_timeout=config.lease_timeout,
             max_step_bytes=config.max_step_bytes,
-            shortest_poll=0.25 if config.burst else 1.0 if config.listen else 0.05,
+            shortest_poll=1.0 if config.listen and not config.burst else 0.05,
             longest_poll=1.0 if config.burst or not config.listen else 15.0,
+        )
+        unknown = UnknownSteps(
+            park=config.unknown == "park",
+            delay=PUT_BACK_DELAY + (config.burst_horizon if config.burst else 0.0),
         )
         self._dispatch = Dispatch(
             table_of(self._app),
@@ -130,7 +134,7 @@ class _Worker:
             concurrency=config.concurrency,
             max_step_bytes=config.max_step_bytes,
             wake=self._work.set,
-            unknown=UnknownSteps(park=config.unknown == "park").delay,
+            unknown=unknown.delay,
             broke=self._fail,
         )
         self._flush = Flush(self._link, self._leases)
@@ -287,16 +291,19 @@ class _Worker:
 
     async def _burst_over(self) -> bool:
         """With --burst: leave when nothing is held here or elsewhere, and nothing falls due within the horizon."""
-        if len(self._leases) or self._claim.wanted:
-            return False
-        due = self._claim.next_due
-        if due is not None and due - time.monotonic() <= self._config.burst_horizon:
+        if len(self._leases) or self._claim.wanted or self._more_to_come():
             return False
         ((leased, self._some_parked),) = await self._link.run("burst_left", list(self._config.queue) or None)
-        if leased or self._claim.wanted:
+        if leased:
             return False
-        self._leaving = "burst"
+        await self._claim.look()  # for what came back from the last lease since we looked
+        if not self._claim.wanted and not self._more_to_come():
+            self._leaving = "burst"
         return True
+
+    def _more_to_come(self) -> bool:
+        due = self._claim.next_due
+        return due is not None and due - time.monotonic() <= self._config.burst_horizon
 
     async def _leave(self) -> None:
         """Cancel what still runs, give back what it holds, and write what came of it; not longer than 2 * UNWIND."""

@@ -25,4 +25,5 @@ RETURNING
     task.id,
     CASE WHEN octet_length(task.step) <= $6 THEN task.step END,
     task.tried,
+    task.claims,
     CASE WHEN octet_length(task.step) > $6 THEN octet_length(task.step) END

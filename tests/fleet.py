@@ -1,0 +1,151 @@
+"""A real `pgtask-supervisor` under test: started as a person would start it, observed through its log and the database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import asyncpg
+import psutil
+
+TESTS = Path(__file__).parent
+
+
+class Fleet:
+    """One supervisor and its workers, as a context manager; nothing of it is left afterwards."""
+
+    def __init__(self, dsn: str | None, *arguments: str, app: str = "apps:app", procs: int = 1) -> None:
+        self._command = [
+            *(sys.executable, "-W", "error", "-m", "pgtask._cli.supervisor", app),
+            *("--procs", str(procs), *arguments),
+            *(("--dsn", dsn) if dsn else ()),
+        ]
+        self.lines: list[str] = []
+        self._fresh: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def __enter__(self) -> Fleet:
+        self.process = subprocess.Popen(
+            self._command,
+            env={**os.environ, "PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        family = self.family() if self.process.poll() is None else []
+        for process in [self.process, *family]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        psutil.wait_procs(family, timeout=10)
+        assert self.process.stdout is not None
+        self._reader.join(10)
+        self.process.stdout.close()
+        if error is not None:
+            print("".join(self.lines))
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            self._fresh.put(line)
+        self._fresh.put(None)
+
+    def until(self, text: str, times: int = 1, timeout: float = 30) -> str:
+        """The line with which `text` has been printed so many times since the last call."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                line = self._fresh.get(timeout=max(0.01, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"{text!r} was not printed within {timeout} s") from None
+            if line is None:
+                raise AssertionError(f"the supervisor ended with {self.process.wait()} before it printed {text!r}")
+            if text in line and (times := times - 1) == 0:
+                return line
+
+    def family(self) -> list[psutil.Process]:
+        """The worker processes."""
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def ends(self, timeout: float = 60) -> int:
+        """The exit code, once it has ended and everything that it printed has been read."""
+        code = self.process.wait(timeout)
+        self._reader.join(10)
+        return code
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+
+class Rows:
+    """The database as an operator sees it."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def __call__(self, query: str, *args: Any) -> list[Any]:
+        """Run one statement on a connection of its own."""
+
+        async def fetch() -> list[Any]:
+            connection = await asyncpg.connect(self._dsn)
+            try:
+                return list(await connection.fetch(query, *args))
+            finally:
+                await connection.close()
+
+        return asyncio.run(fetch())
+
+    def value(self, query: str, *args: Any) -> Any:
+        return self(query, *args)[0][0]
+
+    def until(self, query: str, *args: Any, holds: Callable[[Any], bool] = bool, timeout: float = 30) -> Any:
+        """Ask until the value of the query satisfies `holds`; the value."""
+
+        async def poll() -> Any:
+            connection = await asyncpg.connect(self._dsn)
+            try:
+                async with asyncio.timeout(timeout):
+                    while not holds(value := await connection.fetchval(query, *args)):
+                        await connection.fetch("SELECT pg_sleep(0.02)")
+                return value
+            finally:
+                await connection.close()
+
+        return asyncio.run(poll())
+
+
+def put(dsn: str, *steps: Any, **options: Any) -> Any:
+    """Enqueue steps; their ids."""
+    from pgtask import Client
+
+    async def enqueue() -> Any:
+        async with Client(dsn) as client:
+            return await client.enqueue_many(steps, **options)
+
+    return asyncio.run(enqueue())

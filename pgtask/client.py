@@ -19,8 +19,9 @@ from typing import Any, overload
 from uuid import UUID
 
 from pgtask._fastpath import Codec, CopyRows
-from pgtask._postgres.connection import client_pool, map_errors
+from pgtask._postgres.connection import map_errors
 from pgtask._postgres.embedded import start
+from pgtask._postgres.pools import client_pool
 from pgtask._postgres.store import statement
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, load_config
 from pgtask.errors import DecodeError, EnqueueError
@@ -48,8 +49,8 @@ class Client:
     (an asyncpg connection: the task is part of its transaction).
 
     They raise `EnqueueError` (a ValueError) for what cannot be enqueued, before anything is sent; `SchemaError`
-    without the table; `DatabaseUnavailable` when the connection is lost: a single task may then have been enqueued or not, which
-    a `key` makes safe to repeat. Cancelling them rolls back.
+    without the table; `DatabaseUnavailable` when the connection is lost: a single task may then have been enqueued or
+    not, which a `key` makes safe to repeat. Cancelling them rolls back.
     """
 
     def __init__(

@@ -130,7 +130,9 @@ def _switch(value: Any) -> bool:
 
 
 def _queues(value: Any) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else list(value)
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)):
+        raise ValueError("expected a list of queues, or one text with commas")
     return tuple(dict.fromkeys(check_queue(name.strip() if isinstance(name, str) else name) for name in names))
 
 

@@ -1,4 +1,4 @@
-"""A real `pgtask-supervisor` under test: started as a person would start it, observed through its log and the database."""
+"""A real `pgtask-supervisor` under test: started as a person would, observed through its log and the database."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Fleet:
     def family(self) -> list[psutil.Process]:
         """The worker processes."""
         try:
-            return psutil.Process(self.process.pid).children(recursive=True)
+            return list(psutil.Process(self.process.pid).children(recursive=True))
         except psutil.NoSuchProcess:
             return []
 

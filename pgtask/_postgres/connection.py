@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
@@ -17,7 +17,7 @@ import asyncpg
 
 from pgtask.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, PgtaskError, SchemaError
 
-__all__ = ["Connection", "client_pool", "connect", "is_connection_loss", "map_errors", "redact", "user_pool"]
+__all__ = ["CONNECT_TIMEOUT", "Connection", "connect", "is_connection_loss", "keep_alive", "map_errors", "redact"]
 
 Connection = asyncpg.Connection
 
@@ -44,79 +44,11 @@ async def connect(dsn: str, *, name: str, settings: dict[str, str] | None = None
             max_cached_statement_lifetime=0,
             server_settings=None if pooled else {"application_name": name, **(settings or {})},
         )
-    _keep_alive(connection)
+    keep_alive(connection)
     return connection
 
 
-@asynccontextmanager
-async def user_pool(dsn: str, *, pooled: bool = False) -> AsyncIterator[Any]:
-    """The asyncpg pool that steps reach as `ctx.db`: no connection until one is used, ten at most.
-
-    A step that needs a connection while the database is away waits for it, as the engine does. Closing it waits a second for steps that were abandoned with a connection in their hands, then cuts them off.
-    """
-    pool = await asyncpg.create_pool(
-        dsn,
-        min_size=0,
-        max_size=10,
-        statement_cache_size=0 if pooled else 100,
-        server_settings=None if pooled else {"application_name": "pgtask step"},
-        connect=_connect_when_there,
-    )
-    try:
-        yield pool
-    finally:
-        try:
-            await asyncio.wait_for(pool.close(), 1.0)
-        except TimeoutError:
-            pool.terminate()
-
-
-async def _connect_when_there(*args: Any, **options: Any) -> Any:
-    """`asyncpg.connect`, again and again for as long as the server is away or full."""
-    delay = 0.1
-    while True:
-        try:
-            with map_errors():
-                connection = await asyncpg.connect(*args, **options)
-        except DatabaseUnavailable:
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 5.0)
-        else:
-            _keep_alive(connection)
-            return connection
-
-
-def is_connection_loss(error: BaseException) -> bool:
-    """Whether an exception of asyncpg says that the connection was lost under a statement, or the server is away."""
-    if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "").startswith(("08", "57P"))
-    if isinstance(error, asyncpg.InternalClientError):
-        return True  # what a statement gets to see whose connection the server ends in the middle of a reply
-    if isinstance(error, ConnectionError):  # a step may have other sockets: only asyncpg's count
-        return any(
-            frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in walk_tb(error.__traceback__)
-        )
-    return isinstance(error, asyncpg.InterfaceError) and "closed" in str(error)
-
-
-async def client_pool(dsn: str, *, size: int) -> Any:
-    """The pool of a `Client`; connects once, so that a wrong DSN is found now. The caller closes it."""
-    with map_errors(dsn):
-        return await asyncpg.create_pool(
-            dsn,
-            min_size=1,
-            max_size=size,
-            timeout=CONNECT_TIMEOUT,
-            init=_init,
-            server_settings={"application_name": "pgtask client"},
-        )
-
-
-async def _init(connection: Any) -> None:
-    _keep_alive(connection)
-
-
-def _keep_alive(connection: Any) -> None:
+def keep_alive(connection: Any) -> None:
     """Set what asyncpg has no option for on its socket."""
     line = connection._transport.get_extra_info("socket")
     if line is None or line.family == getattr(socket, "AF_UNIX", None):
@@ -159,6 +91,19 @@ def map_errors(dsn: str = "") -> Iterator[None]:
         if not dsn:
             raise
         raise DatabaseRefused(f"the DSN cannot be used: {error}{_at(dsn)}") from error
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Whether an exception of asyncpg says that the connection was lost under a statement, or the server is away."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(("08", "57P"))
+    if isinstance(error, asyncpg.InternalClientError):
+        return True  # what a statement gets to see whose connection the server ends in the middle of a reply
+    if isinstance(error, ConnectionError):  # a step may have other sockets: only asyncpg's count
+        return any(
+            frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in walk_tb(error.__traceback__)
+        )
+    return isinstance(error, asyncpg.InterfaceError) and "closed" in str(error)
 
 
 def _at(dsn: str) -> str:

@@ -21,8 +21,8 @@ import uvloop
 
 from pgtask._events import log_event
 from pgtask._fastpath import Lease, Leases
-from pgtask._postgres.connection import user_pool
 from pgtask._postgres.migrate import check_schema, migrate
+from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
 from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of

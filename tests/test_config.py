@@ -1,0 +1,117 @@
+"""Settings: their sources, the order of those, and what is said of a bad value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgtask.config import SETTINGS, Config, Setting, default_procs, load_config
+from pgtask.errors import ConfigError
+
+SAMPLES: dict[str, tuple[Any, Any]] = {
+    "app": ("a:b", "a:b"),
+    "dsn": ("postgresql:///x", "postgresql:///x"),
+    "procs": ("3", 3),
+    "concurrency": ("7", 7),
+    "batch": ("9", 9),
+    "queue": ("one,two", ("one", "two")),
+    "lease_timeout": ("90", 90.0),
+    "heartbeat_interval": ("1.5", 1.5),
+    "burst": ("true", True),
+    "burst_horizon": ("0", 0.0),
+    "grace": ("0", 0.0),
+    "unknown": ("park", "park"),
+    "max_step_bytes": ("1000", 1000),
+    "listen": ("yes", False),
+    "ignore_stop_notify": ("on", True),
+    "log": ("json", "json"),
+    "log_level": ("DEBUG", "debug"),
+}
+
+
+def load(
+    flags: dict[str, Any] | None = None, environ: dict[str, str] | None = None, directory: Path = Path("/nowhere")
+) -> Config:
+    return load_config(flags, environ=environ or {}, directory=directory)
+
+
+def test_every_setting_is_sampled_and_every_field_has_a_setting() -> None:
+    assert set(SAMPLES) == {setting.name for setting in SETTINGS} == set(Config.__struct_fields__)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_each_setting_has_three_twins(setting: Setting, tmp_path: Path) -> None:
+    text, value = SAMPLES[setting.name]
+    assert getattr(load(environ={setting.variable: text}), setting.name) == value
+    assert getattr(load({setting.name: text}), setting.name) == value
+    (tmp_path / "pyproject.toml").write_text(f"[tool.pgtask]\n{setting.key} = {text!r}\n")
+    assert getattr(load(directory=tmp_path), setting.name) == value
+    assert setting.flag.startswith("--")
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.pgtask]\nbatch = 1\nconcurrency = 1\ngrace = 1\nqueue = ["a", "b"]\n'
+    )
+    config = load({"batch": 3}, {"PGTASK_BATCH": "2", "PGTASK_CONCURRENCY": "2"}, tmp_path)
+    assert (config.batch, config.concurrency, config.grace, config.burst_horizon) == (3, 2, 1, 60)
+    assert config.queue == ("a", "b")
+
+
+def test_the_dsn_falls_back_to_database_url() -> None:
+    assert load(environ={"DATABASE_URL": "u"}).dsn == "u"
+    assert load(environ={"DATABASE_URL": "u", "PGTASK_DSN": "p"}).dsn == "p"
+    assert load().dsn is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"PGTASK_PROCS": "0"}, "PGTASK_PROCS='0': expected a whole number, 1 or more"),
+        ({"PGTASK_PROCS": "many"}, "PGTASK_PROCS='many': expected a whole number, 1 or more"),
+        ({"PGTASK_GRACE": "-1"}, "PGTASK_GRACE='-1': expected seconds, zero or more"),
+        ({"PGTASK_GRACE": "nan"}, "PGTASK_GRACE='nan': expected seconds, zero or more"),
+        ({"PGTASK_LOG": "xml"}, "PGTASK_LOG='xml': expected one of text, json"),
+        ({"PGTASK_BURST": "maybe"}, "PGTASK_BURST='maybe': expected true or false"),
+        ({"PGTASK_QUEUE": "a,,b"}, "queue '' must be a printable string"),
+        ({"PGTASK_LEASE_TIMEOUT": "5", "PGTASK_HEARTBEAT_INTERVAL": "5"}, "is not shorter than the lease timeout"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_source(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(environ=environ)
+    assert message in str(caught.value)
+
+
+def test_the_heartbeat_follows_a_shorter_lease() -> None:
+    assert load({"lease_timeout": "3"}).heartbeat_interval == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tool.pgtask]\nprocess = 3\n", "[tool.pgtask] process: there is no such setting"),
+        ("[tool.pgtask\n", "pyproject.toml: "),
+        ("[tool.pgtask]\nprocs = true\n", "[tool.pgtask] procs=True: expected a whole number, 1 or more"),
+        ("[tool.pgtask]\nqueue = 3\n", "[tool.pgtask] queue=3: "),
+    ],
+)
+def test_a_bad_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(directory=tmp_path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("limit", "procs"), [("max 100000", 8), ("250000 100000", 2), ("10000 100000", 1)])
+def test_the_default_number_of_workers_respects_affinity_and_cgroup(
+    limit: str, procs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_text = Path.read_text
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *args: limit if str(self).endswith("cpu.max") else read_text(self, *args)
+    )
+    assert default_procs() == procs

@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 import asyncpg
 
 from pgtask._postgres.connection import connect, map_errors
+from pgtask._postgres.store import statement
 from pgtask.errors import DatabaseUnavailable, SchemaError
 
 __all__ = ["SCHEMA_VERSION", "check_schema", "migrate", "migration_sql"]
 
-_SQL = Path(__file__).parent / "sql" / "migrations"
-_NUMBERED = sorted(path.stem for path in _SQL.glob("[0-9]*.sql"))
+_FILES = (path.name for path in files("pgtask._postgres").joinpath("sql", "migrations").iterdir())
+_NUMBERED = sorted(name.removesuffix(".sql") for name in _FILES if name[0].isdigit())
 _REFUSED = "PGT01"  # the SQLSTATE of look.sql
 _PAUSE = 1.0  # between two tries for the locks, so that the workers get on with their work, seconds
 _SCRIPT_LOCK_TIMEOUT = 2.0  # nobody retries the printed script, seconds
@@ -184,6 +184,5 @@ def _changes() -> str:
     return "\n".join(_text(name) for name in ("takeover", *_NUMBERED, "record"))
 
 
-@cache
 def _text(name: str) -> str:
-    return (_SQL / f"{name}.sql").read_text(encoding="utf-8")
+    return statement(f"migrations/{name}")

@@ -33,6 +33,7 @@ from pgtask._worker.status import Gone, Ready, StatusPipe, Tick, Totals
 from pgtask._worker.wake import Wake
 from pgtask.app import App
 from pgtask.config import Config
+from pgtask.errors import SchemaError
 
 __all__ = ["run_worker"]
 
@@ -160,9 +161,12 @@ class _Worker:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """The connections, the schema, the user's pool and resources; in the order in which they depend."""
-        if self._embedded:
+        try:
+            await check_schema(await self._link.connected())
+        except SchemaError:
+            if not self._embedded:
+                raise
             await migrate(self._dsn)
-        await check_schema(await self._link.connected())
         if self._wake is not None:
             await self._wake.open()
         self._renew.start()

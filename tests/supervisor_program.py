@@ -1,9 +1,9 @@
 """A program for `test_supervisor`: the real supervisor with workers that behave as the test wants.
 
-    python -W error tests/supervisor_program.py BEHAVIOUR SETTINGS_AS_JSON
+    python -W error tests/supervisor_program.py DESCRIPTOR BEHAVIOUR SETTINGS_AS_JSON
 
-Everything that happens is a line `pid what` on descriptor 3, the journal. It is inherited by every process, so that
-the end of the journal says that all of them are gone. A line is one write, so lines do not mix.
+Everything that happens is a line `pid what` on DESCRIPTOR, the journal. Every process inherits it, so that its end
+says that all of them are gone. A line is one write, so lines do not mix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from pgtask._events import Event
-from pgtask._supervisor.child import RunWorker
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Supervisor
 from pgtask._supervisor.progress import Progress
@@ -29,7 +28,7 @@ from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import DatabaseRefused
 
-JOURNAL = 3
+JOURNAL = int(sys.argv[1])
 
 
 def journal(what: str) -> None:
@@ -45,13 +44,15 @@ class ToJournal(logging.Handler):
 
 
 class Orders:
-    """What a worker is told: TERM, QUIT, or the end of its parent. Handlers write to a pipe, as a loop's would."""
+    """What a worker is told: TERM, QUIT, or the end of its parent."""
 
     def __init__(self, parent_fd: int) -> None:
         self._parent_fd = parent_fd
         self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        self.wakeup_before = signal.set_wakeup_fd(writer)
         for number in (signal.SIGTERM, signal.SIGQUIT):
-            signal.signal(number, lambda number, _: os.write(writer, bytes([number])))
+            signal.signal(number, lambda *_: None)
 
     def wait(self) -> str:
         ready, _, _ = select.select([self._reader, self._parent_fd], [], [])
@@ -165,11 +166,9 @@ def bursts(status: StatusPipe, orders: Orders) -> int:
 
 
 def lists_descriptors(status: StatusPipe, orders: Orders) -> int:
-    """Besides its orders' own two: the standard three, the journal, its status pipe and the end of the lifeline."""
-    listing = os.open("/dev/fd", os.O_RDONLY)
-    mine = {*os.listdir(listing)} - {str(listing)}
-    os.close(listing)
-    journal(f"descriptors {len(mine) - 2}")
+    """The standard three, the journal, its status pipe the lifeline; and those of the test."""
+    orders_and_listing = 3
+    journal(f"descriptors {len(os.listdir('/dev/fd')) - orders_and_listing}")
     return obedient(status, orders)
 
 
@@ -181,7 +180,7 @@ def shows_itself(status: StatusPipe, orders: Orders) -> int:
         "path": sys.path[0],
         "ignored": ignored,
         "blocked": len(blocked),
-        "wakeup": signal.set_wakeup_fd(-1),
+        "wakeup": orders.wakeup_before,
     }))  # fmt: skip
     return obedient(status, orders)
 
@@ -204,15 +203,16 @@ def main(behaviour: str, settings: dict[str, Any]) -> int:
     logging.getLogger("pgtask").addHandler(ToJournal())
     config = Config(**{"app": "greetings:app", "grace": 5.0, "dsn": "postgresql:///none", **settings})
 
-    def work(_: Config, app: App, *, status: StatusPipe, parent_fd: int, **__: object) -> int:
+    def work(
+        config: Config, app: App, *, status: StatusPipe, parent_fd: int, counts_waiting: bool, embedded: bool
+    ) -> int:
         code: int = globals()[behaviour](status, Orders(parent_fd))
         return code
 
-    checked: RunWorker = work
     if stranger and os.fork() == 0:
         os._exit(3)
     began = time.monotonic()
-    result = Supervisor(config, checked, progress=progress).run()
+    result = Supervisor(config, work, progress=progress).run()
     assert result.seconds <= time.monotonic() - began
     if result.message is not None:
         print(result.message)
@@ -221,4 +221,4 @@ def main(behaviour: str, settings: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], json.loads(sys.argv[2])))
+    sys.exit(main(sys.argv[2], json.loads(sys.argv[3])))

@@ -39,8 +39,7 @@ def root() -> Iterator[logging.Logger]:
 def test_text() -> None:
     line = TextFormatter().format(record(Event("lease.lost", {"task": UUID(int=1), "attempt": 3})))
     assert line == (
-        "2026-11-21T10:00:00.123Z INFO  pgtask.claim "
-        "lease.lost task=00000000-0000-0000-0000-000000000001 attempt=3"
+        "2026-11-21T10:00:00.123Z INFO  pgtask.claim lease.lost task=00000000-0000-0000-0000-000000000001 attempt=3"
     )
 
 
@@ -70,7 +69,7 @@ def test_levels_are_of_one_width(level: int, name: str) -> None:
         (1234567.8, "1.23457e+06"),
         (7, "7"),
         (True, "true"),
-        (None, "null"),
+        (None, "none"),
         (("a", "b"), "\"('a', 'b')\""),
     ],
 )

@@ -80,10 +80,10 @@ def map_errors(dsn: str = "") -> Iterator[None]:
     except asyncpg.InternalClientError as error:
         raise DatabaseUnavailable(f"the connection broke: {error}") from error
     except asyncpg.InterfaceError as error:
-        # asyncpg says this of a bad DSN and of a closed connection alike; only the first has a DSN to blame.
-        if dsn and not isinstance(error, asyncpg.ConnectionDoesNotExistError) and "closed" not in str(error):
-            raise DatabaseRefused(f"{error}{_at(dsn)}") from error
-        raise DatabaseUnavailable(f"the connection is closed: {error}") from error
+        # asyncpg says this of a closed connection, of a bad DSN and of a wrong call alike; only the first mends itself.
+        if "closed" in str(error):
+            raise DatabaseUnavailable(f"the connection is closed: {error}") from error
+        raise DatabaseRefused(f"{error}{_at(dsn)}") from error
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         text = str(error) or type(error).__name__
         raise DatabaseUnavailable(f"cannot reach the database: {text}{_at(dsn)}") from error

@@ -114,19 +114,21 @@ def stop(directory: Path) -> bool:
     with _one_line_errors(directory) as home:
         if not home.lock.exists():
             return False
-        deadline = time.monotonic() + STOP_TIMEOUT
-        stopping = None
+        deadline, stopping = time.monotonic() + STOP_TIMEOUT, None
         while time.monotonic() < deadline:
             process = _postmaster(home)
-            if stopping is not None and process != stopping:
-                return True
-            if stopping is None and process is not None:
+            if process is not None and stopping is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGINT)  # Postgres's fast shutdown
                 stopping = process
-            elif stopping is None and (lock := _take_lock(home)) is not None:
+            elif process is not None and process != stopping:
+                return True  # somebody has started it again
+            elif process is None and (lock := _take_lock(home)) is not None:
+                if stopping is not None:
+                    with contextlib.suppress(OSError):  # one below /tmp should not stay
+                        home.sockets(server_user(home.data)).rmdir()
                 os.close(lock)
-                return False
+                return stopping is not None
             time.sleep(_POLL)
         advice = f"see {home.log}" if stopping else "it seems to run in another container: stop it there"
         raise EmbeddedError(f"the embedded PostgreSQL did not stop within {STOP_TIMEOUT:g} s; {advice}")
@@ -285,12 +287,9 @@ def _run(home: _Home, user: User, lock: int, data: Path, command: tuple[str, ...
 
 def _last_words(home: _Home, before: dict[Path, int]) -> str:
     """Why the server ended, from what it logged after `before`."""
-    said = ""
-    for path in (home.log / "start.log", *sorted(home.log.glob("postgres-*.log"))):
-        with path.open(errors="replace") as stream:
-            stream.seek(before.get(path, 0))
-            said += stream.read()
-    return f"{_reason(said)}; see {home.log}"
+    logs = (home.log / "start.log", *sorted(home.log.glob("postgres-*.log")))
+    said = b"".join(path.read_bytes()[before.get(path, 0) :] for path in logs)
+    return f"{_reason(said.decode(errors='replace'))}; see {home.log}"
 
 
 def _reason(output: str) -> str:

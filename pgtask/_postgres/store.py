@@ -11,7 +11,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -45,10 +44,17 @@ DEADLINE = 35.0
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
 
 
-@cache
+# Read at once: a worker must not mix its code with the statements of a version that is installed while it runs.
+_STATEMENTS = {
+    file.name.removesuffix(".sql"): file.read_text(encoding="utf-8")
+    for file in files("pgtask._postgres").joinpath("sql").iterdir()
+    if file.name.endswith(".sql")
+}
+
+
 def statement(name: str) -> str:
     """The text of `sql/<name>.sql`."""
-    return files("pgtask._postgres").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    return _STATEMENTS[name]
 
 
 class Link:

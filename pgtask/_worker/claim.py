@@ -78,8 +78,8 @@ class Claim:
 
     async def claim(self, limit: int) -> tuple[list[Any], UUID, float]:
         """Up to `limit` rows (id, step, tried, claims, size) of one lane, their token, and the monotonic time from
-        which their lease counts. Empty when nothing is due, when what is due is locked by others, or when the database went
-        away.
+        which their lease counts. Empty when nothing is due, when what is due is locked by others, or when the database
+        went away.
 
         Raises `DatabaseRefused`.
         """

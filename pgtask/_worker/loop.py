@@ -247,7 +247,13 @@ class _Worker:
             elif await self._claim_some() or (self._config.burst and await self._burst_over()):
                 continue
             if not self._work.is_set() and not len(self._dispatch.outcomes):
+                self._check_owners()
                 await self._wait()
+
+    def _check_owners(self) -> None:
+        """Every lease waits for its turn, runs, or has an outcome in the buffer. If not, to die is the way to let go."""
+        if len(self._leases) and not (self._dispatch.ready or self._dispatch.suspended):
+            raise AssertionError(f"{len(self._leases)} leases have no owner: please report this")
 
     async def _flush_gathered(self) -> None:
         if not len(self._dispatch.outcomes):

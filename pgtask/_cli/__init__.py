@@ -1,0 +1,1 @@
+"""The two commands, `pgtask-supervisor` and `pgtask`."""

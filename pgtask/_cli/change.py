@@ -1,0 +1,77 @@
+"""The commands that change tasks which are there: `retry` and `cancel`.
+
+Invariant: each task that was named and not changed is named again, with the reason, and the exit code says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from pgtask._cli.arguments import SOME_FAILED
+from pgtask._cli.database import say, with_connection
+from pgtask._cli.look import task_filter
+from pgtask._cli.rows import refusal
+from pgtask._postgres.listing import TaskFilter, list_tasks
+from pgtask._postgres.tasks import Verdict, cancel, retry
+from pgtask.errors import ConfigError
+
+__all__ = ["cancel_command", "retry_command"]
+
+RETRY_CHUNK = 5_000
+
+
+def retry_command(args: argparse.Namespace) -> int:
+    limits = (args.queue, args.task, args.step, args.limit)
+    if args.parked == bool(args.ids) or (args.ids and any(limit is not None for limit in limits)):
+        raise ConfigError("give either IDs or --parked, which alone takes filters (see pgtask retry --help)")
+    if args.parked:
+        wanted = task_filter(args, ("parked",))
+        done = with_connection(args, lambda connection: _retry_parked(connection, wanted, args.limit))
+        print(f"{_number(done)} retried")
+        return 0
+    ids = _ids(args.ids)
+    return _judge(with_connection(args, lambda connection: retry(connection, ids)), "retried")
+
+
+async def _retry_parked(connection: Any, wanted: TaskFilter, limit: int | None) -> int:
+    """Latest first, so that what is parked anew meanwhile lies behind us, and this comes to an end."""
+    done, after = 0, None
+    while limit is None or done < limit:
+        chunk = RETRY_CHUNK if limit is None else min(RETRY_CHUNK, limit - done)
+        page = await list_tasks(connection, wanted, limit=chunk, after=after, characters=0)
+        done += sum(verdict.is_done for verdict in await retry(connection, [row.id for row in page.rows]))
+        after = page.following
+        if after is None:
+            break
+    return done
+
+
+def cancel_command(args: argparse.Namespace) -> int:
+    ids = _ids(args.ids)
+    return _judge(with_connection(args, lambda connection: cancel(connection, ids, force=args.force)), "cancelled")
+
+
+def _ids(words: Sequence[str]) -> list[UUID]:
+    ids = []
+    for word in words:
+        try:
+            ids.append(UUID(word))
+        except ValueError:
+            raise ConfigError(f"{word} is not the id of a task") from None
+    return ids
+
+
+def _judge(verdicts: Sequence[Verdict], done: str) -> int:
+    """Say what became of each task that was named."""
+    refused = [(verdict.id, reason) for verdict in verdicts if (reason := refusal(verdict)) is not None]
+    print(f"{_number(len(verdicts) - len(refused))} {done}", flush=True)
+    for task, reason in refused:
+        say(f"{task}: {reason}")
+    return SOME_FAILED if refused else 0
+
+
+def _number(tasks: int) -> str:
+    return f"{tasks:,} task{'' if tasks == 1 else 's'}"

@@ -1,0 +1,26 @@
+-- All columns of the tasks $1, in that order, with their states by the clock of this server. Of steps and errors the
+-- first $2 characters (null: all).
+SELECT
+    id,
+    CASE
+        WHEN error IS NOT NULL THEN 'parked'
+        WHEN locked_by IS NOT NULL THEN 'leased'
+        WHEN wakeup_at > now() THEN 'scheduled'
+        ELSE 'ready'
+    END AS state,
+    coalesce(left(step, $2), step) AS step,
+    queue,
+    priority,
+    key,
+    tried,
+    claims,
+    wakeup_at,
+    created_at,
+    updated_at,
+    locked_by,
+    lock_expires_at,
+    coalesce(left(error, $2), error) AS error,
+    now() AS seen_at
+FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, place)
+JOIN pg_task USING (id)
+ORDER BY place

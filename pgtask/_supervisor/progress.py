@@ -1,0 +1,96 @@
+"""What a burst shows a person while it runs, and says at its end.
+
+Invariants: the line never scrolls and never wraps; it is erased before anything else is written, by us or by
+the log handlers of the workers, which share the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from typing import TextIO
+
+from pgtask._supervisor.logs import ERASE_LINE
+from pgtask._worker.status import Totals
+
+__all__ = ["Progress", "burst_summary"]
+
+REDRAW_AFTER = 0.2
+RATE_OVER = 5.0  # seconds that the shown rate looks back
+
+
+class Progress:
+    """The updating line on a terminal. `show` may be called as often as one likes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._drawn_at = float("-inf")
+        self._history: deque[tuple[float, Totals]] = deque()
+
+    def show(self, totals: Totals, expected: int | None) -> None:
+        now = time.monotonic()
+        if now - self._drawn_at < REDRAW_AFTER:
+            return
+        self._drawn_at = now
+        self._history.append((now, totals))
+        while now - self._history[0][0] > RATE_OVER:
+            self._history.popleft()
+        since, before = self._history[0]
+        line = progress_line(totals, before, max(now - since, 1e-9), expected)
+        self._stream.write(ERASE_LINE + line[: self._width() - 1])
+        self._stream.flush()
+
+    def erase(self) -> None:
+        self._stream.write(ERASE_LINE)
+        self._stream.flush()
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            return 80
+
+
+def progress_line(totals: Totals, before: Totals, seconds: float, expected: int | None) -> str:
+    """`12,000 of 100,000 tasks done  36,000 steps  24,390 steps/s  0 errors  1:02 left`"""
+    of = f" of {expected:,}" if expected is not None and expected >= totals.done else ""
+    parts = [
+        f"{totals.done:,}{of} tasks done",
+        f"{totals.steps:,} steps",
+        f"{(totals.steps - before.steps) / seconds:,.0f} steps/s",
+        _count(totals.errors, "error"),
+    ]
+    done = totals.done - before.done
+    if of and done and expected is not None:
+        left = round((expected - totals.done) * seconds / done)
+        parts.append(f"{left // 60}:{left % 60:02d} left")
+    return "  ".join(parts)
+
+
+def burst_summary(totals: Totals, seconds: float, *, finished: bool, style: str) -> str:
+    """The last line of a burst: for people, or with style "json" for programs."""
+    rate = round(totals.steps / seconds) if seconds else 0
+    ending = "finished" if finished else "stopped"
+    if style == "json":
+        return json.dumps(
+            {
+                "event": f"burst.{ending}",
+                "tasks": totals.done,
+                "steps": totals.steps,
+                "errors": totals.errors,
+                "parked": totals.parked,
+                "seconds": round(seconds, 3),
+                "steps_per_second": rate,
+            }
+        )
+    parked = f" ({totals.parked:,} parked)" if totals.parked else ""
+    return (
+        f"burst {ending}: {_count(totals.done, 'task')} done{parked}, {_count(totals.steps, 'step')}, "
+        f"{_count(totals.errors, 'error')} in {seconds:.1f} s ({rate:,} steps/s)"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

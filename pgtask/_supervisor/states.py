@@ -1,0 +1,189 @@
+"""The life of a worker slot as a table: states, events, and what is done about them. Pure values, no I/O.
+
+Theory of operation. A supervisor with `--procs N` has N slots. A slot holds at most one process at a time,
+and it lives longer than its processes. The parent observes (a message on the pipe, a death at `waitpid`, a
+signal, a timer), turns what it saw into one `Event`, asks `react` for the next value of the slot, and carries
+out the one `Action` that comes with it. Everything that decides is here; everything that touches the system
+is in `parent` and `child`.
+
+                 due                ready
+    BACKOFF ------------> STARTING ---------> READY      left, failed and hopeless end in GONE
+       ^ |                  | |                | |      from everywhere; quit goes where stop goes
+       | +--- stop ---+     | +---- stop ----+ | |
+       |              v     |                v v |
+       |             GONE <-|------ died - STOPPING
+       |                    |                    |
+       +------- died -------+------- died -------+
+
+- A slot begins in BACKOFF with nothing to wait for, so the first start is no special case.
+- A death that nobody asked for is followed by a delay: 0.1 s, doubled with each further one up to 30 s, with
+  jitter so that N children which die of one cause do not come back as one. Ten seconds of being ready forget
+  the past.
+- A child that says why it failed, and exits with one of our codes, is believed at once (FAILED). One that
+  dies without a word before it was ever ready gets `BOOT_TRIES` tries, then it is HOPELESS: a crash while
+  booting mends itself seldom, and a supervisor that can never work must say so with its exit code.
+- Whatever happens to a child that was told to stop, it is gone and not replaced. The timer of STOPPING bounds
+  how long that may take.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Mapping
+
+import msgspec
+
+__all__ = ["BOOT_TRIES", "Action", "Event", "ExitCode", "Slot", "State", "backoff_delay", "judge", "react"]
+
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
+HEALTHY_AFTER = 10.0
+BOOT_TRIES = 3
+STOP_MARGIN = 4.25  # seconds for what a worker does after its grace: cancel, release its leases, close
+
+
+class ExitCode(enum.IntEnum):
+    """The contract of the supervisor with whoever started it, and of a child with its parent."""
+
+    OK = 0
+    PARKED = 1  # a burst finished, but some task is parked with an error
+    USAGE = 2
+    BOOT = 3
+    APP = 4
+    DATABASE = 5
+
+
+class State(enum.Enum):
+    BACKOFF = "backoff"  # no process; one will be started when the timer says so
+    STARTING = "starting"  # forked, has not said that it is ready
+    READY = "ready"
+    STOPPING = "stopping"  # told to stop; killed when the timer says so
+    GONE = "gone"  # no process, and there will be none
+
+
+class Event(enum.Enum):
+    DUE = "due"  # BACKOFF's timer
+    READY = "ready"  # the child said so
+    LEFT = "left"  # it left by itself, in order: drained, notified, or nothing left in a burst
+    FAILED = "failed"  # it left with a permanent error and said which
+    DIED = "died"  # it died any other way, or could not be forked
+    HOPELESS = "hopeless"  # died once too often without ever having been ready; `react` alone makes this one
+    STOP = "stop"  # the supervisor drains
+    QUIT = "quit"  # the supervisor stops now
+    OVERDUE = "overdue"  # STOPPING's timer
+
+
+class Action(enum.Enum):
+    NOTHING = "nothing"
+    SPAWN = "spawn"
+    TERMINATE = "terminate"  # SIGTERM: drain
+    QUIT = "quit"  # SIGQUIT: stop now
+    KILL = "kill"
+    GIVE_UP = "give up"  # stop the whole supervisor with this child's exit code
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """One slot. `timer`: when DUE happens in BACKOFF, OVERDUE in STOPPING. Times are monotonic."""
+
+    state: State = State.BACKOFF
+    timer: float | None = 0.0
+    deaths: int = 0  # in a row, since the slot was last healthy
+    ready_since: float | None = None
+    was_ready: bool = False
+
+    @property
+    def timed_event(self) -> Event:
+        return Event.DUE if self.state is State.BACKOFF else Event.OVERDUE
+
+
+_NOTHING = Action.NOTHING
+
+TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
+    State.BACKOFF: {
+        Event.DUE: (State.STARTING, Action.SPAWN),
+        Event.STOP: (State.GONE, _NOTHING),
+        Event.QUIT: (State.GONE, _NOTHING),
+    },
+    State.STARTING: {
+        Event.READY: (State.READY, _NOTHING),
+        Event.LEFT: (State.GONE, _NOTHING),
+        Event.FAILED: (State.GONE, Action.GIVE_UP),
+        Event.DIED: (State.BACKOFF, _NOTHING),
+        Event.HOPELESS: (State.GONE, Action.GIVE_UP),
+        Event.STOP: (State.STOPPING, Action.TERMINATE),
+        Event.QUIT: (State.STOPPING, Action.QUIT),
+    },
+    State.READY: {
+        Event.LEFT: (State.GONE, _NOTHING),
+        Event.FAILED: (State.GONE, Action.GIVE_UP),
+        Event.DIED: (State.BACKOFF, _NOTHING),
+        Event.STOP: (State.STOPPING, Action.TERMINATE),
+        Event.QUIT: (State.STOPPING, Action.QUIT),
+    },
+    State.STOPPING: {
+        Event.LEFT: (State.GONE, _NOTHING),
+        Event.FAILED: (State.GONE, _NOTHING),
+        Event.DIED: (State.GONE, _NOTHING),
+        Event.QUIT: (State.STOPPING, Action.QUIT),
+        Event.OVERDUE: (State.STOPPING, Action.KILL),
+    },
+    State.GONE: {},
+}
+
+
+def react(slot: Slot, event: Event, now: float, *, grace: float, jitter: float | None = None) -> tuple[Slot, Action]:
+    """The slot after `event`, and what to do. What the table does not list for a state changes nothing.
+
+    `jitter` in [0, 1) is for tests; without it, it is random.
+    """
+    booting = slot.state is State.STARTING and not slot.was_ready
+    if event is Event.DIED and booting and slot.deaths + 1 >= BOOT_TRIES:
+        event = Event.HOPELESS
+    if event not in TABLE[slot.state]:
+        return slot, Action.NOTHING
+    state, action = TABLE[slot.state][event]
+    match state:
+        case State.BACKOFF:
+            slot = _after_death(slot, now, random.random() if jitter is None else jitter)
+        case State.STOPPING:
+            slot = msgspec.structs.replace(slot, state=state, timer=_deadline(slot, event, now, grace))
+        case State.READY:
+            slot = msgspec.structs.replace(slot, state=state, timer=None, ready_since=now, was_ready=True)
+        case _:
+            slot = msgspec.structs.replace(slot, state=state, timer=None, ready_since=None)
+    return slot, action
+
+
+def judge(state: State, code: int, reason: str | None) -> Event:
+    """What the end of a process means: its exit code (negative: the signal), and the reason it gave, if any.
+
+    Told, not guessed: our exit codes count only with a reason, since user code may end a process as well.
+    """
+    if reason is None:
+        return Event.DIED
+    if reason != "failed":
+        return Event.LEFT if code == ExitCode.OK else Event.DIED
+    if code in (ExitCode.APP, ExitCode.DATABASE):
+        return Event.FAILED
+    return Event.FAILED if code == ExitCode.BOOT and state is State.STARTING else Event.DIED
+
+
+def backoff_delay(deaths: int, jitter: float) -> float:
+    """Seconds before the next start after `deaths` in a row: between half of the full delay and all of it."""
+    full = min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(deaths - 1, 32))
+    return full * (1.0 - jitter / 2)
+
+
+def _after_death(slot: Slot, now: float, jitter: float) -> Slot:
+    healthy = slot.ready_since is not None and now - slot.ready_since >= HEALTHY_AFTER
+    deaths = 1 if healthy else slot.deaths + 1
+    return Slot(State.BACKOFF, now + backoff_delay(deaths, jitter), deaths, None, slot.was_ready)
+
+
+def _deadline(slot: Slot, event: Event, now: float, grace: float) -> float | None:
+    """When a stopping child is killed. A second, sharper order can only bring that nearer."""
+    if event is Event.OVERDUE:
+        return None
+    if event is Event.STOP:
+        return now + grace + STOP_MARGIN
+    return now + STOP_MARGIN if slot.timer is None else min(slot.timer, now + STOP_MARGIN)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from pgtask._events import log_event
@@ -45,10 +45,9 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
 
 
 # Read at once: a worker must not mix its code with the statements of a version that is installed while it runs.
+_SQL = Path(__file__).parent / "sql"
 _STATEMENTS = {
-    file.name.removesuffix(".sql"): file.read_text(encoding="utf-8")
-    for file in files("pgtask._postgres").joinpath("sql").iterdir()
-    if file.name.endswith(".sql")
+    path.relative_to(_SQL).with_suffix("").as_posix(): path.read_text(encoding="utf-8") for path in _SQL.rglob("*.sql")
 }
 
 

@@ -7,32 +7,29 @@ caller's transaction; an id that was returned belongs to a row that was, or will
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 from uuid import UUID
 
-from pgtask._fastpath import Codec, CopyRows
+from pgtask._encode import check_key, encode, lane_of
+from pgtask._fastpath import CopyRows
+from pgtask._ids import TaskIds, first_id
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.embedded import start
 from pgtask._postgres.pools import client_pool
 from pgtask._postgres.store import statement
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, load_config
-from pgtask.errors import DecodeError, EnqueueError
-from pgtask.policy import check_priority, check_queue
-from pgtask.task import Task, family_of
+from pgtask.errors import EnqueueError
+from pgtask.task import Task
 
-__all__ = ["Client", "TaskIds"]
+__all__ = ["Client"]
 
 CHUNK_BYTES = 128 * 1024
 CHUNK_TASKS = 1000
-MOST_KEY_CHARACTERS = 512
 
 
 class Client:
@@ -172,14 +169,14 @@ class Client:
         key: str | None,
         conn: Any,
     ) -> UUID:
-        codec, payload = self._encode(step)
-        lane = _lane(step, queue, priority)
+        codec, payload = encode(step, self._max_step_bytes)
+        lane = lane_of(step, queue, priority)
         text = (codec.prefix + payload + b"}}").decode()
         if key is not None:
-            _check_key(key)
+            check_key(key)
         async with self._connection(conn) as connection:
             while True:
-                task_id = UUID(int=_first_id())
+                task_id = UUID(int=first_id())
                 with map_errors():
                     found = await connection.fetchval(statement("enqueue"), task_id, text, at, delay, *lane, key)
                 if found is None:
@@ -206,29 +203,12 @@ class Client:
         finally:
             await self._pool.release(connection)
 
-    def _encode(self, step: Task) -> tuple[Codec, bytes]:
-        codec = _codec(type(step))
-        try:
-            payload = codec.payload(step)
-        except Exception as error:
-            raise EnqueueError(f"step {codec.label} cannot be stored as JSON: {error}") from error
-        if len(payload) > self._max_step_bytes:
-            raise EnqueueError(
-                f"step {codec.label} is {len(payload)} bytes, more than the {self._max_step_bytes} allowed; "
-                "store the data elsewhere and enqueue a reference to it"
-            )
-        try:
-            codec.decode(payload)
-        except DecodeError as error:
-            raise EnqueueError(f"step {error}, so no worker could run it") from error
-        return codec, payload
-
     # --- many
 
     async def _copy(
         self, connection: Any, steps: Iterable[Task] | AsyncIterable[Task], queue: str | None, priority: int | None
     ) -> TaskIds:
-        first = UUID(int=_first_id())
+        first = UUID(int=first_id())
         rows = CopyRows(first.int)
         with map_errors():
             await connection.copy_to_table(
@@ -243,8 +223,8 @@ class Client:
         self, rows: CopyRows, steps: Iterable[Task] | AsyncIterable[Task], queue: str | None, priority: int | None
     ) -> AsyncIterator[bytes]:
         async for step in _each(steps):
-            codec, payload = self._encode(step)
-            name, level = _lane(step, queue, priority)
+            codec, payload = encode(step, self._max_step_bytes)
+            name, level = lane_of(step, queue, priority)
             if rows.add(codec, payload, name.encode(), level) >= CHUNK_BYTES:
                 yield rows.take()
         yield rows.take() + CopyRows.TRAILER
@@ -261,10 +241,10 @@ class Client:
         keys: list[str] = []
         chunk: dict[str, tuple[str, str, int]] = {}
         async for step in _each(steps):
-            codec, payload = self._encode(step)
-            name = _check_key(key(step))
+            codec, payload = encode(step, self._max_step_bytes)
+            name = check_key(key(step))
             keys.append(name)
-            chunk.setdefault(name, ((codec.prefix + payload + b"}}").decode(), *_lane(step, queue, priority)))
+            chunk.setdefault(name, ((codec.prefix + payload + b"}}").decode(), *lane_of(step, queue, priority)))
             if len(chunk) >= CHUNK_TASKS:
                 ids += await _insert_chunk(connection, keys, chunk)
                 keys, chunk = [], {}
@@ -274,7 +254,7 @@ class Client:
 async def _insert_chunk(connection: Any, keys: list[str], chunk: dict[str, tuple[str, str, int]]) -> list[UUID]:
     found: dict[str, UUID] = {}
     while missing := [key for key in chunk if key not in found]:
-        first = _first_id()
+        first = first_id()
         ids = [UUID(int=first + at) for at in range(len(missing))]
         columns = [list(column) for column in zip(*(chunk[key] for key in missing), strict=True)]
         with map_errors():
@@ -293,70 +273,3 @@ async def _each(steps: Iterable[Task] | AsyncIterable[Task]) -> AsyncIterator[Ta
             yield step
     else:
         raise EnqueueError(f"enqueue_many() takes an iterable of steps, not {steps!r:.80}")
-
-
-@cache
-def _codec(cls: type[Task]) -> Codec:
-    family = family_of(cls) if isinstance(cls, type) and issubclass(cls, Task) else None
-    if family is None or family is cls:
-        raise EnqueueError(f"a {cls.__name__} is not a step; enqueue an instance of a class that derives from a task")
-    return Codec(cls, family.__name__, cls.__name__, cls.transparent)
-
-
-def _lane(step: Task, queue: str | None, priority: int | None) -> tuple[str, int]:
-    policy = step.policy
-    try:
-        return (
-            policy.queue if queue is None else check_queue(queue),
-            policy.priority if priority is None else check_priority(priority),
-        )
-    except ValueError as error:
-        raise EnqueueError(str(error)) from None
-
-
-def _check_key(key: object) -> str:
-    if not isinstance(key, str) or not key or len(key) > MOST_KEY_CHARACTERS or "\0" in key:
-        raise EnqueueError(f"key {key!r:.80} must be a string of 1 to {MOST_KEY_CHARACTERS} characters without NUL")
-    return key
-
-
-def _first_id() -> int:
-    """A fresh UUID of version 7 (RFC 9562) as a number; the 2**61 numbers after it are ids of the same call.
-
-    Time-ordered, so that inserts touch the right end of the primary key only.
-    """
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    return (
-        (milliseconds & ((1 << 48) - 1)) << 80
-        | 0x7 << 76
-        | (random >> 64 & 0xFFF) << 64
-        | 0b10 << 62
-        | random & ((1 << 61) - 1)
-    )
-
-
-class TaskIds(Sequence[UUID]):
-    """The ids of one `enqueue_many`, in order: consecutive numbers, so that ten million of them take no room."""
-
-    def __init__(self, first: UUID, count: int) -> None:
-        self._first = first.int
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> UUID: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[UUID]: ...
-    def __getitem__(self, index: int | slice) -> UUID | list[UUID]:
-        if isinstance(index, slice):
-            return [UUID(int=self._first + at) for at in range(*index.indices(self._count))]
-        return UUID(int=self._first + range(self._count)[index])
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, UUID) and 0 <= value.int - self._first < self._count
-
-    def __repr__(self) -> str:
-        return f"<TaskIds {self._count}>"

@@ -1,5 +1,5 @@
--- The waiting tasks of one lane, queue $2 and priority $7, that are due up to the time $8; the oldest first, as they are
--- claimed. Parameters and columns are otherwise those of list_parked.sql.
+-- The waiting tasks of one lane, queue $2 and priority $7, that are due up to the time $8; the oldest first, as they
+-- are claimed. Parameters and columns are otherwise those of list_parked.sql.
 SELECT id, at, place, matches, nth
 FROM (
     SELECT

@@ -1,7 +1,7 @@
 -- Make the tasks $1 due, without an error and with all their retries; a task under a live lease is left alone.
 --
--- Says of each whether it was done, whether the task was there, and until when it was leased. Locks in the order of ids,
--- so that two such statements do not deadlock.
+-- Says of each whether it was done, whether the task was there, and until when it was leased. Locks in the order of
+-- ids, so that two such statements do not deadlock.
 WITH asked AS (
     SELECT DISTINCT id
     FROM unnest($1::uuid[]) AS asked (id)

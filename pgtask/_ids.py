@@ -1,0 +1,56 @@
+"""The ids of new tasks: UUIDs of version 7, made by the client, and whole ranges of them.
+
+Invariant: the ids of one call are consecutive numbers, so that ten million of them are a range and not a list.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import overload
+from uuid import UUID
+
+__all__ = ["TaskIds", "first_id"]
+
+
+def first_id() -> int:
+    """A fresh UUID of version 7 (RFC 9562) as a number; the 2**61 numbers after it are ids of the same call.
+
+    Time-ordered, so that inserts touch the right end of the primary key only.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    return (
+        (milliseconds & ((1 << 48) - 1)) << 80
+        | 0x7 << 76
+        | (random >> 64 & 0xFFF) << 64
+        | 0b10 << 62
+        | random & ((1 << 61) - 1)
+    )
+
+
+class TaskIds(Sequence[UUID]):
+    """The ids of one `enqueue_many`, in order: consecutive numbers, so that ten million of them take no room."""
+
+    def __init__(self, first: UUID, count: int) -> None:
+        self._first = first.int
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> UUID: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[UUID]: ...
+    def __getitem__(self, index: int | slice) -> UUID | list[UUID]:
+        if isinstance(index, slice):
+            return [UUID(int=self._first + at) for at in range(*index.indices(self._count))]
+        return UUID(int=self._first + range(self._count)[index])
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, UUID) and 0 <= value.int - self._first < self._count
+
+    def __repr__(self) -> str:
+        return f"<TaskIds {self._count}>"

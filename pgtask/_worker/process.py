@@ -1,0 +1,163 @@
+"""The worker's process: opens what the loop needs, listens to signals and to its parent, and sees to it that it ends.
+
+Invariants: it says `Ready` when all is open and `Gone` when it leaves; a stop always ends, at the latest four seconds
+after its grace, whatever the database or the user's code does: the leases then run out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import AsyncExitStack
+from typing import Any
+
+import uvloop
+
+from pgtask._events import log_event
+from pgtask._postgres.migrate import check_schema, migrate
+from pgtask._postgres.pools import user_pool
+from pgtask._postgres.store import Link
+from pgtask._worker.loop import UNWIND, Loop, Reason
+from pgtask._worker.status import Gone, Ready, StatusPipe, Tick
+from pgtask.app import App
+from pgtask.config import Config
+from pgtask.errors import SchemaError
+
+__all__ = ["run_worker"]
+
+log = logging.getLogger("pgtask.worker")
+
+TICK = 0.5  # seconds between two messages to the supervisor
+
+
+def run_worker(
+    config: Config, app: App, *, status: StatusPipe, parent_fd: int, counts_waiting: bool, embedded: bool
+) -> int:
+    """Run one worker in this process until it is told to leave, or a burst is over; returns the exit code, 0.
+
+    SIGTERM, or the end of `parent_fd`, drains within `config.grace`; SIGQUIT stops now. Tells `status`. With
+    `embedded` a missing schema is created. Raises `DatabaseRefused` for what waiting will not mend.
+    """
+    process = _Process(config, app, status, embedded=embedded, counts_waiting=counts_waiting)
+    # The loop is not closed: that would wait for steps which ignore their cancellation, and the process ends here.
+    uvloop.new_event_loop().run_until_complete(process.run(parent_fd))
+    return 0
+
+
+class _Process:
+    def __init__(self, config: Config, app: App, status: StatusPipe, *, embedded: bool, counts_waiting: bool) -> None:
+        self._config = config
+        self._app = app
+        self._status = status
+        self._embedded = embedded
+        self._counts_waiting = counts_waiting
+        self._working = False
+        self._stopping = False
+        self._waiting: int | None = None
+
+    async def run(self, parent_fd: int) -> None:
+        """Work until it is time to leave, and say why."""
+        self._main = asyncio.current_task()
+        self._loop = Loop(self._config, self._app, stopped=lambda: self._drain("notified"))
+        self._handle_signals(parent_fd)
+        try:
+            async with AsyncExitStack() as stack:
+                await self._open(stack)
+                self._status.send(Ready())
+                await self._work()
+            await self._loop.link.close()
+        except asyncio.CancelledError:
+            if self._loop.leaving is None:
+                raise
+        self._status.send(Gone(self._loop.leaving or "drained", self._loop.totals(), self._loop.some_parked))
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        """The connections, the schema, the user's pool and resources; in the order in which they depend."""
+        loop = self._loop
+        assert self._config.dsn is not None
+        try:
+            await check_schema(await loop.link.connected())
+        except SchemaError:
+            if not self._embedded:
+                raise
+            await migrate(self._config.dsn)
+        if loop.wake is not None:
+            await loop.wake.open()
+        loop.renew.start()
+        stack.callback(loop.renew.stop)
+        stack.callback(loop.dispatch.close)
+        pool = user_pool(self._config.dsn, pooled=not self._config.listen)
+        loop.dispatch.db = await stack.enter_async_context(pool)
+        if self._app.lifespan is not None:
+            loop.dispatch.resources = await stack.enter_async_context(self._app.lifespan())
+
+    async def _work(self) -> None:
+        """The pump, and what goes on beside it."""
+        services = [self._tick()]
+        if self._loop.wake is not None:
+            services.append(self._loop.wake.run())
+        if self._counts_waiting:
+            services.append(self._count_waiting())
+        background = [asyncio.create_task(self._watch(service)) for service in services]
+        self._working = True
+        try:
+            await self._loop.pump()
+            await self._loop.leave()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+
+    async def _watch(self, service: Any) -> None:
+        try:
+            await service
+        except Exception as error:
+            self._loop.fail(error)
+
+    # --- stopping
+
+    def _handle_signals(self, parent_fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._drain, "drained")
+        loop.add_signal_handler(signal.SIGQUIT, self._stop_now)
+        loop.add_reader(parent_fd, self._parent_gone, parent_fd)
+
+    def _parent_gone(self, parent_fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(parent_fd)
+        log_event(log, logging.WARNING, "parent.gone")
+        self._drain("drained")
+
+    def _drain(self, reason: Reason) -> None:
+        """Claim no more, and let what runs come to its end within the grace."""
+        if self._loop.leaving is None:
+            asyncio.get_running_loop().call_later(self._config.grace, self._stop_now)
+        self._loop.drain(reason)
+        if not self._working and self._main is not None:
+            self._main.cancel()  # still opening, perhaps waiting for a database that is away: nothing is held yet
+
+    def _stop_now(self) -> None:
+        """Running steps are cancelled and their leases given back; if even that takes too long, leave as it is."""
+        self._drain("drained")
+        self._loop.stop_now()
+        if not self._stopping:
+            self._stopping = True
+            assert self._main is not None
+            asyncio.get_running_loop().call_later(2 * UNWIND + 0.5, self._main.cancel)
+
+    # --- telling the supervisor
+
+    async def _tick(self) -> None:
+        """From the loop, so that the supervisor also knows that the loop lives."""
+        while True:
+            self._status.send(Tick(self._loop.totals(), self._waiting))
+            await asyncio.sleep(TICK)
+
+    async def _count_waiting(self) -> None:
+        """For the progress of a burst: how much there was to do when it began, counted once beside the work."""
+        assert self._config.dsn is not None
+        link = Link(self._config.dsn, f"pgtask worker {os.getpid()} count", pooled=not self._config.listen)
+        queues = list(self._config.queue) or None
+        ((self._waiting,),) = await link.run("count_due", queues, self._config.burst_horizon, 10_000_000)
+        await link.close()

@@ -27,7 +27,7 @@ _RESERVED = ("policy", "transparent", "run")
 
 
 class StepDefinition(msgspec.Struct, frozen=True):
-    """One step as the engine sees it. `edges` are the steps it may go on to; `field` the one of a transparent step."""
+    """One step as the engine sees it. `edges` are the steps it may go on to; `finishes` says that it may be `Done`."""
 
     cls: type[Task]
     task: str
@@ -35,6 +35,7 @@ class StepDefinition(msgspec.Struct, frozen=True):
     policy: Policy
     is_async: bool
     edges: tuple[type[Task], ...]
+    finishes: bool
     fields: tuple[str, ...]
     transparent: bool
 
@@ -141,13 +142,15 @@ def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]]) ->
     _check_signature(label, run)
     if not isinstance(cls.policy, Policy):
         raise DefinitionError(f"step {label}: policy must be a pgtask.Policy, not {cls.policy!r}")
+    members = _return_members(label, run, family)
     return StepDefinition(
         cls=cls,
         task=task.__name__,
         name=cls.__name__,
         policy=cls.policy,
         is_async=inspect.iscoroutinefunction(run),
-        edges=_edges(label, run, family),
+        edges=_edges(label, members, family),
+        finishes=Done in members,
         fields=_fields(label, cls),
         transparent=_transparent(label, cls),
     )
@@ -181,18 +184,24 @@ def _transparent(label: str, cls: type[Task]) -> bool:
     return bool(cls.transparent)
 
 
-def _edges(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> tuple[type[Task], ...]:
-    """The steps that the return annotation of `run` names, in its order."""
+def _return_members(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Sequence[Any]:
+    """The outcomes that the return annotation of `run` names, in its order."""
     annotation = _return_annotation(label, run, family)
+    members = _members(annotation)
+    if not all(member is Done or member is Fail or typing.get_origin(member) is Next for member in members):
+        raise DefinitionError(
+            f"step {label}: run() is annotated -> {_text(annotation)}; "
+            "annotate it with outcomes, as in -> Next[SomeStep] | Done"
+        )
+    return members
+
+
+def _edges(label: str, members: Sequence[Any], family: dict[str, type[Task]]) -> tuple[type[Task], ...]:
+    """The steps that `Next[...]` names among the members of an annotation."""
     edges: list[type[Task]] = []
-    for member in _members(annotation):
-        if member is Done or member is Fail:
-            continue
+    for member in members:
         if typing.get_origin(member) is not Next:
-            raise DefinitionError(
-                f"step {label}: run() is annotated -> {_text(annotation)}; "
-                "annotate it with outcomes, as in -> Next[SomeStep] | Done"
-            )
+            continue
         for step in _members(typing.get_args(member)[0]):
             known = family.get(getattr(step, "__name__", ""))
             if known is None or known is not step:

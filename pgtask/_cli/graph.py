@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from pgtask.app import App, StepDefinition, _members, _return_annotation
-from pgtask.outcome import Done
+from pgtask.app import App, StepDefinition
 from pgtask.task import Task
 
 __all__ = ["mermaid"]
@@ -55,12 +54,10 @@ def _aliases(steps: Sequence[StepDefinition], names: dict[type[Task], str]) -> I
 def _arrows(task: type[Task], steps: Sequence[StepDefinition], names: dict[type[Task], str]) -> Iterator[str]:
     for start in _beginnings(steps):
         yield f"[*] --> {names[start]}"
-    family = {definition.name: definition.cls for definition in steps}
     for definition in steps:
         for edge in definition.edges:
             yield f"{names[definition.cls]} --> {names[edge]}"
-        members = _members(_return_annotation(definition.label, definition.cls.run, family))  # type: ignore[attr-defined]
-        if Done in members:
+        if definition.finishes:
             yield f"{names[definition.cls]} --> [*]"
 
 

@@ -52,7 +52,8 @@ def _cells(lane: LaneCount, report: Report) -> tuple[str, ...]:
 def _warnings(report: Report) -> Iterator[str]:
     expired = sum(lane.expired_leases for lane in report.lanes)
     if expired:
-        yield f"{expired:,} leases have run out and no worker has taken the tasks over: is one running?"
+        leases = "1 lease has" if expired == 1 else f"{expired:,} leases have"
+        yield f"{leases} run out and no worker has taken over: is one running?"
     holder = report.oldest_transaction
     if holder is not None and _age(holder, report) >= LONG_TRANSACTION:
         who = (

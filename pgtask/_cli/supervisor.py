@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(config: Config, progress: Progress | None) -> int:
     # Here, not above: usage errors and --help need no database driver. Before the fork: children share it.
-    from pgtask._worker.loop import run_worker
+    from pgtask._worker.process import run_worker
 
     embedded = config.dsn is None
     if embedded:

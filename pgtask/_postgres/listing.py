@@ -31,8 +31,9 @@ SCAN_LIMIT = 100_000
 """Rows read at most for one page; a filter may leave most of them out."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# What asyncpg takes for infinity, and the place behind all rows of one time.
-_NEVER, _LONG_AGO = datetime.max, datetime.min
+# asyncpg takes the first and last of Python's times for the infinities, as which it also reads them.
+_NEVER, _LONG_AGO = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
+# Before and behind all rows of one time.
 _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 
 
@@ -86,13 +87,9 @@ class Cursor(msgspec.Struct, frozen=True):
     @property
     def time(self) -> datetime:
         try:
-            time = _EPOCH + timedelta(microseconds=self.microseconds)
+            return _EPOCH + timedelta(microseconds=self.microseconds)
         except OverflowError:
             raise ValueError(str(self)) from None
-        for infinite in (_NEVER, _LONG_AGO):
-            if time.replace(tzinfo=None) == infinite:
-                return infinite
-        return time
 
 
 class Page(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ WITH expired AS (
 SELECT
     (SELECT count(*) FROM expired),
     (
-        SELECT extract(epoch FROM lock_expires_at - now())::float8
+        SELECT (extract(epoch FROM lock_expires_at) - extract(epoch FROM now()))::float8
         FROM pg_task
         WHERE locked_by IS NOT NULL
           AND lock_expires_at >= now()

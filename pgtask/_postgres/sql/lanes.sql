@@ -1,6 +1,7 @@
 -- The lanes (queue, priority) that hold waiting tasks, and in how many seconds the first task of each falls due.
 --
--- A loose index scan: one probe of pg_task_ready_idx per lane, whatever the number of tasks.
+-- A loose index scan: one probe of pg_task_ready_idx per lane, whatever the number of tasks. The difference is taken
+-- of numbers, since timestamps cannot be subtracted from infinity, which an operator may write to put a task on hold.
 WITH RECURSIVE lane AS (
     (
         SELECT queue, priority, wakeup_at
@@ -23,5 +24,5 @@ WITH RECURSIVE lane AS (
         LIMIT 1
     ) AS following
 )
-SELECT queue, priority, extract(epoch FROM wakeup_at - now())::float8
+SELECT queue, priority, (extract(epoch FROM wakeup_at) - extract(epoch FROM now()))::float8
 FROM lane

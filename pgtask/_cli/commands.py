@@ -1,0 +1,105 @@
+"""`pgtask`: the commands of the person who looks after the tasks.
+
+Invariants: a failure is one line on stderr and an exit code of `ExitCode`, never a traceback; stdout carries what was
+asked for and nothing else. Nothing is asked back: a command does what its words say, or says why not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pgtask._cli.arguments import parse
+from pgtask._cli.change import cancel_command, retry_command
+from pgtask._cli.database import configured_database, find_database, say, with_connection
+from pgtask._cli.enqueue import enqueue_command
+from pgtask._cli.look import graph_command, list_command, show_command, stats_command
+from pgtask._cli.psql import psql_command
+from pgtask._postgres import embedded
+from pgtask._postgres.migrate import migrate, migration_sql
+from pgtask._postgres.tasks import stop_workers
+from pgtask._supervisor.states import ExitCode
+from pgtask.errors import AppLoadError, ConfigError, DatabaseError, DefinitionError, PgtaskError
+
+__all__ = ["main"]
+
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports a death of SIGINT and SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show an ellipsis is no error
+    try:
+        args = parse(sys.argv[1:] if argv is None else argv)
+        code = _COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return code
+    except PgtaskError as error:
+        say(str(error))
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _exit_code(error: PgtaskError) -> int:
+    match error:
+        case DatabaseError():
+            return ExitCode.DATABASE
+        case AppLoadError() | DefinitionError():
+            return ExitCode.APP
+    return ExitCode.USAGE
+
+
+# --- the commands that are about the database, not about tasks -----------------------------------------------------
+
+
+def migrate_command(args: argparse.Namespace) -> int:
+    if args.sql:
+        print(migration_sql(keep_pg_task=args.keep_pg_task), end="")
+        return 0
+    database = find_database(vars(args))
+    for line in asyncio.run(migrate(database.dsn, keep_pg_task=args.keep_pg_task)) or ["the schema is up to date"]:
+        print(line)
+    return 0
+
+
+def stop_command(args: argparse.Namespace) -> int:
+    is_configured = configured_database(vars(args)) is not None
+    if args.server:
+        if is_configured:
+            raise ConfigError(
+                "--server ends the embedded PostgreSQL, but another database is configured, and that is not ours to end"
+            )
+        was_running = embedded.stop(Path.cwd())
+        print("the embedded PostgreSQL has ended" if was_running else "the embedded PostgreSQL was not running")
+    elif not is_configured and not embedded.is_running(Path.cwd()):
+        print("the embedded PostgreSQL is not running, so no worker is working")
+    else:
+        with_connection(args, stop_workers, needs_schema=False)
+        print("told all workers, on every host, to finish their running steps and leave")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "migrate": migrate_command,
+    "enqueue": enqueue_command,
+    "list": list_command,
+    "show": show_command,
+    "retry": retry_command,
+    "cancel": cancel_command,
+    "stats": stats_command,
+    "stop": stop_command,
+    "graph": graph_command,
+    "psql": psql_command,
+}

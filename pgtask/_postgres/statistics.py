@@ -1,0 +1,88 @@
+"""What `pgtask stats` knows: bounded counts per lane, the weight of the table, and who holds vacuum back.
+
+Invariant: the price does not follow the size of the table. No number is counted further than `COUNT_LIMIT`, and with
+many lanes less far, so that a report reads about a million index entries at most.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from pgtask._postgres.store import statement
+from pgtask._postgres.tasks import plain_values, transaction
+
+__all__ = ["COUNT_LIMIT", "LaneCount", "Report", "Transaction", "gather_statistics"]
+
+COUNT_LIMIT = 100_000
+_WHOLE_LIMIT = 1_000_000
+_LOWEST_LIMIT = 1_000
+
+
+class LaneCount(msgspec.Struct, kw_only=True):
+    """The tasks of one lane. `at_least` names the numbers that were not counted to their end."""
+
+    queue: str
+    priority: int
+    ready: int = 0
+    scheduled: int = 0
+    leased: int = 0
+    parked: int = 0
+    expired_leases: int = 0
+    at_least: list[str] = []
+    oldest_due: datetime | None = None
+    next_due: datetime | None = None
+
+
+class Transaction(msgspec.Struct, frozen=True, kw_only=True):
+    """An open transaction; `pid` is None if it is a prepared one."""
+
+    pid: int | None
+    name: str
+    state: str | None
+    began_at: datetime
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """As of `seen_at`, by the clock of the server. `rows` is the planner's estimate, None before the first vacuum."""
+
+    lanes: list[LaneCount]
+    rows: int | None
+    dead_rows: int
+    table_bytes: int
+    index_bytes: int
+    vacuumed_at: datetime | None
+    oldest_transaction: Transaction | None
+    seen_at: datetime
+
+
+async def gather_statistics(connection: Any) -> Report:
+    """Read it all in one snapshot."""
+    async with transaction(connection, readonly=True):
+        lanes = await _count(connection)
+        size = await connection.fetchrow(statement("table_size"))
+        holder = await connection.fetchrow(statement("oldest_transaction"))
+    oldest = None if holder is None else Transaction(**plain_values(holder))
+    return Report(lanes=lanes, oldest_transaction=oldest, **plain_values(size))
+
+
+async def _count(connection: Any) -> list[LaneCount]:
+    lanes = [(queue, priority) for queue, priority, _ in await connection.fetch(statement("lanes"))]
+    limit = max(_LOWEST_LIMIT, min(COUNT_LIMIT, _WHOLE_LIMIT // max(1, len(lanes))))
+    queues, priorities = [queue for queue, _ in lanes], [priority for _, priority in lanes]
+    waiting = await connection.fetch(statement("count_lanes"), queues, priorities, limit)
+    counts = {(row["queue"], row["priority"]): LaneCount(**plain_values(row)) for row in waiting}
+    for count in counts.values():
+        count.at_least += [name for name in ("ready", "scheduled") if getattr(count, name) == limit]
+    held = await connection.fetch(statement("count_held"), COUNT_LIMIT)
+    for row in held:
+        lane = (row["queue"], row["priority"])
+        count = counts.setdefault(lane, LaneCount(queue=lane[0], priority=lane[1]))
+        count.leased, count.parked, count.expired_leases = row["leased"], row["parked"], row["expired"]
+    for name in ("leased", "parked"):
+        if sum(row[name] for row in held) == COUNT_LIMIT:
+            for count in counts.values():
+                count.at_least.append(name)
+    return sorted(counts.values(), key=lambda count: (count.queue, -count.priority))

@@ -1,0 +1,269 @@
+"""Index a directory tree: the size, the lines and the SHA-256 of each file, in the table `file_index`.
+
+    python -m examples.file_index [DIRECTORY]
+
+The first half is an app as you would write one: a task per file, and what may happen to a file as the edges between
+its steps. The second half is the demonstration: it enqueues a whole tree (default: Python's standard library), runs
+the supervisor over it, and compares every row with what `sha256sum` and `wc -l` say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from pgtask import App, Client, Context, Done, Fail, Next, Policy, Task
+from pgtask._postgres import embedded
+from pgtask.config import load_config
+
+MOST_LOOKS = 5
+
+
+class FileIndex(Task):
+    """What is done for one file: Read -> Digest -> Store; or Forget, when it is gone.
+
+    The file stays on the disk: a row carries its name and what was found out so far. Nothing here handles a file that
+    cannot be read: the error parks the task, and stays in its row until somebody has given the permission.
+    """
+
+    policy = Policy(queue="file_index", retry_limit=2, retry_delay=timedelta(seconds=1))
+
+
+class Read(FileIndex):
+    """Read which state the file is in. Blocking calls go into a plain `def run`: it has a thread of its own."""
+
+    path: str
+    looks: int = 0
+
+    def run(self, ctx: Context) -> Next[Digest] | Next[Forget] | Fail:
+        if self.looks == MOST_LOOKS:
+            return Fail(f"{self.path} changes all the time")
+        try:
+            state = os.lstat(self.path)
+        except FileNotFoundError:
+            return Next(Forget(self.path))
+        if not stat.S_ISREG(state.st_mode):
+            return Next(Forget(self.path))
+        return Next(Digest(self.path, self.looks + 1, state.st_size, state.st_mtime_ns))
+
+
+class Digest(FileIndex):
+    """Hash it and count its lines; if that was not the file which Read saw, look again a second later."""
+
+    path: str
+    looks: int
+    size: int
+    modified: int
+
+    def run(self, ctx: Context) -> Next[Store] | Next[Read]:
+        sha256, lines = hashlib.sha256(), 0
+        try:
+            with open(self.path, "rb") as file:
+                while chunk := file.read(256 * 1024):
+                    sha256.update(chunk)
+                    lines += chunk.count(b"\n")
+                state = os.fstat(file.fileno())
+        except FileNotFoundError:
+            return Next(Read(self.path, self.looks))
+        if (state.st_size, state.st_mtime_ns) != (self.size, self.modified):
+            return Next(Read(self.path, self.looks), after=timedelta(seconds=1))
+        return Next(Store(self.path, sha256.hexdigest(), lines, self.size))
+
+
+class Store(FileIndex):
+    """A step may run twice if its worker dies, so what it writes is the same the second time."""
+
+    path: str
+    sha256: str
+    lines: int
+    size: int
+
+    async def run(self, ctx: Context) -> Done:
+        await ctx.db.execute(
+            """
+            INSERT INTO file_index (path, sha256, lines, bytes)
+            VALUES ($1, $2, $3, $4)
+            ON CONFLICT (path) DO UPDATE
+            SET sha256 = excluded.sha256,
+                lines = excluded.lines,
+                bytes = excluded.bytes
+            """,
+            self.path,
+            self.sha256,
+            self.lines,
+            self.size,
+        )
+        return Done()
+
+
+class Forget(FileIndex):
+    path: str
+
+    async def run(self, ctx: Context) -> Done:
+        await ctx.db.execute("DELETE FROM file_index WHERE path = $1", self.path)
+        return Done()
+
+
+app = App(FileIndex)
+
+
+# --- the demonstration --------------------------------------------------------------------------------------------
+
+PROGRAMS = {"pgtask": "pgtask", "pgtask-supervisor": "pgtask._cli.supervisor"}
+
+
+def main(root: str | None = None) -> int:
+    """Index `root`, print a summary, check it; 1 if anything differs. Leaves no server running that it has started."""
+    root = os.path.abspath(root or sysconfig.get_path("stdlib"))
+    if not os.path.isdir(root):
+        print(f"{root} is not a directory", file=sys.stderr)
+        return 2
+    embedded_is_ours = load_config().dsn is None and not embedded.is_running(Path.cwd())
+    try:
+        return demonstrate(root)
+    finally:
+        if embedded_is_ours:
+            embedded.stop(Path.cwd())
+
+
+def demonstrate(root: str) -> int:
+    if code := run("pgtask", "migrate"):
+        return code
+    began = time.time()
+    files = [path for path in regular_files(root) if is_utf8(path)]
+    ids = asyncio.run(enqueue(root, files))
+    code = run("pgtask-supervisor", "examples.file_index:app", "--queue", "file_index", "--procs", "2", "--burst")
+    if code not in (0, 1):  # 1 says that some task is parked: it is listed below
+        return code
+    rows, parked = asyncio.run(look(root, ids))
+    seconds = time.time() - began
+    lines, size = sum(row["lines"] for row in rows), sum(row["bytes"] for row in rows)
+    print(f"{root}: {len(rows):,} files, {lines:,} lines, {size:,} bytes")
+    print(f"indexed in {seconds:.1f} s: {len(rows) / seconds:,.0f} files/s, from the walk of the tree to the last row")
+    for row in parked:
+        print(f"not indexed: {row['path']}: {row['error'].partition(' (at ')[0]}")
+    indexed = {row["path"]: (row["sha256"], str(row["lines"])) for row in rows}
+    return check([path for path in files if path not in {row["path"] for row in parked}], indexed, began)
+
+
+def run(program: str, *arguments: str) -> int:
+    """Run one of our commands, as if it were on the PATH."""
+    print("$", program, *arguments, flush=True)
+    return subprocess.run([sys.executable, "-m", PROGRAMS[program], *arguments], check=False).returncode
+
+
+def regular_files(root: str) -> Iterator[str]:
+    """No links; and nothing that pip has put below the standard library, which may be many times its size."""
+    for directory, below, names in os.walk(root, onerror=lambda error: print(f"not indexed: {error}")):
+        below[:] = [name for name in below if name not in ("site-packages", "dist-packages")]
+        for path in (os.path.join(directory, name) for name in names):
+            if os.path.isfile(path) and not os.path.islink(path):
+                yield path
+
+
+def is_utf8(path: str) -> bool:
+    """A step is JSON, which has no place for a name that is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        print(f"not indexed: {os.fsencode(path)!r}: the name is not UTF-8")
+        return False
+    return True
+
+
+@asynccontextmanager
+async def database() -> AsyncIterator[Any]:
+    dsn = load_config().dsn or embedded.start(Path.cwd())
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def enqueue(root: str, files: list[str]) -> Sequence[UUID]:
+    """A task for each file that is there now, or was there before; all of them in one transaction, or none."""
+    async with database() as connection, Client() as client, connection.transaction():
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS file_index (path text PRIMARY KEY, sha256 text, lines bigint, bytes bigint)"
+        )
+        known = await connection.fetch("SELECT path FROM file_index WHERE starts_with(path, $1 || '/')", root)
+        # What an earlier run has parked gets another chance. Its key stands for it: it is not enqueued a second time.
+        await connection.execute(
+            "UPDATE pg_task SET error = NULL, tried = 0 WHERE queue = 'file_index' AND error IS NOT NULL"
+        )
+        return await client.enqueue_many(
+            map(Read, dict.fromkeys([*files, *(row["path"] for row in known)])),
+            key=lambda step: hashlib.sha256(step.path.encode()).hexdigest(),
+            conn=connection,
+        )
+
+
+async def look(root: str, ids: Sequence[UUID]) -> tuple[list[Any], list[Any]]:
+    """What is in the index now, and which of our tasks are parked."""
+    async with database() as connection:
+        return (
+            await connection.fetch("SELECT * FROM file_index WHERE starts_with(path, $1 || '/')", root),
+            await connection.fetch(
+                """
+                SELECT jsonb_path_query_first(step::jsonb, '$.*.*.path') #>> '{}' AS path, error
+                FROM pg_task
+                WHERE id = ANY ($1) AND error IS NOT NULL
+                """,
+                ids,
+            ),
+        )
+
+
+def check(files: list[str], indexed: dict[str, tuple[str, str]], began: float) -> int:
+    """Compare every file with what sha256sum and wc say of it; 1 if one differs that has not changed since we began."""
+    sums = ask(["sha256sum"] if shutil.which("sha256sum") else ["shasum", "-a", "256"], files)
+    counts = ask(["wc", "-l"], files)
+    same = wrong = 0
+    for path in files:
+        if path in indexed and indexed[path] == (sums.get(path), counts.get(path)):
+            same += 1
+        elif not os.path.exists(path) or os.stat(path).st_ctime >= began:
+            print(f"not checked: {path} has changed meanwhile")
+        else:
+            wrong += 1
+            print(f"DIFFERENT: {path}: {indexed.get(path)}, but the tools say {sums.get(path)}, {counts.get(path)}")
+    print(f"checked against sha256sum and wc -l: {same:,} files are the same, {wrong:,} differ")
+    return 1 if wrong else 0
+
+
+def ask(tool: list[str], paths: list[str]) -> dict[str, str]:
+    """The first word that `tool` prints for each file."""
+    # They print names with such characters in ways of their own, so these files are given to them without a name.
+    odd = {path for path in paths if set(path) & set("\\\n\r")}
+    names = "\0".join(path for path in paths if path not in odd)
+    said = subprocess.run(["xargs", "-0", *tool], input=names.encode(), stdout=subprocess.PIPE, check=False).stdout
+    answers = {}
+    for line in said.decode().split("\n"):
+        answer, slash, name = line.partition("/")
+        if slash:  # else a total, or the empty last line
+            answers[slash + name] = answer.split()[0]
+    for path in filter(os.path.exists, odd):
+        with open(path, "rb") as file:
+            said = subprocess.run(tool, stdin=file, stdout=subprocess.PIPE, check=True).stdout
+        answers[path] = said.decode().split()[0]
+    return answers
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))

@@ -1,0 +1,31 @@
+"""Greet whoever is named in a file. Played step by step in docs/tutorial.md."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from pgtask import App, Context, Done, Next, Policy, Task
+
+
+class Greeter(Task):
+    """A task is a closed family of steps; this class names the family."""
+
+
+class ReadName(Greeter):
+    policy = Policy(retry_limit=5, retry_delay=timedelta(seconds=1))
+    filename: str
+
+    async def run(self, ctx: Context) -> Next[SayHello]:
+        return Next(SayHello(Path(self.filename).read_text().strip()))  # noqa: ASYNC240 - a small file
+
+
+class SayHello(Greeter):
+    name: str
+
+    async def run(self, ctx: Context) -> Done:
+        print(f"Hello, {self.name}")
+        return Done()
+
+
+app = App(Greeter)

@@ -1,0 +1,325 @@
+"""The examples do what their documents say, and the documents say what is so.
+
+The commands are those of the documents, in an empty directory that has `examples` in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import Fleet, Rows
+
+from examples import file_index
+from pgtask._cli.graph import mermaid
+from pgtask._postgres import embedded
+from pgtask.app import load_app
+from pgtask.config import SETTINGS, Setting, load_config
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path) -> Path:
+    """The working directory, with the examples in it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def python(*arguments: str, dsn: str | None = None) -> subprocess.CompletedProcess[bytes]:
+    """`python -m ...`, on the database `dsn` or on the embedded default."""
+    environment = {**os.environ, **({"DATABASE_URL": dsn} if dsn else {})}
+    command = [sys.executable, "-W", "error", "-m", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, timeout=100, check=False)
+
+
+def text(result: subprocess.CompletedProcess[bytes], code: int = 0) -> str:
+    """What was printed, if it ended as it should."""
+    assert result.returncode == code, (result.stdout.decode(), result.stderr.decode())
+    return result.stdout.decode()
+
+
+# --- the tutorial
+
+
+def test_the_greeter_fails_six_times_is_repaired_and_greets(dsn: str, here: Path) -> None:
+    rows = Rows(dsn)
+    words = ("enqueue", "examples.tutorial:app", "ReadName", '{"filename": "name.txt"}')
+    task = text(python("pgtask", *words, dsn=dsn)).strip()
+    with Fleet(dsn, app="examples.tutorial:app", procs=2) as fleet:
+        rows.until("SELECT error IS NOT NULL FROM pg_task")
+        (row,) = rows("SELECT id::text, step, tried, error FROM pg_task")
+        assert (row["id"], row["step"]) == (task, '{"Greeter":{"ReadName":{"filename":"name.txt"}}}')
+        assert row["tried"] == 6
+        assert row["error"].startswith("FileNotFoundError: [Errno 2] No such file or directory: 'name.txt' (at ")
+        fleet.until("task.parked")
+        (here / "name.txt").write_text("Ferris\n")
+        rows("UPDATE pg_task SET error = NULL")
+        revived = time.monotonic()
+        assert fleet.until("Hello") == "Hello, Ferris\n"
+        assert time.monotonic() - revived < 1
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+        fleet.send(signal.SIGINT)
+        assert fleet.ends() == 0
+    assert fleet.output.count("task.parked") == 1
+
+
+@pytest.mark.parametrize("document", ["docs/tutorial.md", "README.md"])
+def test_the_greeter_in_the_documents_is_the_example(document: str) -> None:
+    def after_docstring(code: str) -> str:
+        return code.partition("from __future__")[2]
+
+    example = re.sub(r"  # noqa.*", "", (ROOT / "examples/tutorial.py").read_text())
+    assert after_docstring(blocks(ROOT / document, "python")[0]) == after_docstring(example)
+
+
+def test_the_graph_in_the_tutorial_is_what_the_command_prints() -> None:
+    app = load_app("examples.tutorial:app")
+    assert blocks(ROOT / "docs/tutorial.md", "mermaid") == [mermaid(app)]
+
+
+# --- delay and counter
+
+
+def test_delay(dsn: str) -> None:
+    text(python("examples.delay", dsn=dsn))
+    with Fleet(dsn, "--burst", app="examples.delay:app") as fleet:
+        assert fleet.ends() == 0
+    said = [line.strip() for line in fleet.lines if line.endswith((": in the water\n", ": served\n"))]
+    assert sorted(said) == [
+        "cold, three seconds from now: served",
+        "one second after the others: in the water",
+        "one second after the others: served",
+        "soft: in the water",
+        "soft: served",
+    ]
+    assert said[:2] == ["soft: in the water", "one second after the others: in the water"]
+    assert said.index("soft: served") < said.index("one second after the others: served")
+
+
+def test_counter(dsn: str) -> None:
+    text(python("examples.counter", "3", dsn=dsn))
+    with Fleet(dsn, "--burst", app="examples.counter:app") as fleet:
+        assert fleet.ends() == 0
+    assert fleet.output.count("counted to 1,000 in ") == 3
+    assert "3 tasks done, 3,003 steps, 0 errors" in fleet.output
+
+
+# --- file_index
+
+CONTENTS = {
+    b"empty": b"",
+    b"lines": b"one\ntwo\n",
+    b"no newline at the end": b"one\ntwo",
+    b"binary": bytes(range(256)) * 3000,
+    b"new\nline": b"a\nb\n",
+    b"new": b"another file than the one above\n",
+    b"back\\slash": b"",
+    b"carriage\rreturn": b"\r\n",
+    b" leading, trailing ": b"x\n",
+    b"-dash": b"x\n",
+    b"total": b"x\n",
+    b"quote'\"s": b"x\n",
+    "ünïcödé \u2028 \N{SNOWMAN}".encode(): b"x\n",
+    b"below/" + b"x" * 250: b"x\n",
+}
+
+
+@pytest.fixture
+def tree(here: Path) -> Path:
+    tree = here / "tree"
+    (tree / "below").mkdir(parents=True)
+    for name, content in CONTENTS.items():
+        (tree / os.fsdecode(name)).write_bytes(content)
+    (tree / "link").symlink_to("lines")
+    (tree / "dangling").symlink_to("nowhere")
+    (tree / "below" / "loop").symlink_to("..")
+    os.mkfifo(tree / "pipe")
+    return tree
+
+
+def expected(tree: Path) -> dict[str, tuple[str, int, int]]:
+    files = (path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+    contents = {str(path): path.read_bytes() for path in files}
+    return {path: (hashlib.sha256(raw).hexdigest(), raw.count(b"\n"), len(raw)) for path, raw in contents.items()}
+
+
+def indexed(rows: Rows) -> dict[str, tuple[str, int, int]]:
+    return {row["path"]: tuple(row)[1:] for row in rows("SELECT path, sha256, lines, bytes FROM file_index")}
+
+
+def test_file_index_follows_a_tree_of_odd_names(dsn: str, tree: Path) -> None:
+    rows = Rows(dsn)
+    said = text(python("examples.file_index", str(tree), dsn=dsn))
+    assert indexed(rows) == expected(tree)
+    assert f"{len(CONTENTS)} files," in said
+    assert f"checked against sha256sum and wc -l: {len(CONTENTS)} files are the same, 0 differ" in said
+
+    (tree / "lines").unlink()
+    (tree / "new").write_text("more\nthan\nthere\nwas\n")
+    (tree / "fresh").write_text("a fresh one\n")
+    (tree / "total").unlink()
+    (tree / "total").mkdir()
+    text(python("examples.file_index", str(tree), dsn=dsn))
+    assert indexed(rows) == expected(tree)
+    assert rows.value("SELECT count(*) FROM pg_task") == 0
+
+
+def test_file_index_says_which_names_have_no_place_in_json(dsn: str, here: Path) -> None:
+    tree = here / "tree"
+    tree.mkdir()
+    try:
+        (tree / os.fsdecode(b"bad\xff")).write_text("x")
+    except OSError:
+        pytest.skip("this file system has Unicode names only")
+    (tree / "good").write_text("x")
+    said = text(python("examples.file_index", str(tree), dsn=dsn))
+    assert f"not indexed: {os.fsencode(tree) + b'/bad' + bytes([255])!r}: the name is not UTF-8" in said
+    assert "1 files are the same, 0 differ" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_file_index_parks_what_it_may_not_read_until_it_may(dsn: str, tree: Path) -> None:
+    secret = tree / "lines"
+    secret.chmod(0)
+    said = text(python("examples.file_index", str(tree), dsn=dsn))
+    assert f"not indexed: {secret}: PermissionError" in said
+    assert f"{len(CONTENTS) - 1} files are the same, 0 differ" in said
+    secret.chmod(0o600)
+    text(python("examples.file_index", str(tree), dsn=dsn))
+    assert indexed(Rows(dsn)) == expected(tree)
+
+
+def test_file_index_reports_a_row_that_is_wrong(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = {path: (sha256, str(lines)) for path, (sha256, lines, _) in expected(tree).items()}
+    later = time.time() + 60
+    assert file_index.check(list(truth), truth, later) == 0
+    lines, new = str(tree / "lines"), str(tree / "new\nline")
+    lost = {path: facts for path, facts in truth.items() if path != lines}
+    assert file_index.check(list(truth), lost, later) == 1
+    assert file_index.check(list(truth), {**truth, new: (truth[new][0], "3")}, later) == 1
+    assert capsys.readouterr().out.count("DIFFERENT: ") == 2
+    assert file_index.check(list(truth), lost, began=0) == 0, "it has changed since"
+
+
+def test_file_index_goes_back_when_a_file_is_being_written(here: Path) -> None:
+    path = here / "file"
+    path.write_text("one\n")
+    context: Any = None
+    digest = file_index.Read(str(path)).run(context)
+    path.write_text("one\ntwo\n")
+    assert digest.step.run(context).step == file_index.Read(str(path), looks=1)  # type: ignore[union-attr]
+    path.unlink()
+    assert digest.step.run(context).step == file_index.Read(str(path), looks=1)  # type: ignore[union-attr]
+    assert file_index.Read(str(path), looks=1).run(context).step == file_index.Forget(str(path))  # type: ignore[union-attr]
+    assert file_index.Read(str(path), looks=5).run(context).reason.endswith("changes all the time")  # type: ignore[union-attr]
+
+
+def test_file_index_ends_the_embedded_server_that_it_started(here: Path, tree: Path) -> None:
+    said = text(python("examples.file_index", str(tree)))
+    assert "0 differ" in said
+    assert (here / ".pgtask/data").is_dir()
+    assert not embedded.is_running(here)
+
+
+def test_file_index_refuses_what_is_no_directory(dsn: str) -> None:
+    result = python("examples.file_index", "/nowhere", dsn=dsn)
+    assert (result.returncode, result.stderr) == (2, b"/nowhere is not a directory\n")
+
+
+# --- what the documents say
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def without_code(path: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_in_documents_compiles(name: str) -> None:
+    for number, block in enumerate(blocks(ROOT / name, "python")):
+        compile(block, f"{name} block {number}", "exec")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(ROOT / name)):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        assert path.exists(), f"{name} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{name} links to {target}"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_and_tests_that_are_named_exist(name: str) -> None:
+    said = without_code(ROOT / name)
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for test in re.findall(r"`(test_\w+)`", said):
+        assert f"def {test}(" in tests, f"{name} names {test}"
+    for file in re.findall(r"`([\w/]+\.(?:py|pyx|sql))`", said):
+        found = [path for path in ROOT.rglob(Path(file).name) if path.as_posix().endswith(f"/{file}")]
+        assert found or file == "greetings.py", f"{name} names {file}"
+
+
+def table_row(setting: Setting) -> str:
+    words = (setting.flag, setting.metavar) if setting.name != "app" else (setting.metavar,)
+    flag = " ".join(word for word in words if word)
+    return f"| `{flag}` | `{setting.variable}` | `{setting.key}` | {setting.help} |"
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    table = "\n".join(table_row(setting) for setting in SETTINGS)
+    section = (ROOT / "docs/operations.md").read_text().partition("\n## Commands")[0]
+    assert f"|---|---|---|---|\n{table}\n\n" in section, f"docs/operations.md should say:\n{table}"
+
+
+def test_the_settings_of_the_example_file_are_settings(here: Path) -> None:
+    (block,) = blocks(ROOT / "docs/operations.md", "toml")
+    (here / "pyproject.toml").write_text(block)
+    config = load_config(environ={})
+    assert (config.app, config.procs, config.queue, config.listen) == ("greetings:app", 4, ("default", "mail"), True)
+
+
+def test_the_table_of_events_is_complete() -> None:
+    section = (ROOT / "docs/operations.md").read_text().partition("## Watching")[2].partition("\n## ")[0]
+    lines = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    documented = {(event, level) for events, level, *_ in lines for event in re.findall(r"`(\S+)`", events)}
+    source = "\n".join(path.read_text() for path in (ROOT / "pgtask").rglob("*.py"))
+    logged = {
+        (event, level.lower())
+        for level, event in re.findall(r'logging\.(INFO|WARNING|ERROR)(?: if .*)?,\s+"([a-z]+\.[a-z_]+)"', source)
+    }
+    embedded_events = {(event, "info") for event in re.findall(r'"(embedded\.[a-z]+)"', source)}
+    assert documented == logged | embedded_events
+
+
+@pytest.mark.timeout(60)
+def test_the_statements_for_psql_work(dsn: str) -> None:
+    rows = Rows(dsn)
+    statements = blocks(ROOT / "docs/operations.md", "sql")
+    rows('INSERT INTO pg_task (step) VALUES (\'{"Greeter":{"ReadName":{"filename":"name.txt"}}}\')')
+    for statement in statements:
+        rows(statement)
+    assert len(statements) >= 8

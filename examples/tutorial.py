@@ -17,7 +17,7 @@ class ReadName(Greeter):
     filename: str
 
     async def run(self, ctx: Context) -> Next[SayHello]:
-        return Next(SayHello(Path(self.filename).read_text().strip()))  # noqa: ASYNC240 - a small file
+        return Next(SayHello(Path(self.filename).read_text().strip()))
 
 
 class SayHello(Greeter):

@@ -473,7 +473,8 @@ cdef class Dispatcher:
     """Runs steps and puts what comes of them into the buffer.
 
     `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A subclass
-    supplies what is slow or rare: `wake`, `start_thread`, `describe`, `interrupted`, `parked`, `unknown`, `broke`.
+    supplies what is slow or rare: `wake`, `start_thread`, `describe`, `interrupted`, `failed`,
+    `parked`, `unknown`, `broke`.
     """
 
     cdef readonly Table table
@@ -516,6 +517,9 @@ cdef class Dispatcher:
     def interrupted(self, error):
         """Whether a step failed only because its connection to the database was lost."""
         return False
+
+    def failed(self, Lease lease, error, double delay):
+        """A try has failed and will be repeated after `delay` seconds."""
 
     def parked(self, Lease lease, str text):
         """A task was parked."""
@@ -710,7 +714,9 @@ cdef class Dispatcher:
         policy = lease.entry.policy
         if lease.tried < policy.retry_limit:
             self.errors += 1
-            self.move(lease, None, lease.tried + 1, None, policy.delay_before_retry(lease.tried + 1))
+            delay = policy.delay_before_retry(lease.tried + 1)
+            self.failed(lease, error, delay)
+            self.move(lease, None, lease.tried + 1, None, delay)
         else:
             self.park(lease, error)
 

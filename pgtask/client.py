@@ -20,6 +20,7 @@ from pgtask._fastpath import CopyRows
 from pgtask._ids import TaskIds, first_id
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.embedded import start
+from pgtask._postgres.migrate import migrate
 from pgtask._postgres.pools import client_pool
 from pgtask._postgres.store import statement
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, load_config
@@ -39,6 +40,7 @@ class Client:
             task_id = await client.enqueue(ReadName("name.txt"))
 
     Without a DSN: `PGTASK_DSN`, `DATABASE_URL`, `[tool.pgtask] dsn`, else the embedded server under `.pgtask/`.
+    With `PGTASK_NO_LISTEN` (or its twin in the file) it uses no session state, for a transaction-pooling pgbouncer.
     It owns a pool of up to `pool_size` connections; use one client per process, from one event loop.
 
     All methods take `queue` and `priority` (default: the policy of the step), `key` (at most one task with this key is
@@ -59,11 +61,20 @@ class Client:
         self._pool: Any = None
 
     async def __aenter__(self) -> Client:
-        dsn = self._dsn or load_config().dsn
-        if dsn is None:
-            dsn = await asyncio.to_thread(start, Path.cwd())
-        self._pool = await client_pool(dsn, size=self._pool_size)
+        config = load_config()
+        if self._dsn is None and config.dsn is None:
+            self._dsn = await asyncio.to_thread(start, Path.cwd())
+            await migrate(self._dsn)
+        self._dsn = self._dsn or config.dsn
+        self._pool = await client_pool(self.dsn, size=self._pool_size, pooled=not config.listen)
         return self
+
+    @property
+    def dsn(self) -> str:
+        """The database that this client uses; known once the client is open."""
+        if self._dsn is None:
+            raise EnqueueError("the client is not open; use it as: async with Client() as client")
+        return self._dsn
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -130,9 +130,10 @@ def _switch(value: Any) -> bool:
 
 
 def _queues(value: Any) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, (list, tuple)):
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)):
         raise ValueError("expected a list of queues, or one text with commas")
+    names = [name for item in values for name in (item.split(",") if isinstance(item, str) else [item])]
     return tuple(dict.fromkeys(check_queue(name.strip() if isinstance(name, str) else name) for name in names))
 
 

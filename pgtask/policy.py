@@ -21,9 +21,9 @@ _SMALLEST, _LARGEST = -32768, 32767
 
 
 def check_queue(queue: object) -> str:
-    """Return `queue` if it can name a queue: 1 to 255 printable characters. Raises `ValueError`."""
-    if not isinstance(queue, str) or not queue or len(queue) > _MAX_NAME or not queue.isprintable():
-        raise ValueError(f"queue {queue!r} must be a printable string of 1 to {_MAX_NAME} characters")
+    """Return `queue` if it can name a queue: 1 to 255 printable characters, no comma. Raises `ValueError`."""
+    if not isinstance(queue, str) or not 0 < len(queue) <= _MAX_NAME or not queue.isprintable() or "," in queue:
+        raise ValueError(f"queue {queue!r} must be a printable string of 1 to {_MAX_NAME} characters without a comma")
     return queue
 
 

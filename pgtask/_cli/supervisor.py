@@ -102,7 +102,7 @@ def _start_embedded() -> str:
     dsn = running_dsn(directory)
     event = "embedded.started" if dsn is None else "embedded.running"
     dsn = dsn or start(directory)
-    log_event(log, logging.INFO, event, dsn=dsn)
+    log_event(log, logging.INFO, event, dsn=dsn, stop="pgtask stop --server")
     return dsn
 
 

@@ -60,7 +60,7 @@ async def _connect(*args: Any, **options: Any) -> Any:
     return connection
 
 
-async def client_pool(dsn: str, *, size: int) -> Any:
+async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
     """The pool of a `Client`; connects once, so that a wrong DSN is found now. The caller closes it."""
     with map_errors(dsn):
         return await asyncpg.create_pool(
@@ -69,5 +69,6 @@ async def client_pool(dsn: str, *, size: int) -> Any:
             max_size=size,
             timeout=CONNECT_TIMEOUT,
             connect=_connect,
-            server_settings={"application_name": "pgtask client"},
+            statement_cache_size=0 if pooled else 100,
+            server_settings=None if pooled else {"application_name": "pgtask client"},
         )

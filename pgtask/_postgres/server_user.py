@@ -38,9 +38,7 @@ def server_user(data: Path) -> User:
     owner = data.stat().st_uid if data.exists() else None
     if os.geteuid() != 0:
         if owner is not None and owner != os.geteuid():
-            raise EmbeddedError(
-                f"{data} belongs to {_name(owner)}: run as that user or as root, or move it away"
-            )
+            raise EmbeddedError(f"{data} belongs to {_name(owner)}: run as that user or as root, or move it away")
         return User(os.geteuid(), os.getegid())
     if owner is not None and (data / "PG_VERSION").exists():
         if owner == 0:
@@ -56,8 +54,7 @@ def server_user(data: Path) -> User:
         return User(*pwd.getpwnam("nobody")[2:4])
     except KeyError:
         raise EmbeddedError(
-            "PostgreSQL refuses to run as root, and there is no user `nobody`: "
-            "run as another user or set DATABASE_URL"
+            "PostgreSQL refuses to run as root, and there is no user `nobody`: run as another user or set DATABASE_URL"
         ) from None
 
 

@@ -1,11 +1,11 @@
-"""claim: take due tasks in batches, highest priority first, the oldest first within it.
+"""claim: take due tasks in batches, highest priority first; within it the lane with the oldest task, oldest first.
 
 Invariants: a claim never takes more than was asked for; each claim batch has a token of its own, which nobody else has
 ever held; when nothing is due this stage knows when to look next.
 
 A *lane* is a queue and a priority. One cheap statement finds the lanes that have due tasks, and when the next of the
 others falls due; claims then go lane by lane. While a lane is being drained that picture is refreshed ten times a
-second, so a task of higher priority waits no longer than that.
+second, so a task of higher priority, or an older one in another queue, waits no longer than that for its turn.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ class Claim:
         else:
             rows = await self._link.run("lanes")
         now = time.monotonic()
-        due = [(queue, priority) for queue, priority, seconds in rows if seconds <= 0]
-        self._lanes = sorted(due, key=lambda lane: -lane[1])
+        due = sorted((-priority, seconds, queue) for queue, priority, seconds in rows if seconds <= 0)
+        self._lanes = [(queue, -downward) for downward, _, queue in due]
         later = min((seconds for _, _, seconds in rows if seconds > 0), default=None)
         self.next_due = None if later is None else now + later
         if due:

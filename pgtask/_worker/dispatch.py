@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -48,6 +49,7 @@ class Dispatch(Dispatcher):
         self._unknown = unknown
         self._broke = broke
         self.parked_count = 0
+        self._said: dict[str, float] = {}  # when the last failure of a step was logged
 
     def wake(self) -> None:
         self._wake()
@@ -64,6 +66,27 @@ class Dispatch(Dispatcher):
     def interrupted(self, error: BaseException) -> bool:
         return is_connection_loss(error)
 
+    def failed(self, lease: Lease, error: BaseException, delay: float) -> None:
+        """A try has failed and will be repeated: said once a second for each step, however many there are."""
+        now = time.monotonic()
+        level = logging.DEBUG
+        if now - self._said.get(lease.label, 0.0) >= 1:
+            self._said[lease.label] = now
+            level = logging.WARNING
+        if log.isEnabledFor(level):
+            words = describe(error).partition("\n")[0][:200]
+            retry = f"in {delay:.3g} s"
+            log_event(
+                log,
+                level,
+                "step.failed",
+                task=lease.id,
+                step=lease.label,
+                tried=lease.tried + 1,
+                retry=retry,
+                error=words,
+            )
+
     def parked(self, lease: Lease, text: str) -> None:
         self.parked_count += 1
         log_event(
@@ -75,8 +98,11 @@ class Dispatch(Dispatcher):
         future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._end_thread, lease, done))
 
     def _end_thread(self, lease: Lease, future: Any) -> None:
-        error = future.exception()
-        self.end(lease, None if error is not None else future.result(), error)
+        try:
+            error = future.exception()
+            self.end(lease, None if error is not None else future.result(), error)
+        except BaseException as broken:  # nobody else would hear of it, and the slot would stay taken
+            self._broke(broken)
 
     def close(self) -> None:
         """Take no more threads; those still running are left to themselves."""

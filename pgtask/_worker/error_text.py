@@ -5,6 +5,8 @@ Invariants: one line per exception, outermost first; no NUL, no lone surrogate, 
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import traceback
 from collections.abc import Iterator
 
@@ -14,6 +16,8 @@ __all__ = ["MOST_BYTES", "describe", "sanitise"]
 
 MOST_BYTES = 8 * 1024
 _MOST_LINKS = 20
+# Where Python and installed packages live; compiled and generated code has no place that a person could open.
+_OF_OTHERS = ("<", *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 _CUT = "\n[...]\n"
 
 
@@ -55,11 +59,12 @@ def _message(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where it was raised: file, line and function of the innermost frame."""
+    """Where it was raised: file, line and function of the innermost frame of the user's code, if there is one."""
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:
         return ""
-    frame, line = frames[-1]
+    own = [(frame, line) for frame, line in frames if not frame.f_code.co_filename.startswith(_OF_OTHERS)]
+    frame, line = (own or frames)[-1]
     return f" (at {frame.f_code.co_filename}:{line} in {frame.f_code.co_name})"
 
 

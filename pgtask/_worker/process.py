@@ -7,6 +7,7 @@ after its grace, whatever the database or the user's code does: the leases then 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -102,6 +103,8 @@ class _Process:
             services.append(self._count_waiting())
         background = [asyncio.create_task(self._watch(service)) for service in services]
         self._working = True
+        gc.freeze()  # the modules and the app are here to stay: spare the collector looking at them again and again
+        gc.set_threshold(10_000)  # a batch of leases comes and goes without cycles
         try:
             await self._loop.pump()
             await self._loop.leave()

@@ -35,7 +35,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS pg_task_key_idx ON pg_task (key) WHERE key IS 
 
 -- Room on each page for the next version of a row (HOT), and a vacuum that follows the traffic, not the table's size.
 ALTER TABLE pg_task SET (
-    fillfactor = 70,
+    fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_cost_delay = 0,

@@ -1,0 +1,167 @@
+"""The PostgreSQL that is measured: a throwaway one of our own, or the one that `--dsn` names, with fresh databases.
+
+Invariants: nothing is measured on a server that does not keep what it has committed; every run has a database of its
+own, made from the same template; what we made is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psutil
+
+from pgtask._postgres import embedded
+from pgtask._postgres.migrate import migrate
+
+__all__ = ["BenchError", "Server", "open_server"]
+
+_SHOWN = (
+    *("server_version", "fsync", "synchronous_commit", "full_page_writes", "wal_level", "wal_sync_method"),
+    *("data_checksums", "shared_buffers", "max_wal_size", "checkpoint_timeout", "autovacuum"),
+    *("autovacuum_naptime", "max_connections", "commit_delay", "huge_pages", "track_commit_timestamp"),
+)
+_DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
+_QUIET_TIMEOUT = 10.0
+
+
+class BenchError(Exception):
+    """Nothing can be measured like this; the text says why and what to do."""
+
+
+class Server:
+    """A server and the databases that were made on it. `dsn` must be a superuser's."""
+
+    def __init__(self, dsn: str) -> None:
+        if not re.match(r"postgres(ql)?://", dsn):
+            raise BenchError(f"--dsn {dsn}: give it as postgresql://user@host:port/database?...")
+        self.dsn = dsn
+        self._template = f"pgtask_bench_{os.getpid()}"
+        self.settings = {name: self.value(f"SHOW {name}") for name in _SHOWN}
+        self.version = self.value("SELECT version()")
+        for name in _DURABLE:
+            if self.settings[name] != "on":
+                raise BenchError(f"{name} is {self.settings[name]} on this server: what it commits may be lost")
+        if self.settings["track_commit_timestamp"] != "on":
+            raise BenchError("the rate is measured by commit timestamps: set track_commit_timestamp = on and restart")
+        self._postmaster = self._find_postmaster()
+
+    def database(self, name: str) -> str:
+        """The DSN of a database of this server."""
+        return re.sub(r"^(\w+://[^/?]*)(/[^?]*)?", rf"\1/{name}", self.dsn, count=1)
+
+    # --- asking
+
+    def query(self, sql: str, *args: Any, dsn: str | None = None) -> list[Any]:
+        """Run a statement over a connection of its own."""
+
+        async def ask() -> list[Any]:
+            connection = await asyncpg.connect(dsn or self.dsn)
+            try:
+                return list(await connection.fetch(sql, *args))
+            finally:
+                await connection.close()
+
+        return asyncio.run(ask())
+
+    def value(self, sql: str, *args: Any, dsn: str | None = None) -> Any:
+        return self.query(sql, *args, dsn=dsn)[0][0]
+
+    def cpu_seconds(self) -> float | None:
+        """Of all processes of the server, the ended ones too; None where it does not run beside us."""
+        if self._postmaster is None:
+            return None
+        own = self._postmaster.cpu_times()
+        seconds = own.user + own.system + own.children_user + own.children_system
+        for child in self._postmaster.children():
+            try:
+                times = child.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            seconds += times.user + times.system
+        return float(seconds)
+
+    def wait_until_left(self, database: str) -> None:
+        """Until no client is connected to a database: only then are its statistics complete."""
+        deadline = time.monotonic() + _QUIET_TIMEOUT
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'"
+        while self.value(sql, database):
+            if time.monotonic() > deadline:
+                raise BenchError(f"somebody is still connected to the database {database}")
+            time.sleep(0.02)
+
+    def _find_postmaster(self) -> psutil.Process | None:
+        async def parent() -> psutil.Process | None:
+            connection = await asyncpg.connect(self.dsn)
+            try:
+                backend = psutil.Process(await connection.fetchval("SELECT pg_backend_pid()"))
+                return backend.parent() if backend.name() == "postgres" else None
+            except psutil.Error:
+                return None
+            finally:
+                await connection.close()
+
+        return asyncio.run(parent())
+
+    # --- making and removing
+
+    def make_template(self) -> None:
+        """The database that those of the runs are copies of: our schema and no task."""
+        self.query(f"CREATE DATABASE {self._template} TEMPLATE template0")
+        asyncio.run(migrate(self.database(self._template)))
+
+    def remove_template(self) -> None:
+        self.query(f"DROP DATABASE IF EXISTS {self._template} WITH (FORCE)")
+
+    @contextmanager
+    def fresh_database(self) -> Iterator[str]:
+        """The name of a new database with our schema."""
+        name = f"{self._template}_run"
+        self.query(f"CREATE DATABASE {name} TEMPLATE {self._template}")
+        try:
+            yield name
+        finally:
+            self.query(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@contextmanager
+def open_server(dsn: str | None) -> Iterator[Server]:
+    """The server that `dsn` names, or a throwaway one with the settings of the embedded default."""
+    if dsn is not None:
+        yield from _with_template(Server(dsn))
+        return
+    with tempfile.TemporaryDirectory(prefix="pgtask-bench-", ignore_cleanup_errors=True) as directory:
+        home = Path(directory)
+        try:
+            _tune(embedded.start(home))
+            embedded.stop(home)
+            yield from _with_template(Server(embedded.start(home)))
+        finally:
+            embedded.stop(home)
+
+
+def _with_template(server: Server) -> Iterator[Server]:
+    server.make_template()
+    try:
+        yield server
+    finally:
+        server.remove_template()
+
+
+def _tune(dsn: str) -> None:
+    """The one setting that is not the embedded default's; it costs ten bytes a transaction."""
+
+    async def alter() -> None:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+        await connection.close()
+
+    asyncio.run(alter())

@@ -1,0 +1,28 @@
+"""Few numbers for many: median, least and most, and percentiles."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import msgspec
+
+__all__ = ["Spread", "percentile", "spread"]
+
+
+class Spread(msgspec.Struct, frozen=True):
+    median: float
+    min: float
+    max: float
+
+
+def spread(numbers: Sequence[float]) -> Spread:
+    """Of at least one number."""
+    return Spread(statistics.median(numbers), min(numbers), max(numbers))
+
+
+def percentile(numbers: Sequence[float], percent: float) -> float:
+    """The smallest of the numbers that `percent` of them do not exceed."""
+    ordered = sorted(numbers)
+    rank = -(-len(ordered) * percent // 100)
+    return ordered[max(0, int(rank) - 1)]

@@ -1,0 +1,133 @@
+"""From raw runs to the numbers of the card: rates, ratios pair by pair, and what each task cost.
+
+Invariants: the raw counts of every run stay in the report, so that each number can be computed again; a failed run
+counts nowhere, and neither does a pair that it is half of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from bench.contender import Effort
+from bench.meter import Work
+from bench.spread import Spread, spread
+
+__all__ = ["Run", "Summary", "run_of", "summarise"]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One contender in one round. `seconds` is the window of the rates, from the commit of the first claim to the
+    commit of the last outcome; `before` and `after` are what the whole process took around it."""
+
+    round: int
+    contender: str
+    failed: str | None = None
+    tasks: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    tasks_per_second: float = 0.0
+    steps_per_second: float = 0.0
+    process_seconds: float = 0.0
+    before_seconds: float = 0.0
+    after_seconds: float = 0.0
+    effort: Effort | None = None
+    work: Work | None = None
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """One contender over all rounds. `ratio` is the reference's rate over this one's, each pair from one round; `per
+    task` figures of transactions count statements as well, since each statement is a transaction of its own."""
+
+    rounds: int
+    failed: int
+    tasks_per_second: Spread
+    steps_per_second: Spread
+    ratio: Spread | None
+    process_seconds: Spread
+    before_seconds: Spread
+    after_seconds: Spread
+    transactions_per_task: Spread
+    wal_bytes_per_task: Spread
+    full_page_images_per_task: Spread
+    dead_rows_per_task: Spread
+    hot_share: Spread | None
+    client_cpu_us_per_task: Spread
+    server_cpu_us_per_task: Spread | None
+    autovacuums: Spread
+    peak_rss_mb: Spread | None
+    unique_mb: Spread | None
+
+
+def run_of(number: int, contender: str, tasks: int, steps_per_task: int, effort: Effort, work: Work) -> Run:
+    # A table that fits in one batch is gone with its first commit: then there is no window but the process.
+    seconds = work.last_commit_at - work.first_commit_at or effort.seconds
+    return Run(
+        round=number,
+        contender=contender,
+        tasks=tasks,
+        steps=tasks * steps_per_task,
+        seconds=seconds,
+        tasks_per_second=tasks / seconds,
+        steps_per_second=tasks * steps_per_task / seconds,
+        process_seconds=effort.seconds,
+        before_seconds=work.first_commit_at - effort.began_at,
+        after_seconds=effort.began_at + effort.seconds - work.last_commit_at,
+        effort=effort,
+        work=work,
+    )
+
+
+def summarise(runs: Sequence[Run], *, reference: str) -> dict[str, Summary]:
+    """By contender; one whose runs have all failed is not there."""
+    rates = {run.round: run.tasks_per_second for run in runs if run.contender == reference and not run.failed}
+    names = dict.fromkeys(run.contender for run in runs)
+    found = {name: [run for run in runs if run.contender == name] for name in names}
+    return {
+        name: _summary(mine, None if name == reference else rates)
+        for name, mine in found.items()
+        if not all(run.failed for run in mine)
+    }
+
+
+def _summary(runs: Sequence[Run], rates: dict[int, float] | None) -> Summary:
+    good = [run for run in runs if not run.failed]
+    ratios = [rates[run.round] / run.tasks_per_second for run in good if rates and run.round in rates]
+
+    def of(number: Callable[[Run, Effort, Work], float | None]) -> Spread | None:
+        numbers = [number(run, run.effort, run.work) for run in good if run.effort and run.work]
+        present = [number for number in numbers if number is not None]
+        return spread(present) if len(present) == len(good) else None
+
+    def surely(number: Callable[[Run, Effort, Work], float]) -> Spread:
+        found = of(number)
+        assert found is not None
+        return found
+
+    return Summary(
+        rounds=len(good),
+        failed=len(runs) - len(good),
+        tasks_per_second=surely(lambda run, _, __: run.tasks_per_second),
+        steps_per_second=surely(lambda run, _, __: run.steps_per_second),
+        ratio=spread(ratios) if ratios else None,
+        process_seconds=surely(lambda run, _, __: run.process_seconds),
+        before_seconds=surely(lambda run, _, __: run.before_seconds),
+        after_seconds=surely(lambda run, _, __: run.after_seconds),
+        transactions_per_task=surely(lambda run, _, work: work.transactions / run.tasks),
+        wal_bytes_per_task=surely(lambda run, _, work: work.wal_bytes / run.tasks),
+        full_page_images_per_task=surely(lambda run, _, work: work.full_page_images / run.tasks),
+        dead_rows_per_task=surely(lambda run, _, work: (work.updates + work.deletes) / run.tasks),
+        hot_share=of(lambda _, __, work: work.hot_updates / work.updates if work.updates else None),
+        client_cpu_us_per_task=surely(lambda run, effort, _: 1e6 * effort.cpu_seconds / run.tasks),
+        server_cpu_us_per_task=of(
+            lambda run, _, work: None if work.server_cpu_seconds is None else 1e6 * work.server_cpu_seconds / run.tasks
+        ),
+        autovacuums=surely(lambda _, __, work: work.autovacuums),
+        peak_rss_mb=of(lambda _, effort, __: _megabytes(effort.peak_rss_bytes)),
+        unique_mb=of(lambda _, effort, __: _megabytes(effort.unique_bytes)),
+    )
+
+
+def _megabytes(size: int | None) -> float | None:
+    return None if size is None else size / 2**20

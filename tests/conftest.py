@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -43,8 +43,8 @@ def run(coroutine: Awaitable[T], timeout: float = 60) -> T:
 
 
 def with_database(dsn: str, name: str) -> str:
-    parts = urlsplit(dsn)
-    return urlunsplit(parts._replace(path=f"/{name}"))
+    parts = urlsplit(dsn)  # put together by hand: urlunsplit forgets the // of an empty host
+    return f"{parts.scheme}://{parts.netloc}/{name}?{parts.query}"
 
 
 @pytest.fixture(scope="session")

@@ -69,23 +69,19 @@ class Dispatch(Dispatcher):
     def failed(self, lease: Lease, error: BaseException, delay: float) -> None:
         """A try has failed and will be repeated: said once a second for each step, however many there are."""
         now = time.monotonic()
-        level = logging.DEBUG
-        if now - self._said.get(lease.label, 0.0) >= 1:
+        if loud := now - self._said.get(lease.label, 0.0) >= 1:
             self._said[lease.label] = now
-            level = logging.WARNING
-        if log.isEnabledFor(level):
-            words = describe(error).partition("\n")[0][:200]
-            retry = f"in {delay:.3g} s"
-            log_event(
-                log,
-                level,
-                "step.failed",
-                task=lease.id,
-                step=lease.label,
-                tried=lease.tried + 1,
-                retry=retry,
-                error=words,
-            )
+        elif not log.isEnabledFor(logging.DEBUG):
+            return
+        log_event(
+            log,
+            *(logging.WARNING if loud else logging.DEBUG, "step.failed"),
+            task=lease.id,
+            step=lease.label,
+            tried=lease.tried + 1,
+            retry=f"in {delay:.3g} s",
+            error=describe(error).partition("\n")[0][:200],
+        )
 
     def parked(self, lease: Lease, text: str) -> None:
         self.parked_count += 1

@@ -73,15 +73,14 @@ class Dispatch(Dispatcher):
             self._said[lease.label] = now
         elif not log.isEnabledFor(logging.DEBUG):
             return
-        log_event(
-            log,
-            *(logging.WARNING if loud else logging.DEBUG, "step.failed"),
-            task=lease.id,
-            step=lease.label,
-            tried=lease.tried + 1,
-            retry=f"in {delay:.3g} s",
-            error=describe(error).partition("\n")[0][:200],
-        )
+        words = describe(error).partition("\n")[0][:200]
+        fields: dict[str, Any] = {
+            "task": lease.id,
+            "step": lease.label,
+            "tried": lease.tried + 1,
+            "retry": f"in {delay:.3g} s",
+        }
+        log_event(log, logging.WARNING if loud else logging.DEBUG, "step.failed", **fields, error=words)
 
     def parked(self, lease: Lease, text: str) -> None:
         self.parked_count += 1

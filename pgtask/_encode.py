@@ -5,16 +5,18 @@ Invariant: everything here raises `EnqueueError`, naming the thing and the remed
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from pgtask._fastpath import Codec
-from pgtask.errors import DecodeError, EnqueueError
-from pgtask.policy import check_priority, check_queue
+from pgtask.errors import DecodeError, DefinitionError, EnqueueError
+from pgtask.policy import Policy, check_priority, check_queue
 from pgtask.task import Task, family_of
 
-__all__ = ["check_key", "encode", "lane_of"]
+__all__ = ["check_delay", "check_key", "check_time", "encode", "lane_of"]
 
 MOST_KEY_CHARACTERS = 512
+LONGEST_DELAY = timedelta(days=365_000)
 
 
 def encode(step: Task, most_bytes: int) -> tuple[Codec, bytes]:
@@ -24,9 +26,10 @@ def encode(step: Task, most_bytes: int) -> tuple[Codec, bytes]:
         payload = codec.payload(step)
     except Exception as error:
         raise EnqueueError(f"step {codec.label} cannot be stored as JSON: {error}") from error
-    if len(payload) > most_bytes:
+    size = len(codec.prefix) + len(payload) + len(b"}}")
+    if size > most_bytes:
         raise EnqueueError(
-            f"step {codec.label} is {len(payload)} bytes, more than the {most_bytes} allowed; "
+            f"step {codec.label} is {size} bytes, more than the {most_bytes} allowed; "
             "store the data elsewhere and enqueue a reference to it"
         )
     try:
@@ -41,7 +44,14 @@ def _codec(cls: type[Task]) -> Codec:
     family = family_of(cls) if isinstance(cls, type) and issubclass(cls, Task) else None
     if family is None or family is cls:
         raise EnqueueError(f"a {cls.__name__} is not a step; enqueue an instance of a class that derives from a task")
-    return Codec(cls, family.__name__, cls.__name__, cls.transparent)
+    if not isinstance(cls.policy, Policy):
+        raise EnqueueError(f"step {cls.__name__}: policy must be a pgtask.Policy, not a {type(cls.policy).__name__}")
+    try:
+        return Codec(cls, family.__name__, cls.__name__, cls.transparent)
+    except DefinitionError as error:
+        raise EnqueueError(str(error)) from None
+    except (TypeError, NameError) as error:
+        raise EnqueueError(f"step {cls.__name__}: a field has a type that cannot be decoded: {error}") from error
 
 
 def lane_of(step: Task, queue: str | None, priority: int | None) -> tuple[str, int]:
@@ -58,6 +68,29 @@ def lane_of(step: Task, queue: str | None, priority: int | None) -> tuple[str, i
 
 def check_key(key: object) -> str:
     """Return `key` if it can be one: 1 to 512 characters without NUL."""
-    if not isinstance(key, str) or not key or len(key) > MOST_KEY_CHARACTERS or "\0" in key:
-        raise EnqueueError(f"key {key!r:.80} must be a string of 1 to {MOST_KEY_CHARACTERS} characters without NUL")
+    try:
+        if not isinstance(key, str) or not 0 < len(key) <= MOST_KEY_CHARACTERS or "\0" in key:
+            raise ValueError
+        key.encode()  # a lone surrogate cannot be
+    except ValueError:
+        raise EnqueueError(f"key {key!r:.80} must be 1 to {MOST_KEY_CHARACTERS} characters without NUL") from None
     return key
+
+
+def check_delay(delay: object) -> float:
+    """A delay in seconds."""
+    if not isinstance(delay, timedelta) or not timedelta(0) <= delay <= LONGEST_DELAY:
+        raise EnqueueError(f"delay {delay!r} must be a timedelta, zero or more, at most {LONGEST_DELAY.days} days")
+    return delay.total_seconds()
+
+
+def check_time(at: object) -> datetime:
+    """An aware time, in UTC."""
+    if not isinstance(at, datetime):
+        raise EnqueueError(f"at={at!r} must be a datetime")
+    if at.tzinfo is None or at.utcoffset() is None:
+        raise EnqueueError(f"at={at!r} has no time zone; use datetime.now(timezone.utc) or .replace(tzinfo=...)")
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise EnqueueError(f"at={at!r} is out of the range of times") from None

@@ -18,13 +18,15 @@ from libc.string cimport memcpy
 
 import asyncio
 import collections.abc
+import contextvars
 import struct
 import time
 from collections import deque
+from weakref import getweakrefcount
 
 import msgspec
 
-from pgtask.errors import DecodeError, OutcomeError, StepTimeout, UnknownStepError
+from pgtask.errors import DecodeError, DefinitionError, OutcomeError, StepTimeout, UnknownStepError
 from pgtask.outcome import Done, Fail, Next
 from pgtask.task import Context
 
@@ -36,7 +38,7 @@ cdef extern from "Python.h":
     PySendResult PyIter_Send(object, object, PyObject**) except PYGEN_ERROR
     const char* PyUnicode_AsUTF8AndSize(object, Py_ssize_t*) except NULL
     Py_ssize_t Py_REFCNT(PyObject*)
-    object PyContext_CopyCurrent()
+    object PyContext_Copy(object)
     int PyContext_Enter(object) except -1
     int PyContext_Exit(object) except -1
 
@@ -159,6 +161,8 @@ cdef class Codec:
 
     def __init__(self, cls, str task, str step, bint transparent):
         fields = cls.__struct_fields__
+        if transparent and len(fields) != 1:
+            raise DefinitionError(f"step {task}.{step}: transparent = True needs exactly one field, it has {len(fields)}")
         self.cls = cls
         self.label = f"{task}.{step}"
         self.prefix = b'{%b:{%b:' % (encoder.encode(task), encoder.encode(step))
@@ -178,7 +182,7 @@ cdef class Codec:
                 return self.cls()
             return self.decoder.decode(payload)
         except Exception as error:
-            raise DecodeError(f"{self.label} cannot be decoded: {error or type(error).__name__}") from error
+            raise DecodeError(f"{self.label} cannot be decoded: {error or type(error).__name__}") from None
 
     cpdef bytes payload(self, step):
         """The JSON of a step without its envelope. Raises what msgspec raises for a value it cannot encode."""
@@ -488,12 +492,14 @@ cdef class Dispatcher:
     cdef readonly long long steps  # steps started
     cdef readonly long long errors  # failed tries
     cdef object loop
+    cdef object context  # the worker's: each runner runs in it, each step in a copy of it
     cdef int concurrency
     cdef Py_ssize_t max_step_bytes
     cdef bint serving  # a runner is there to take from `ready`
 
     def __init__(self, loop, Table table, Leases leases, *, int concurrency, Py_ssize_t max_step_bytes):
         self.loop = loop
+        self.context = contextvars.copy_context()
         self.table = table
         self.leases = leases
         self.outcomes = Outcomes()
@@ -581,7 +587,7 @@ cdef class Dispatcher:
         if not self.serving and self.ready and self.suspended < self.concurrency:
             self.serving = True
             runner = Runner.__new__(Runner, self)
-            (<Runner>runner).task = self.loop.create_task(runner)
+            (<Runner>runner).task = self.loop.create_task(runner, context=self.context)
 
     cdef bint start(self, Lease lease) except -1:
         """Make the step of a lease ready to run; false if its row cannot be run, which is then in the buffer."""
@@ -652,9 +658,10 @@ cdef class Dispatcher:
         elif kind is Fail and type(outcome.reason) is str:
             self.park(lease, outcome.reason)
         elif kind is Fail:
-            self.fail(lease, OutcomeError(f"{lease.label}: Fail() takes a reason as text, not {outcome.reason!r:.100}"))
+            what = type(outcome.reason).__name__
+            self.fail(lease, OutcomeError(f"{lease.label}: Fail() takes a reason as text, not a {what}"))
         else:
-            what = "returned None: a return is missing" if outcome is None else f"returned {outcome!r:.100}"
+            what = "returned None: a return is missing" if outcome is None else f"returned a {kind.__name__}"
             self.fail(lease, OutcomeError(f"{lease.label} {what}; return Next(...), Done() or Fail(...)"))
 
     cdef object go_to(self, Lease lease, outcome):
@@ -673,11 +680,12 @@ cdef class Dispatcher:
             step = then.codec.decode(payload)
         except Exception as error:
             raise OutcomeError(f"the next step {then.codec.label} cannot be stored: {error}") from error
+        payload = then.codec.prefix + payload + b"}}"
         if len(payload) > self.max_step_bytes:
             raise OutcomeError(
                 f"the next step {then.codec.label} is {len(payload)} bytes, more than the {self.max_step_bytes} allowed"
             )
-        text = (then.codec.prefix + payload + b"}}").decode()
+        text = payload.decode()
         after = outcome.after
         delay = 0.0 if after is None else after.total_seconds()
         # An override given at enqueue stays; a policy that differs from the last step's moves the row.
@@ -748,8 +756,8 @@ cdef class Runner:
     A step that ends without suspending costs no Task. The first one that suspends keeps the Task it was started in:
     `current_task()` is the same before and after, cancellation, timeouts and task groups work on it natively, and the
     Task ends when the step does. Another runner then takes over the rest. Each step runs in its own copy of the
-    context, as with `create_task`. A step that ended but left a reference to the Task behind, or cancelled it, retires
-    the Task, so that nobody can reach the steps after it.
+    worker's context, as with `create_task`. A step that ended but left a trace on the Task (a reference, a callback, a
+    name, a cancellation) retires it, so that no step after it can be reached or can see it.
     """
 
     cdef Dispatcher dispatcher
@@ -757,6 +765,9 @@ cdef class Runner:
     cdef Lease lease  # the suspended step's, else None
     cdef object coroutine
     cdef object context
+    cdef object name
+    cdef Py_ssize_t references
+    cdef Py_ssize_t weak_references
     cdef bint over
     cdef object __weakref__
 
@@ -800,7 +811,9 @@ cdef class Runner:
         """Start steps from the queue; what the first one that suspends has yielded, or None to give the loop a turn."""
         cdef Dispatcher dispatcher = self.dispatcher
         cdef Lease lease
-        cdef Py_ssize_t references = Py_REFCNT(<PyObject*>self.task)
+        self.references = Py_REFCNT(<PyObject*>self.task)
+        self.weak_references = getweakrefcount(self.task)
+        self.name = self.task.get_name()
         cdef double until = <double>monotonic() + SLICE
         cdef PyObject* waits_for = NULL
         while dispatcher.ready and dispatcher.suspended < dispatcher.concurrency:
@@ -815,7 +828,7 @@ cdef class Runner:
                 value = <object>waits_for
                 Py_DECREF(value)
                 return value
-            if Py_REFCNT(<PyObject*>self.task) != references or self.task.cancelling():
+            if not self.is_pristine():
                 break
             if <double>monotonic() > until:
                 return None
@@ -824,13 +837,25 @@ cdef class Runner:
         dispatcher.serve()
         raise StopIteration
 
+    cdef bint is_pristine(self) except -1:
+        """Whether the steps that have ended left the Task as they found it."""
+        task = self.task
+        return (
+            Py_REFCNT(<PyObject*>task) == self.references + 1  # and this one here
+            and not task.cancelling()
+            and not task._must_cancel
+            and task._callbacks is None
+            and task.get_name() is self.name
+            and getweakrefcount(task) == self.weak_references
+        )
+
     cdef bint drive(self, Lease lease, context, PyObject** waits_for) except -1:
         """Run a step until it ends (false) or suspends (true; `waits_for` is a new reference to what it yielded)."""
         cdef Dispatcher dispatcher = self.dispatcher
         cdef PySendResult how = PYGEN_ERROR
         cdef PyObject* value = NULL
         error = outcome = coroutine = None
-        variables = PyContext_CopyCurrent()
+        variables = PyContext_Copy(dispatcher.context)
         PyContext_Enter(variables)
         try:
             coroutine = lease.entry.run(lease.step, context)

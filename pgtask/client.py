@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, overload
 from uuid import UUID
 
-from pgtask._encode import check_key, encode, lane_of
+from pgtask._encode import check_delay, check_key, check_time, encode, lane_of
 from pgtask._fastpath import CopyRows
 from pgtask._ids import TaskIds, first_id
 from pgtask._postgres.connection import map_errors
@@ -105,9 +105,7 @@ class Client:
         conn: Any = None,
     ) -> UUID:
         """Enqueue a task that is due after `delay`, counted by the database's clock."""
-        if not isinstance(delay, timedelta) or delay < timedelta(0):
-            raise EnqueueError(f"delay {delay!r} must be a timedelta, zero or more")
-        return await self._insert(step, None, delay.total_seconds(), queue, priority, key, conn)
+        return await self._insert(step, None, check_delay(delay), queue, priority, key, conn)
 
     async def schedule(
         self,
@@ -120,11 +118,7 @@ class Client:
         conn: Any = None,
     ) -> UUID:
         """Enqueue a task that is due at a time; at once if that has passed. `at` must be aware."""
-        if not isinstance(at, datetime):
-            raise EnqueueError(f"at={at!r} must be a datetime")
-        if at.tzinfo is None or at.utcoffset() is None:
-            raise EnqueueError(f"at={at!r} has no time zone; use datetime.now(timezone.utc) or .replace(tzinfo=...)")
-        return await self._insert(step, at, None, queue, priority, key, conn)
+        return await self._insert(step, check_time(at), None, queue, priority, key, conn)
 
     @overload
     async def enqueue_many(
@@ -162,11 +156,18 @@ class Client:
         """
         if key is not None and not callable(key):
             raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")
+        source = _Source(steps, key)
         async with self._connection(conn) as connection:
-            if key is None:
-                return await self._copy(connection, steps, queue, priority)
-            async with connection.transaction():
-                return await self._insert_keyed(connection, steps, queue, priority, key)
+            try:
+                with map_errors():
+                    async with connection.transaction():  # a savepoint in the caller's: a refusal does not spoil that
+                        if key is None:
+                            return await self._copy(connection, source, queue, priority)
+                        return await self._insert_keyed(connection, source, queue, priority)
+            except Exception:
+                if source.error is not None:
+                    raise source.error from None
+                raise
 
     # --- one
 
@@ -207,80 +208,81 @@ class Client:
             return
         if self._pool is None:
             raise EnqueueError("the client is not open; use it as: async with Client() as client")
+        pool = self._pool
         with map_errors():
-            connection = await self._pool.acquire()
+            connection = await pool.acquire()
         try:
             yield connection
         finally:
-            await self._pool.release(connection)
+            await pool.release(connection)
 
     # --- many
 
-    async def _copy(
-        self, connection: Any, steps: Iterable[Task] | AsyncIterable[Task], queue: str | None, priority: int | None
-    ) -> TaskIds:
+    async def _copy(self, connection: Any, source: _Source, queue: str | None, priority: int | None) -> TaskIds:
         first = UUID(int=first_id())
         rows = CopyRows(first.int)
-        with map_errors():
-            await connection.copy_to_table(
-                "pg_task",
-                source=self._copy_source(rows, steps, queue, priority),
-                columns=["id", "step", "queue", "priority"],
-                format="binary",
-            )
+
+        async def chunks() -> AsyncIterator[bytes]:
+            async for step, _ in source:
+                codec, payload = encode(step, self._max_step_bytes)
+                name, level = lane_of(step, queue, priority)
+                if rows.add(codec, payload, name.encode(), level) >= CHUNK_BYTES:
+                    yield rows.take()
+            yield rows.take() + CopyRows.TRAILER
+
+        await connection.copy_to_table(
+            "pg_task", source=chunks(), columns=["id", "step", "queue", "priority"], format="binary"
+        )
         return TaskIds(first, rows.count)
 
-    async def _copy_source(
-        self, rows: CopyRows, steps: Iterable[Task] | AsyncIterable[Task], queue: str | None, priority: int | None
-    ) -> AsyncIterator[bytes]:
-        async for step in _each(steps):
-            codec, payload = encode(step, self._max_step_bytes)
-            name, level = lane_of(step, queue, priority)
-            if rows.add(codec, payload, name.encode(), level) >= CHUNK_BYTES:
-                yield rows.take()
-        yield rows.take() + CopyRows.TRAILER
-
     async def _insert_keyed(
-        self,
-        connection: Any,
-        steps: Iterable[Task] | AsyncIterable[Task],
-        queue: str | None,
-        priority: int | None,
-        key: Callable[[Any], str],
+        self, connection: Any, source: _Source, queue: str | None, priority: int | None
     ) -> list[UUID]:
         ids: list[UUID] = []
         keys: list[str] = []
         chunk: dict[str, tuple[str, str, int]] = {}
-        async for step in _each(steps):
+        async for step, key in source:
             codec, payload = encode(step, self._max_step_bytes)
-            name = check_key(key(step))
-            keys.append(name)
-            chunk.setdefault(name, ((codec.prefix + payload + b"}}").decode(), *lane_of(step, queue, priority)))
+            keys.append(check_key(key))
+            chunk.setdefault(keys[-1], ((codec.prefix + payload + b"}}").decode(), *lane_of(step, queue, priority)))
             if len(chunk) >= CHUNK_TASKS:
                 ids += await _insert_chunk(connection, keys, chunk)
                 keys, chunk = [], {}
         return ids + await _insert_chunk(connection, keys, chunk)
 
 
+class _Source:
+    """The caller's iterable, plain or async, with the key of each step. What the caller's code raises is kept in
+    `error`, since on its way through a COPY it would be taken for an error of the database."""
+
+    def __init__(self, steps: Iterable[Task] | AsyncIterable[Task], key: Callable[[Any], str] | None) -> None:
+        if not isinstance(steps, (Iterable, AsyncIterable)):
+            raise EnqueueError(f"enqueue_many() takes an iterable of steps, not {steps!r:.80}")
+        self._steps = steps
+        self._key = key
+        self.error: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Task, str | None]]:
+        try:
+            if isinstance(self._steps, AsyncIterable):
+                async for step in self._steps:
+                    yield step, self._key and self._key(step)
+            else:
+                for step in self._steps:
+                    yield step, self._key and self._key(step)
+        except Exception as error:
+            self.error = error
+            raise
+
+
 async def _insert_chunk(connection: Any, keys: list[str], chunk: dict[str, tuple[str, str, int]]) -> list[UUID]:
     found: dict[str, UUID] = {}
-    while missing := [key for key in chunk if key not in found]:
+    # In one order for all: two batches that share keys wait for each other's rows.
+    while missing := sorted(key for key in chunk if key not in found):
         first = first_id()
         ids = [UUID(int=first + at) for at in range(len(missing))]
         columns = [list(column) for column in zip(*(chunk[key] for key in missing), strict=True)]
-        with map_errors():
-            rows = await connection.fetch(statement("enqueue_keyed"), ids, *columns, missing)
-            rows += await connection.fetch(statement("find_keys"), missing)
+        rows = await connection.fetch(statement("enqueue_keyed"), ids, *columns, missing)
+        rows += await connection.fetch(statement("find_keys"), missing)
         found.update((row[0], UUID(int=row[1].int)) for row in rows)
     return [found[key] for key in keys]
-
-
-async def _each(steps: Iterable[Task] | AsyncIterable[Task]) -> AsyncIterator[Task]:
-    if isinstance(steps, AsyncIterable):
-        async for step in steps:
-            yield step
-    elif isinstance(steps, Iterable):
-        for step in steps:
-            yield step
-    else:
-        raise EnqueueError(f"enqueue_many() takes an iterable of steps, not {steps!r:.80}")

@@ -69,7 +69,7 @@ def map_errors(dsn: str = "") -> Iterator[None]:
         raise
     except asyncpg.PostgresError as error:
         state = error.sqlstate or ""
-        text = f"{error.args[0] if error.args else error}".strip()
+        text = " ".join(f"{error.args[0] if error.args else error}".split())
         if state[:2] in ("22", "23"):
             raise DataRefused(f"{text} (SQLSTATE {state})") from error
         if state.startswith(_WAIT_CLASSES) or state in _WAIT_CODES:
@@ -90,7 +90,7 @@ def map_errors(dsn: str = "") -> Iterator[None]:
     except (ValueError, TypeError) as error:
         if not dsn:
             raise
-        raise DatabaseRefused(f"the DSN cannot be used: {error}{_at(dsn)}") from error
+        raise DatabaseRefused(f"the DSN is not valid{_at(dsn)}") from error  # the error may quote the password
 
 
 def is_connection_loss(error: BaseException) -> bool:
@@ -112,5 +112,5 @@ def _at(dsn: str) -> str:
 
 def redact(dsn: str) -> str:
     """The DSN without its password, for logs and messages."""
-    dsn = re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", dsn)
-    return re.sub(r"((?:^|[?&\s])password=)[^&\s]+", r"\1***", dsn)
+    dsn = re.sub(r"(://[^/@:?]*):.*@", r"\1:***@", dsn)  # up to the last @: a password may hold any character
+    return re.sub(r"((?:^|[?&\s])(?:ssl)?password\s*=\s*)(?:'(?:\\.|[^'\\])*'|[^&\s]+)", r"\1***", dsn)

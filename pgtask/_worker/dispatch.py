@@ -45,6 +45,7 @@ class Dispatch(Dispatcher):
         )
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pgtask-step")
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self._wake = wake
         self._unknown = unknown
         self._broke = broke
@@ -89,7 +90,7 @@ class Dispatch(Dispatcher):
         )
 
     def start_thread(self, lease: Lease, run: Callable[[Task, Context], Any], context: Context) -> None:
-        future = self._threads.submit(contextvars.copy_context().run, run, lease.step, context)
+        future = self._threads.submit(self._context.copy().run, run, lease.step, context)
         future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._end_thread, lease, done))
 
     def _end_thread(self, lease: Lease, future: Any) -> None:

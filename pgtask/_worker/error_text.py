@@ -25,8 +25,6 @@ def describe(error: BaseException | str) -> str:
     """The text for an exception (its chain of causes, where it was raised) or for a reason given as text."""
     if isinstance(error, str):
         return sanitise(error)
-    if isinstance(error, PgtaskError):
-        return sanitise(str(error))  # ours say all there is to say in one line; where in the engine is no matter
     return sanitise("\n".join(_lines(error, set(), "")))
 
 
@@ -34,7 +32,10 @@ def _lines(error: BaseException, seen: set[int], prefix: str) -> Iterator[str]:
     link: BaseException | None = error
     while link is not None and id(link) not in seen and len(seen) < _MOST_LINKS:
         seen.add(id(link))
-        yield f"{prefix}{_name(link)}: {_message(link)}{_place(link)}"
+        if isinstance(link, PgtaskError):  # says all there is to say; where in the engine it was raised is no matter
+            yield f"{prefix}{_message(link)}"
+        else:
+            yield f"{prefix}{_name(link)}: {_message(link)}{_place(link)}"
         if isinstance(link, BaseExceptionGroup):
             for member in link.exceptions:
                 yield from _lines(member, seen, "  | ")
@@ -54,7 +55,7 @@ def _name(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:  # a __str__ of the user's that itself fails
+    except BaseException as broken:  # a __str__ of the user's that itself fails
         return f"(its text cannot be had: {type(broken).__name__})"
 
 

@@ -1,0 +1,80 @@
+# pyright: strict
+"""User code that both checkers accept in their strict modes: every form that the documentation shows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import assert_type
+from uuid import UUID
+
+from pgtask import App, Client, Context, Done, Fail, Next, Outcome, Policy, Task
+
+
+class Greeter(Task):
+    """A task."""
+
+    policy = Policy(retry_limit=3, backoff="exponential")
+
+
+class ReadName(Greeter):
+    policy = Policy(retry_limit=5, retry_delay=timedelta(seconds=1), timeout=timedelta(minutes=1), jitter=0.1)
+    filename: str
+
+    async def run(self, ctx: Context) -> Next[SayHello]:
+        assert_type(ctx.task_id, UUID)
+        assert_type(ctx.attempt, int)
+        return Next(SayHello(self.filename, times=2))
+
+
+class SayHello(Greeter):
+    name: str
+    times: int = 1
+
+    async def run(self, ctx: Context) -> Next[SayHello] | Next[Wait] | Done:
+        if self.times > 2:
+            return Next(SayHello(self.name, self.times - 1))
+        if self.times > 1:
+            return Next(Wait(), after=timedelta(seconds=5))
+        return Done()
+
+
+class Wait(Greeter):
+    """A step without fields that may go either way."""
+
+    async def run(self, ctx: Context) -> Next[SayHello | Count] | Fail:
+        if ctx.attempt > 1:
+            return Fail("enough")
+        if ctx.task_id.int % 2:
+            return Next(SayHello("Ada"))
+        return Next(Count(5))
+
+
+class Count(Greeter):
+    """A step in a thread, stored as a bare number."""
+
+    transparent = True
+    number: int
+
+    def run(self, ctx: Context) -> Outcome[Count]:
+        if self.number == 0:
+            return Done()
+        if self.number < 0:
+            return Fail(f"{self.number} is negative")
+        return Next(Count(self.number - 1))
+
+
+@asynccontextmanager
+async def resources() -> AsyncGenerator[dict[str, str], None]:
+    yield {"greeting": "Hello"}
+
+
+app = App(Greeter, lifespan=resources)
+
+
+async def produce(client: Client) -> None:
+    assert_type(await client.enqueue(ReadName("name.txt"), queue="files", priority=1, key="once"), UUID)
+    await client.delay(ReadName(filename="name.txt"), timedelta(minutes=5))
+    ids = await client.enqueue_many(ReadName(f"{number}.txt") for number in range(10))
+    assert len(ids) == 10

@@ -22,6 +22,7 @@ import contextvars
 import struct
 import time
 from collections import deque
+from datetime import timedelta
 from weakref import getweakrefcount
 
 import msgspec
@@ -43,6 +44,16 @@ cdef extern from "Python.h":
     int PyContext_Exit(object) except -1
 
 cdef object CancelledError = asyncio.CancelledError
+
+
+cdef str shown(thing):
+    """A short `repr`, also of a thing whose own fails."""
+    try:
+        return repr(thing)[:100]
+    except BaseException:
+        return f"a {type(thing).__name__}"
+
+
 cdef object monotonic = time.monotonic
 cdef object encoder = msgspec.json.Encoder()
 
@@ -177,7 +188,7 @@ cdef class Codec:
         """The step that a payload holds. Raises `DecodeError` with msgspec's message."""
         try:
             if self.only_field is not None:
-                return self.cls(self.decoder.decode(payload))
+                return self.cls(**{self.only_field: self.decoder.decode(payload)})
             if self.is_unit and payload == b"null":
                 return self.cls()
             return self.decoder.decode(payload)
@@ -317,6 +328,10 @@ cdef class Lease:
         return "(not decoded)" if self.entry is None else self.entry.codec.label
 
     @property
+    def is_running(self):
+        return self.state == RUNNING
+
+    @property
     def is_open(self):
         """Waiting for its turn or running: no outcome yet."""
         return self.state == READY or self.state == RUNNING
@@ -443,26 +458,37 @@ cdef class Outcomes:
             self.notify,
         )
 
+    def ids(self):
+        """The tasks that have an outcome here."""
+        return self.done_ids + self.kept_ids + self.moved_ids
+
     def halves(self):
         """The same outcomes in two buffers, to find the one that the database refuses."""
-        cdef Outcomes first = Outcomes(), second = Outcomes(), half
-        cdef Py_ssize_t at, middle = len(self) // 2, seen = 0
-        for at in range(len(self.done)):
-            half = first if seen < middle else second
-            half.add_done(self.done[at])
-            seen += 1
-        for at in range(len(self.kept)):
-            half = first if seen < middle else second
-            half.add_kept(self.kept[at], self.kept_steps[at])
-            seen += 1
-        for at in range(len(self.moved)):
-            half = first if seen < middle else second
-            half.add_moved(
-                self.moved[at], self.moved_steps[at], self.moved_tried[at], self.moved_errors[at],
-                self.moved_delays[at], self.moved_queues[at], self.moved_priorities[at], self.moved_claims[at],
-            )
-            seen += 1
+        ids = self.ids()
+        return self.divide(set(ids[: len(ids) // 2]))
+
+    def divide(self, set ids):
+        """The same outcomes in two buffers: those of the tasks `ids`, and the others."""
+        cdef Outcomes first = Outcomes(), second = Outcomes()
+        first.extend(self, ids, True)
+        second.extend(self, ids, False)
         return first, second
+
+    def extend(self, Outcomes other, set ids, bint among):
+        """Add the outcomes of another buffer whose task is, or is not, among `ids`."""
+        cdef Py_ssize_t at
+        for at in range(len(other.done)):
+            if (other.done_ids[at] in ids) == among:
+                self.add_done(other.done[at])
+        for at in range(len(other.kept)):
+            if (other.kept_ids[at] in ids) == among:
+                self.add_kept(other.kept[at], other.kept_steps[at])
+        for at in range(len(other.moved)):
+            if (other.moved_ids[at] in ids) == among:
+                self.add_moved(
+                    other.moved[at], other.moved_steps[at], other.moved_tried[at], other.moved_errors[at],
+                    other.moved_delays[at], other.moved_queues[at], other.moved_priorities[at], other.moved_claims[at],
+                )
 
 
 # --- dispatch -----------------------------------------------------------------------------------------------------
@@ -638,9 +664,18 @@ cdef class Dispatcher:
         self.serve()
 
     cdef void conclude(self, Lease lease, outcome, error):
-        """Turn what a step returned or raised into an entry of the buffer."""
+        """Turn what a step returned or raised into an entry of the buffer, whatever the objects of the user's do."""
         if lease.state != RUNNING:
             return  # lost, or given up already
+        try:
+            self.judge(lease, outcome, error)
+        except BaseException as broken:
+            if lease.state == RUNNING:
+                kind = type(error if error is not None else outcome).__name__
+                self.errors += 1
+                self.move(lease, None, lease.tried + 1, f"a {kind} of {lease.label} raised {type(broken).__name__}", 0.0)
+
+    cdef object judge(self, Lease lease, outcome, error):
         if error is not None:
             self.fail(lease, error)
             return
@@ -655,13 +690,12 @@ cdef class Dispatcher:
                 self.go_to(lease, outcome)
             except OutcomeError as wrong:
                 self.fail(lease, wrong)
-        elif kind is Fail and type(outcome.reason) is str:
-            self.park(lease, outcome.reason)
+        elif kind is Fail and isinstance(outcome.reason, str):
+            self.park(lease, str(outcome.reason))
         elif kind is Fail:
-            what = type(outcome.reason).__name__
-            self.fail(lease, OutcomeError(f"{lease.label}: Fail() takes a reason as text, not a {what}"))
+            self.fail(lease, OutcomeError(f"{lease.label}: Fail() takes a reason as text, not {shown(outcome.reason)}"))
         else:
-            what = "returned None: a return is missing" if outcome is None else f"returned a {kind.__name__}"
+            what = "returned None: a return is missing" if outcome is None else f"returned {shown(outcome)}"
             self.fail(lease, OutcomeError(f"{lease.label} {what}; return Next(...), Done() or Fail(...)"))
 
     cdef object go_to(self, Lease lease, outcome):
@@ -687,6 +721,8 @@ cdef class Dispatcher:
             )
         text = payload.decode()
         after = outcome.after
+        if after is not None and not isinstance(after, timedelta):
+            raise OutcomeError(f"{now.codec.label} returned Next(after={shown(after)}): use a timedelta")
         delay = 0.0 if after is None else after.total_seconds()
         # An override given at enqueue stays; a policy that differs from the last step's moves the row.
         queue = None if then.queue == now.queue else then.queue
@@ -698,6 +734,7 @@ cdef class Dispatcher:
         lease.moves += 1
         lease.tried = 0
         lease.claims = 1
+        lease.reason = NOTHING
         lease.entry = then
         lease.step = step
         self.outcomes.add_kept(lease, text)
@@ -833,6 +870,7 @@ cdef class Runner:
             if <double>monotonic() > until:
                 return None
         self.over = True
+        self.task = None
         dispatcher.serving = False
         dispatcher.serve()
         raise StopIteration
@@ -899,7 +937,9 @@ cdef class Runner:
         PyContext_Exit(self.context)
         if how == PYGEN_NEXT:
             return outcome
-        lease, self.coroutine, self.context, self.over = self.lease, None, None, True
+        # Runner and Task hold each other: what they held for the step is let go of now, not by the collector.
+        lease, self.lease, self.task, self.coroutine, self.context = self.lease, None, None, None, None
+        self.over = True
         self.dispatcher.end(lease, outcome, raised)
         raise StopIteration
 

@@ -77,7 +77,7 @@ class App:
             raise DefinitionError(f"App({_name(task)}): not a task; pass a class that derives directly from Task")
         if task.__name__ in self.tasks:
             raise DefinitionError(f"App: two tasks are named {task.__name__}; rename one, rows store the name")
-        steps = list(_subclasses(task))
+        steps = _subclasses(task)
         if not steps:
             raise DefinitionError(f"task {task.__name__} has no steps; derive at least one class with a run() from it")
         by_name: dict[str, type[Task]] = {}
@@ -124,14 +124,15 @@ def _name(thing: object) -> str:
     return thing.__name__ if isinstance(thing, type) else repr(thing)
 
 
-def _subclasses(cls: type[Task]) -> Iterator[type[Task]]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
+def _subclasses(cls: type[Task]) -> list[type[Task]]:
+    """All that derive from a class, each once, also one that derives from two of them."""
+    found = [step for sub in cls.__subclasses__() for step in (sub, *_subclasses(sub))]
+    return list(dict.fromkeys(found))
 
 
 def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]]) -> StepDefinition:
     label = f"{task.__name__}.{cls.__name__}"
+    fields = _fields(label, cls)
     run = getattr(cls, "run", None)
     if run is None:
         raise DefinitionError(f"step {label} has no run(); add: async def run(self, ctx: Context) -> Done")
@@ -139,6 +140,10 @@ def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]]) ->
         raise DefinitionError(f"step {label}: run must be a plain method, async def run(self, ctx: Context)")
     if inspect.isasyncgenfunction(run) or inspect.isgeneratorfunction(run):
         raise DefinitionError(f"step {label}: run() is a generator; return one outcome instead of yielding")
+    if inspect.iscoroutinefunction(inspect.unwrap(run)) and not inspect.iscoroutinefunction(run):
+        raise DefinitionError(
+            f"step {label}: the decorator of run() hides that it is async; make its wrapper async def"
+        )
     _check_signature(label, run)
     if not isinstance(cls.policy, Policy):
         raise DefinitionError(f"step {label}: policy must be a pgtask.Policy, not {cls.policy!r}")
@@ -151,7 +156,7 @@ def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]]) ->
         is_async=inspect.iscoroutinefunction(run),
         edges=_edges(label, members, family),
         finishes=Done in members,
-        fields=_fields(label, cls),
+        fields=fields,
         transparent=_transparent(label, cls),
     )
 
@@ -203,8 +208,9 @@ def _edges(label: str, members: Sequence[Any], family: dict[str, type[Task]]) ->
         if typing.get_origin(member) is not Next:
             continue
         for step in _members(typing.get_args(member)[0]):
-            known = family.get(getattr(step, "__name__", ""))
-            if known is None or known is not step:
+            name = step.__forward_arg__ if isinstance(step, typing.ForwardRef) else getattr(step, "__name__", "")
+            known = family.get(name)
+            if known is None or not (known is step or isinstance(step, typing.ForwardRef)):
                 raise DefinitionError(
                     f"step {label}: the edge Next[{_text(step)}] does not lead to a step of the same task "
                     f"({', '.join(family)})"

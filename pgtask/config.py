@@ -86,7 +86,7 @@ def _whole(smallest: int) -> Callable[[Any], int]:
             number = int(value)
         except (TypeError, ValueError):
             raise ValueError(message) from None
-        if number < smallest:
+        if not smallest <= number < 2**31:
             raise ValueError(message)
         return number
 
@@ -219,11 +219,14 @@ def _file_section(directory: Path) -> Mapping[str, Any]:
     path = directory / "pyproject.toml"
     try:
         with path.open("rb") as stream:
-            section = tomllib.load(stream).get("tool", {}).get("pgtask", {})
+            tool = tomllib.load(stream).get("tool", {})
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name}: {error}") from None
+    section = tool.get("pgtask", {}) if isinstance(tool, dict) else tool
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path.name}: [tool.pgtask] must be a table of settings")
     known = {name for setting in SETTINGS for name in (setting.key, setting.key.replace("-", "_"))}
     for key in section:
         if key not in known:

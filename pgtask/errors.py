@@ -19,6 +19,7 @@ __all__ = [
     "UnknownStepError",
     "DatabaseError",
     "DatabaseUnavailable",
+    "RowsLocked",
     "DatabaseRefused",
     "DataRefused",
     "SchemaError",
@@ -85,6 +86,10 @@ class DatabaseError(PgtaskError):
 
 class DatabaseUnavailable(DatabaseError):
     """Postgres cannot be reached or cannot serve us just now: wait and try again."""
+
+
+class RowsLocked(DatabaseUnavailable):
+    """Somebody else has locked a row, or the table, for longer than we wait."""
 
 
 class DatabaseRefused(DatabaseError):

@@ -80,9 +80,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def delay_before_retry(self, tried: int) -> float:
         """Seconds to wait before the next try when `tried` tries (1 or more) have failed."""
         delay = self.retry_delay.total_seconds()
+        ceiling = float("inf")
         if self.backoff == "exponential":
+            ceiling = self.max_delay.total_seconds()
             # The exponent is bounded because 2.0 ** 1024 overflows; any delay has long met its ceiling by then.
-            delay = min(delay * 2.0 ** min(tried - 1, 900), self.max_delay.total_seconds())
+            delay = min(delay * 2.0 ** min(tried - 1, 900), ceiling)
         if self.jitter:
             delay *= 1 + self.jitter * (2 * random.random() - 1)
-        return delay
+        return min(delay, ceiling)

@@ -336,7 +336,7 @@ class Dispatcher:
             step = decode(then, payload)
         except Exception as error:
             raise OutcomeError("cannot be stored") from error
-        if len(payload) > self.max_step_bytes:
+        if len(text.encode()) > self.max_step_bytes:
             raise OutcomeError("too large")
         delay = outcome.after.total_seconds() if outcome.after is not None else 0.0
         queue = then.policy.queue if then.policy.queue != now.policy.queue else None

@@ -195,6 +195,21 @@ def test_a_decorated_run_is_read_through() -> None:
     assert (first.edges, first.is_async) == ((B,), True)
 
 
+def test_a_decorator_that_hides_an_async_run_is_refused() -> None:
+    def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(run)
+        def wrapper(self: Any, ctx: Context) -> Any:
+            return run(self, ctx)
+
+        return wrapper
+
+    async def run(self: Any, ctx: Context) -> Done:
+        raise NotImplementedError
+
+    message = refused(step_with(run=decorate(run)))
+    assert message == "step Family.Step: the decorator of run() hides that it is async; make its wrapper async def"
+
+
 def test_a_step_that_derives_from_two_steps_is_one_step() -> None:
     class Family(Task):
         pass

@@ -23,6 +23,7 @@ from pgtask._worker.claim import Claim
 
 WORKER = bytes(range(8))
 SHORTEST, LONGEST = 0.25, 15.0
+SOON = 0.1  # less than any wait but that between two looks in a row
 NEVER = 1e6
 
 
@@ -45,6 +46,12 @@ def dsn(database: str) -> str:
 
     asyncio.run(empty())
     return database
+
+
+@pytest.fixture(autouse=True)
+def without_debounce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hint is heeded at once."""
+    monkeypatch.setattr(module, "DEBOUNCE", 0.0)
 
 
 @pytest.fixture
@@ -110,9 +117,9 @@ def ids_of(rows: list[Any]) -> list[UUID]:
 async def drain(claim: Claim, limit: int = 100) -> list[UUID]:
     """Claim until nothing is due."""
     ids: list[UUID] = []
-    while claim.wanted:
-        rows, _, _ = await claim.claim(limit)
-        ids += ids_of(rows)
+    while claim.wanted or seconds_to(claim.look_at) < SOON:
+        await asyncio.sleep(max(0.0, 0.0 if claim.wanted else seconds_to(claim.look_at)))
+        ids += ids_of((await claim.claim(limit))[0])
     return ids
 
 
@@ -380,7 +387,8 @@ def test_nothing_to_do_is_looked_for_less_and_less_often(dsn: str) -> None:
             waits.append(seconds_to(claim.look_at))
         assert waits == pytest.approx([0.5, 1, 2, 4, 8, 15, 15, 15], abs=0.2)
         claim.hint()
-        assert claim.wanted
+        assert seconds_to(claim.look_at) < SOON
+        claim.look_at = 0.0
         await claim.claim(10)
         assert seconds_to(claim.look_at) == pytest.approx(0.5, abs=0.2)
 
@@ -426,8 +434,8 @@ def test_after_the_last_of_a_lane_the_others_are_looked_for_at_once(dsn: str) ->
         claim = claim_over(link)
         assert len((await claim.claim(10))[0]) == 1
         later = await put(db, queue="new")
-        assert claim.wanted
-        assert ids_of((await claim.claim(10))[0]) == later
+        assert seconds_to(claim.look_at) < SOON
+        assert await drain(claim) == later
 
     play(dsn, scenario)
 
@@ -468,20 +476,12 @@ class HeldUp(Link):
     meanwhile: Callable[[], Awaitable[None]] | None = None
     on: str = ""
 
-    async def run(self, name: str, *args: Any, on_loss: Callable[[], None] | None = None) -> list[Any]:
-        rows = await super().run(name, *args, on_loss=on_loss)
-        await self._happen(name)
-        return rows
-
     async def once(self, name: str, *args: Any, deadline: float = 35.0) -> list[Any]:
         rows = await super().once(name, *args, deadline=deadline)
-        await self._happen(name)
-        return rows
-
-    async def _happen(self, name: str) -> None:
         if name == self.on and self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
             await meanwhile()
+        return rows
 
 
 @pytest.mark.parametrize("on", ["expire", "lanes", "claim"])

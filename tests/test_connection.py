@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import asyncpg
 import pytest
@@ -18,7 +18,15 @@ from conftest import _fresh_database, run, with_database
 
 from pgtask._postgres.connection import connect, keep_alive, map_errors, redact
 from pgtask._postgres.store import HOT_SETTINGS, Link
-from pgtask.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, DataRefused, PgtaskError, SchemaError
+from pgtask.errors import (
+    DatabaseError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    DataRefused,
+    PgtaskError,
+    RowsLocked,
+    SchemaError,
+)
 
 INSERT = "INSERT INTO pg_task (id, step) VALUES ('018f0000-0000-7000-8000-000000000000', '{}')"
 LOCK = "SELECT pg_advisory_lock(1)"
@@ -48,7 +56,8 @@ def dsn(database: str) -> str:
 def with_options(dsn: str, **options: str) -> str:
     """The DSN with other options in its query, and no host before it."""
     parts = urlsplit(dsn)
-    return urlunsplit(parts._replace(query=urlencode({**dict(parse_qsl(parts.query)), **options})))
+    query = {"user": parts.username or "postgres", **dict(parse_qsl(parts.query)), **options}
+    return f"{parts.scheme}://{parts.path}?{urlencode(query)}"
 
 
 @asynccontextmanager
@@ -151,7 +160,7 @@ STATES = {
     "53100": DatabaseUnavailable,  # disk_full
     "53300": DatabaseUnavailable,  # too_many_connections
     "55006": DatabaseUnavailable,  # object_in_use
-    "55P03": DatabaseUnavailable,  # lock_not_available
+    "55P03": RowsLocked,  # lock_not_available
     "57014": DatabaseUnavailable,  # query_canceled
     "57P01": DatabaseUnavailable,  # admin_shutdown
     "57P03": DatabaseUnavailable,  # cannot_connect_now
@@ -191,7 +200,7 @@ def test_what_the_server_says_of_itself(dsn: str) -> None:
         async with connected(dsn) as other, connected(dsn, statement_timeout="50ms", lock_timeout="20ms") as db:
             cases: list[tuple[str, type[DatabaseError], str]] = [
                 ("SELECT pg_sleep(10)", DatabaseUnavailable, "statement timeout"),
-                (LOCK, DatabaseUnavailable, "lock timeout"),
+                (LOCK, RowsLocked, "lock timeout"),
                 ("BEGIN READ ONLY; " + INSERT, DatabaseUnavailable, "read-only"),
                 (INSERT, DataRefused, "duplicate key"),
                 ("INSERT INTO pg_task (step) VALUES (NULL)", DataRefused, "null value"),

@@ -948,6 +948,16 @@ def test_a_step_has_its_task_for_itself_from_its_start_to_its_end(clock: Clock) 
     assert all(task.done() for task, _ in seen)
 
 
+def test_the_stack_of_a_suspended_step_can_be_seen(clock: Clock) -> None:
+    async def looks(ctx: Context) -> Done:
+        await asyncio.sleep(0)
+        assert [frame.f_code.co_name for frame in me().get_stack()] == ["run"]
+        return Done()
+
+    (entry,) = outcomes_of(clock, "looks", looks=looks)
+    assert (entry.kind, entry.error) == ("done", None)
+
+
 # What a step may do to its Task; it has ended when the next one starts, which would share its Task.
 
 
@@ -1100,6 +1110,31 @@ def test_the_engine_runs_in_debug_mode(clock: Clock) -> None:
     play(clock, main(), debug=True)
 
 
+def test_steps_see_what_the_lifespan_has_set(clock: Clock) -> None:
+    """The dispatcher is made before the lifespan is entered, and takes leases after."""
+
+    async def main() -> None:
+        seen = []
+
+        async def looks(ctx: Context) -> Done:
+            seen.append(VARIABLE.get())
+            await asyncio.sleep(0)
+            return Done()
+
+        def looks_in_thread(ctx: Context) -> Done:
+            seen.append(VARIABLE.get())
+            return Done()
+
+        with scripted(concurrency=1, looks=looks, looks_in_thread=looks_in_thread) as (dispatch, _):
+            VARIABLE.set("by the lifespan")
+            leases = dispatch.claim(Act("looks"), Threaded("looks_in_thread"), Act("looks"))
+            dispatch.admit(leases)
+            await dispatch.all_outcomes(leases)
+        assert seen == ["by the lifespan"] * 3
+
+    play(clock, main())
+
+
 def test_each_step_has_a_context_of_its_own_made_from_the_workers(clock: Clock) -> None:
     async def main() -> None:
         VARIABLE.set("of the worker")
@@ -1159,6 +1194,23 @@ class ExitsWhenAsked(Exception):
         raise SystemExit(3)
 
 
+def test_an_outcome_without_a_repr_is_not_lost_when_the_step_was_cancelled(clock: Clock) -> None:
+    async def returns(ctx: Context) -> Any:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return NoRepr()
+
+    async def main() -> None:
+        with scripted(returns=returns) as (dispatch, _):
+            leases = dispatch.claim(Timed("returns"), tried=1)
+            dispatch.admit(leases)
+            (entry,) = await dispatch.all_outcomes(leases)
+            assert (entry.error or "").startswith("Script.Timed returned ")
+
+    play(clock, main())
+
+
 def test_an_error_whose_text_exits_harms_only_its_own_task(clock: Clock) -> None:
     async def raises(ctx: Context) -> Any:
         raise ExitsWhenAsked
@@ -1187,7 +1239,7 @@ def test_a_reason_that_is_a_kind_of_text_is_text(clock: Clock) -> None:
         ("number", "Play.Scene returned 5; return Next(...), Done() or Fail(...)"),
         ("undeclared", "Play.Scene returned Next(Undeclared), but its annotation allows Elsewhere, Scene, Urgent"),
         ("next of nothing", "Play.Scene returned Next(NoneType), but its annotation allows"),
-        ("too large", f"the next step Play.Scene is 10028 bytes, more than the {MAX_STEP_BYTES} allowed"),
+        ("too large", f"the next step Play.Scene is 10047 bytes, more than the {MAX_STEP_BYTES} allowed"),
         ("not encodable", "the next step Play.Scene cannot be stored: Encoding objects of type object is unsupported"),
         ("wrong field", "the next step Play.Scene cannot be stored: "),
         ("fail without text", "Play.Scene: Fail() takes a reason as text, not 5"),

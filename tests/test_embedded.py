@@ -433,9 +433,7 @@ def test_root_below_a_directory_closed_to_others(make: Make, fresh: bool) -> Non
 
 @as_root
 @on_linux
-def test_root_with_the_binaries_below_a_directory_closed_to_others(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_root_with_the_binaries_below_a_directory_closed_to_others(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = make("closed", fresh=True)
     closed.chmod(0o700)
     package = embedded.binary("postgres").parents[2]

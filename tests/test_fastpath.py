@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import enum
 import io
 import json
@@ -9,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -18,7 +20,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgtask import App, Context, DecodeError, Done, Next, Policy, Task, UnknownStepError
+from pgtask import App, Context, DecodeError, Done, Next, Policy, Task, UnknownStepError, _fastpath
 from pgtask._fastpath import Codec, CopyRows, Entry, Lease, Leases, Outcomes, Table, scan_envelope
 
 T = TypeVar("T")
@@ -624,11 +626,14 @@ OUTCOMES = st.lists(
 )
 
 
-def filled(outcomes: list[tuple[Any, ...]]) -> tuple[Outcomes, list[reference.Entry]]:
+POOL = [UUID(int=number) for number in range(8)]  # a task that was lost and claimed again may have two outcomes
+
+
+def filled(outcomes: list[tuple[Any, ...]], ids: list[UUID]) -> tuple[Outcomes, list[reference.Entry]]:
     buffer = Outcomes()
     entries = []
-    for kind, *columns in outcomes:
-        ((lease,), _) = Leases().claimed([(uuid4(), "", 0, 1, None)], uuid4(), 0.0)
+    for (kind, *columns), id in zip(outcomes, ids, strict=False):
+        ((lease,), _) = Leases().claimed([(id, "", 0, 1, None)], uuid4(), 0.0)
         match kind:
             case "done":
                 buffer.add_done(lease)
@@ -639,33 +644,50 @@ def filled(outcomes: list[tuple[Any, ...]]) -> tuple[Outcomes, list[reference.En
             case "moved":
                 buffer.add_moved(lease, *columns)
                 entries.append(reference.Entry("moved", lease.id, lease.token, *columns))
+    entries.sort(key=lambda entry: ["done", "kept", "moved"].index(entry.kind))
     return buffer, entries
 
 
-@given(OUTCOMES)
-def test_the_buffer_holds_what_was_added(outcomes: list[tuple[Any, ...]]) -> None:
-    buffer, entries = filled(outcomes)
+def leases_of(buffer: Outcomes) -> list[Lease]:
+    return buffer.done + buffer.kept + buffer.moved
+
+
+IDS = st.lists(st.sampled_from(POOL), min_size=12, max_size=12)
+
+
+@given(OUTCOMES, IDS)
+def test_the_buffer_holds_what_was_added(outcomes: list[tuple[Any, ...]], ids: list[UUID]) -> None:
+    buffer, entries = filled(outcomes, ids)
     assert buffer.parameters() == reference.parameters(entries)
     assert len(buffer) == len(entries)
-    for kind in ("done", "kept", "moved"):
-        assert [lease.id for lease in getattr(buffer, kind)] == [entry.id for entry in entries if entry.kind == kind]
+    assert [lease.id for lease in leases_of(buffer)] == buffer.ids() == [entry.id for entry in entries]
+    assert [lease.token for lease in leases_of(buffer)] == [entry.token for entry in entries]
 
 
-@given(OUTCOMES)
-def test_halves_hold_each_outcome_once(outcomes: list[tuple[Any, ...]]) -> None:
-    buffer, entries = filled(outcomes)
+@given(OUTCOMES, IDS)
+def test_halves_hold_each_outcome_once(outcomes: list[tuple[Any, ...]], ids: list[UUID]) -> None:
+    buffer, entries = filled(outcomes, ids)
     before = buffer.parameters()
     first, second = buffer.halves()
-    in_order = sorted(entries, key=lambda entry: ["done", "kept", "moved"].index(entry.kind))
-    middle = len(entries) // 2
-    assert first.parameters() == reference.parameters(in_order[:middle])
-    assert second.parameters() == reference.parameters(in_order[middle:])
-    assert [*first.done, *second.done] == buffer.done
-    assert [*first.kept, *second.kept] == buffer.kept
-    assert [*first.moved, *second.moved] == buffer.moved
+    tokens = {lease.token for lease in leases_of(first)}
+    assert first.parameters() == reference.parameters(entry for entry in entries if entry.token in tokens)
+    assert second.parameters() == reference.parameters(entry for entry in entries if entry.token not in tokens)
+    assert {*leases_of(first), *leases_of(second)} == set(leases_of(buffer))
     assert buffer.parameters() == before
     if len(entries) > 1:
         assert len(first) < len(buffer) > len(second)  # so that bisecting ends
+
+
+@given(OUTCOMES, IDS, st.sets(st.sampled_from(POOL)))
+def test_a_buffer_is_divided_by_task(outcomes: list[tuple[Any, ...]], ids: list[UUID], chosen: set[UUID]) -> None:
+    buffer, entries = filled(outcomes, ids)
+    first, second = buffer.divide(chosen)
+    among = [entry for entry in entries if entry.id in chosen]
+    others = [entry for entry in entries if entry.id not in chosen]
+    assert (first.parameters(), second.parameters()) == (reference.parameters(among), reference.parameters(others))
+    first.extend(second, set(), among=False)
+    assert sorted(first.ids()) == sorted(buffer.ids())
+    assert first.notify == buffer.notify
 
 
 # --- COPY ---------------------------------------------------------------------------------------------------------
@@ -716,3 +738,18 @@ def test_copy_rows_are_postgres_binary_format(steps: list[tuple[Task, str, int, 
         (first + number, codec(type(step)).encode(step), queue, priority)
         for number, (step, queue, priority, _) in enumerate(steps)
     ]
+
+
+# --- types --------------------------------------------------------------------------------------------------------
+
+
+def test_the_stub_names_only_what_there_is() -> None:
+    stub = ast.parse(Path(_fastpath.__file__).with_name("_fastpath.pyi").read_text())
+    for thing in stub.body:
+        if isinstance(thing, ast.ClassDef):
+            for member in thing.body:
+                target: Any = member.target if isinstance(member, ast.AnnAssign) else member
+                name = target.id if isinstance(target, ast.Name) else target.name
+                assert hasattr(getattr(_fastpath, thing.name), name), f"{thing.name}.{name}"
+        elif isinstance(thing, ast.FunctionDef):
+            assert callable(getattr(_fastpath, thing.name))

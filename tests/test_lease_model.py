@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
             self.holds[worker] += fresh
         expected = [row.wakeup_at for row in due[: sum(limits)]]
         assert sorted(row.wakeup_at for row in claimed) == expected, "not the oldest, or not as many as there were"
-        self.issued += leases
+        self.issued += sorted(leases, key=lambda lease: lease.id)
         self.learn_ends([lease.id for lease in leases])
         return leases
 
@@ -256,7 +256,7 @@ class Machine(RuleBasedStateMachine):
         leases = self.holds[worker] + (self.stale() if extra else [])
         rows = self.send(worker, "renew", [lease.id for lease in leases], [lease.token for lease in leases], LEASE)
         ours = {lease.id for lease in leases if not self.is_stale(lease)}
-        assert sorted(row[0] for row in rows) == sorted(ours)
+        assert sorted(map(tuple, rows)) == sorted((id, True) for id in ours)
         self.learn_ends(list(ours))
 
     @precondition(lambda self: self.busy())

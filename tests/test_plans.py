@@ -155,7 +155,7 @@ def calls(held: list[Any]) -> dict[str, Call]:
         "lanes": Call("lanes", (), {READY}, 100),
         "lanes_of_queues": Call("lanes_of_queues", (["default", "q1", "none"],), {READY}, 45),
         "expire": Call("expire", (1000,), {LEASED, PRIMARY}, 30),
-        "renew": Call("renew", (ids, tokens, LEASE), {PRIMARY}, 22 * HELD),
+        "renew": Call("renew", (ids, tokens, LEASE), {PRIMARY}, 30 * HELD),
         "release": Call("release", (ids, tokens), {PRIMARY}, 22 * HELD),
         "flush done": Call("flush", outcomes("done", held), {PRIMARY}, 8 * HELD),
         "flush kept": Call("flush", outcomes("kept", held), {PRIMARY}, 15 * HELD),

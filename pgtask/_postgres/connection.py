@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
@@ -15,7 +16,7 @@ from typing import Any
 
 import asyncpg
 
-from pgtask.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, PgtaskError, SchemaError
+from pgtask.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, PgtaskError, RowsLocked, SchemaError
 
 __all__ = ["CONNECT_TIMEOUT", "Connection", "connect", "is_connection_loss", "keep_alive", "map_errors", "redact"]
 
@@ -27,7 +28,7 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USE
 
 # SQLSTATE classes and codes after which the same statement may succeed later, on this or a new connection.
 _WAIT_CLASSES = ("08", "40", "53", "57", "58")
-_WAIT_CODES = ("25006", "55P03", "55006", "25P03", "25P04")
+_WAIT_CODES = ("25006", "55006", "25P03", "25P04")
 
 
 async def connect(dsn: str, *, name: str, settings: dict[str, str] | None = None, pooled: bool = False) -> Any:
@@ -62,7 +63,7 @@ def keep_alive(connection: Any) -> None:
 @contextmanager
 def map_errors(dsn: str = "") -> Iterator[None]:
     """Turn what asyncpg, the socket or the resolver raise into a `DatabaseError` of ours, the original as `__cause__`:
-    `DatabaseUnavailable` (wait), `DataRefused` (SQLSTATE 22 and 23), `SchemaError`, or `DatabaseRefused`."""
+    `DatabaseUnavailable` (wait), `DataRefused` (SQLSTATE 22, 23 and P0), `SchemaError`, or `DatabaseRefused`."""
     try:
         yield
     except PgtaskError:
@@ -70,8 +71,12 @@ def map_errors(dsn: str = "") -> Iterator[None]:
     except asyncpg.PostgresError as error:
         state = error.sqlstate or ""
         text = " ".join(f"{error.args[0] if error.args else error}".split())
-        if state[:2] in ("22", "23"):
+        if state[:2] in ("22", "23", "P0"):  # P0: a trigger of the user's
             raise DataRefused(f"{text} (SQLSTATE {state})") from error
+        if state == "55P03":
+            raise RowsLocked(f"{text} (SQLSTATE {state})") from error
+        if state == "08P01" and dsn:
+            raise DatabaseRefused(f"{text}; through a pooler use --no-listen (SQLSTATE {state}){_at(dsn)}") from error
         if state.startswith(_WAIT_CLASSES) or state in _WAIT_CODES:
             raise DatabaseUnavailable(f"{text} (SQLSTATE {state})") from error
         if state in ("42P01", "42703", "3F000"):
@@ -84,6 +89,8 @@ def map_errors(dsn: str = "") -> Iterator[None]:
         if "closed" in str(error):
             raise DatabaseUnavailable(f"the connection is closed: {error}") from error
         raise DatabaseRefused(f"{error}{_at(dsn)}") from error
+    except ssl.SSLCertVerificationError as error:
+        raise DatabaseRefused(f"the server's certificate is not trusted: {error.verify_message}{_at(dsn)}") from error
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         text = str(error) or type(error).__name__
         raise DatabaseUnavailable(f"cannot reach the database: {text}{_at(dsn)}") from error

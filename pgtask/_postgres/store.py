@@ -16,7 +16,7 @@ from typing import Any
 
 from pgtask._events import log_event
 from pgtask._postgres.connection import connect, map_errors
-from pgtask.errors import DatabaseUnavailable
+from pgtask.errors import DatabaseUnavailable, RowsLocked
 
 __all__ = ["HOT_SETTINGS", "Link", "statement"]
 
@@ -32,7 +32,7 @@ HOT_SETTINGS = {
     "enable_sort": "off",
     "jit": "off",
     "statement_timeout": "30s",
-    "lock_timeout": "5s",
+    "lock_timeout": "2s",
     "idle_in_transaction_session_timeout": "10s",
     "idle_session_timeout": "0",
     "tcp_keepalives_idle": "10",
@@ -76,6 +76,8 @@ class Link:
         self._on_open = on_open
         self._connection: Any = None
         self.statements = 0
+        self.is_away = False
+        """Whether it is waiting for a database that is away."""
 
     @property
     def connection(self) -> Any:
@@ -107,28 +109,38 @@ class Link:
             with map_errors():
                 rows: list[Any] = await connection.fetch(statement(name), *args)
                 return rows
+        except RowsLocked:
+            raise  # the connection is as good as before
         except (DatabaseUnavailable, asyncio.CancelledError):
             self.drop()
             raise
         finally:
             watchdog.cancel()
 
-    async def run(self, name: str, *args: Any, on_loss: Callable[[], None] | None = None) -> list[Any]:
+    async def run(
+        self, name: str, *args: Any, on_loss: Callable[[], None] | None = None, waits_for_rows: bool = True
+    ) -> list[Any]:
         """Run a statement, waiting with backoff for as long as the database is away.
 
         `on_loss` is called when an attempt has failed in such a way that it may or may not have been carried out.
-        Raises `DatabaseRefused` and `DataRefused`.
+        Raises `DatabaseRefused` and `DataRefused`; unless it `waits_for_rows`, `RowsLocked` too.
         """
         backoff = Backoff()
         while True:
             try:
                 rows = await self.once(name, *args)
             except DatabaseUnavailable as error:
+                if isinstance(error, RowsLocked):
+                    if not waits_for_rows:
+                        raise
+                else:
+                    self.is_away = True
                 if on_loss is not None:
                     on_loss()
                 await backoff.wait(self._name, error)
                 continue
             backoff.over(self._name)
+            self.is_away = False
             return rows
 
     async def connected(self) -> Any:

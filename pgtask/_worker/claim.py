@@ -25,6 +25,7 @@ __all__ = ["Claim"]
 log = logging.getLogger("pgtask.claim")
 
 REFRESH = 0.1  # seconds; also when a due task could not be taken because somebody has locked its row
+DEBOUNCE = 0.01  # seconds between two looks, however many notifications come
 MOST_EXPIRED = 1000
 MOST_CLAIM_BYTES = 16 * 1024 * 1024  # of steps in one claim; a guess from the batches before
 
@@ -51,6 +52,8 @@ class Claim:
         self._shortest_poll, self._longest_poll = shortest_poll, longest_poll
         self._poll = shortest_poll
         self._lanes: list[tuple[str, int]] = []
+        self._looked = -1.0
+        self._hinted = False  # since the last look began
         self._expire_at = 0.0
         self._mean_bytes = 0.0
         self._lost_tokens: list[UUID] = []
@@ -61,9 +64,10 @@ class Claim:
 
     def hint(self) -> None:
         """Something may have become due: look at once, unless a known lane is being drained anyway."""
+        self._hinted = True
+        self._poll = self._shortest_poll
         if not self._lanes:
-            self.look_at = 0.0
-            self._poll = self._shortest_poll
+            self.look_at = min(self.look_at, self._looked + DEBOUNCE)
 
     def due_in(self, seconds: float) -> None:
         """A task was put off by this worker: look when it falls due."""
@@ -108,11 +112,13 @@ class Claim:
         """Learn from a claim of `limit`: the lane may be empty now, and how large steps are."""
         if len(rows) < limit:
             self._lanes.pop(0)
+        if self._hinted and not self._lanes:
+            self.look_at = self._looked + DEBOUNCE
         if rows:
             self._poll = self._shortest_poll
             self._mean_bytes += 0.2 * (sum(len(row[1] or "") for row in rows) / len(rows) - self._mean_bytes)
             if not self._lanes:
-                self.look_at = 0.0
+                self.look_at = self._looked + DEBOUNCE
 
     async def _recover(self, token: UUID) -> None:
         """Give back what a claim took whose reply was lost with the connection; nobody else knows of it."""
@@ -123,14 +129,14 @@ class Claim:
 
     async def look(self) -> None:
         """Free expired leases when it is time, then see which lanes are due and when the next one will be."""
-        now = time.monotonic()
-        if now >= self._expire_at:
+        self._hinted = False
+        if time.monotonic() >= self._expire_at:
             await self._expire()
         if self._queues:
             rows = await self._link.run("lanes_of_queues", self._queues)
         else:
             rows = await self._link.run("lanes")
-        now = time.monotonic()
+        self._looked = now = time.monotonic()
         due = sorted((-priority, seconds, queue) for queue, priority, seconds in rows if seconds <= 0)
         self._lanes = [(queue, -downward) for downward, _, queue in due]
         later = min((seconds for _, _, seconds in rows if seconds > 0), default=None)
@@ -143,6 +149,8 @@ class Claim:
             self.look_at = min(now + self._poll, self._expire_at)
             if later is not None:
                 self.look_at = min(self.look_at, now + later)
+        if self._hinted:  # in the meantime, perhaps for what this look did not see
+            self.look_at = min(self.look_at, now + DEBOUNCE)
 
     async def _expire(self) -> None:
         """Free the leases that have run out. Nobody's lease made after this look ends within one lease timeout, so to

@@ -32,7 +32,9 @@ def _lines(error: BaseException, seen: set[int], prefix: str) -> Iterator[str]:
     link: BaseException | None = error
     while link is not None and id(link) not in seen and len(seen) < _MOST_LINKS:
         seen.add(id(link))
-        if isinstance(link, PgtaskError):  # says all there is to say; where in the engine it was raised is no matter
+        if (
+            isinstance(link, PgtaskError) and type(link).__module__ == PgtaskError.__module__
+        ):  # says all there is to say; where in the engine it was raised is no matter
             yield f"{prefix}{_message(link)}"
         else:
             yield f"{prefix}{_name(link)}: {_message(link)}{_place(link)}"

@@ -7,15 +7,18 @@ database has answered, however long that takes; one outcome that the database re
 from __future__ import annotations
 
 import logging
+import time
 
 from pgtask._events import log_event
 from pgtask._fastpath import Lease, Leases, Outcomes
 from pgtask._postgres.store import Link
-from pgtask.errors import DataRefused
+from pgtask.errors import DataRefused, RowsLocked
 
-__all__ = ["Flush"]
+__all__ = ["RETRY_LOCKED", "Flush"]
 
 log = logging.getLogger("pgtask.flush")
+
+RETRY_LOCKED = 1.0  # seconds between two looks at rows that somebody else has locked
 
 
 class Flush:
@@ -26,6 +29,9 @@ class Flush:
         self._leases = leases
         self.done = 0
         """Tasks whose end is in the database, by `Done` or by being parked."""
+        self.waiting = Outcomes()
+        """Outcomes whose row somebody else has locked: they hold up no other, and are tried again every second."""
+        self._try_waiting_at = 0.0
         self.lost = 0
         """Outcomes that were dropped because somebody else had taken the task."""
 
@@ -41,32 +47,60 @@ class Flush:
             attempts += 1
 
         try:
-            ((done, kept, moved, _),) = await self._link.run("flush", *outcomes.parameters(), on_loss=again)
+            ((done, kept, moved, _),) = await self._link.run(
+                "flush", *outcomes.parameters(), on_loss=again, waits_for_rows=False
+            )
+        except RowsLocked:
+            return await self._flush_unlocked(outcomes)
         except DataRefused as error:
             return await self._isolate(outcomes, error)
         # Sent twice, an outcome that is no longer there was probably written by the first attempt.
         certain = attempts == 0
-        self.done += len(outcomes.done) + sum(error is not None for error in outcomes.moved_errors)
-        self._strike(outcomes.done, done, certain)
-        self._strike(outcomes.moved, moved, certain)
+        parked = [
+            lease for lease, error in zip(outcomes.moved, outcomes.moved_errors, strict=True) if error is not None
+        ]
+        self.done += len(outcomes.done) + len(parked)
+        self.done -= self._strike(outcomes.done, done, certain)
+        lost_before = self._strike(outcomes.moved, moved, certain)
+        if lost_before and moved is not None:
+            self.done -= len([lease for lease in parked if lease.id not in set(moved)])
         if kept is None:
             return outcomes.kept
         written = set(kept)
         self._strike([lease for lease in outcomes.kept if lease.id not in written], [], certain=True)
         return [lease for lease in outcomes.kept if lease.id in written]
 
-    def _strike(self, leases: list[Lease], written: list[object] | None, certain: bool) -> None:
-        """Forget leases that have ended; those not among `written` (None: all were) were lost before."""
+    async def flush_waiting(self) -> list[Lease]:
+        """Write what waits for its row and can be written now; the leases whose next step may run."""
+        if not len(self.waiting) or time.monotonic() < self._try_waiting_at:
+            return []
+        outcomes, self.waiting = self.waiting, Outcomes()
+        return await self._flush_unlocked(outcomes)
+
+    async def _flush_unlocked(self, outcomes: Outcomes) -> list[Lease]:
+        """Write all but the outcomes whose row is locked; those wait."""
+        locked = {row[0] for row in await self._link.run("locked", outcomes.ids())}
+        waiting, ready = outcomes.divide(locked)
+        if len(waiting):
+            log_event(log, logging.WARNING, "outcome.waits", tasks=len(waiting), reason="somebody has locked the row")
+            self.waiting.extend(waiting, set(), among=False)
+            self._try_waiting_at = time.monotonic() + RETRY_LOCKED
+        return await self.flush(ready) if len(ready) else []
+
+    def _strike(self, leases: list[Lease], written: list[object] | None, certain: bool) -> int:
+        """Forget leases that have ended; those not among `written` (None: all were) were lost before. How many."""
         for lease in leases:
             self._leases.remove(lease)
         if written is None or not certain:
-            return
+            return 0
         found = set(written)
+        lost = 0
         for lease in leases:
             if lease.id not in found:
-                self.lost += 1
-                self.done -= 1
+                lost += 1
                 log_event(log, logging.WARNING, "lease.lost", task=lease.id, step=lease.label, outcome="dropped")
+        self.lost += lost
+        return lost
 
     async def _isolate(self, outcomes: Outcomes, error: DataRefused) -> list[Lease]:
         """The database refuses the batch for its data: find the culprit by halves; park it with what was said."""
@@ -78,9 +112,14 @@ class Flush:
         refused = Outcomes()
         reason = f"the outcome of {lease.label} was refused by the database: {error}"
         refused.add_moved(lease, None, lease.tried + 1, reason.encode("ascii", "replace").decode()[:2000], 0.0)
-        ((_, _, moved, _),) = await self._link.run("flush", *refused.parameters())
-        self.done += 1
-        self._strike([lease], moved, certain=True)
+        try:
+            ((_, _, moved, _),) = await self._link.run("flush", *refused.parameters())
+        except DataRefused as again:  # not even that: let go of it, its lease runs out
+            log_event(log, logging.ERROR, "outcome.refused", task=lease.id, step=lease.label, error=str(again))
+            self._leases.remove(lease)
+            self.lost += 1
+            return []
+        self.done += 1 - self._strike([lease], moved, certain=True)
         return []
 
     async def release(self, leases: list[Lease]) -> None:

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from pgtask._events import log_event
-from pgtask._fastpath import Lease, Leases
+from pgtask._fastpath import Lease, Leases, Outcomes
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
 from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of
 from pgtask._worker.dispatch import Dispatch
-from pgtask._worker.flush import Flush
+from pgtask._worker.flush import RETRY_LOCKED, Flush
 from pgtask._worker.renew import Renew
 from pgtask._worker.status import Totals
 from pgtask._worker.wake import Wake
@@ -122,6 +122,11 @@ class Loop:
             self.dispatch.draining = True
         self._work.set()
 
+    @property
+    def is_idle_and_away(self) -> bool:
+        """Nothing is held, and the pump waits for a database that is away."""
+        return self.link.is_away and not len(self._leases)
+
     def stop_now(self) -> None:
         """Do not wait for what runs."""
         self.drain("drained")
@@ -151,7 +156,7 @@ class Loop:
             await self._flush_gathered()
             if self.leaving is not None:
                 await self._flush.release(self.dispatch.take_ready())
-                if self._stop_now or not (self.dispatch.suspended or len(self.dispatch.outcomes)):
+                if self._stop_now or not (self.dispatch.suspended or self._unwritten()):
                     return
             elif await self._claim_some() or (self._config.burst and await self._burst_over()):
                 continue
@@ -161,18 +166,25 @@ class Loop:
 
     def _check_owners(self) -> None:
         """Nothing is left to flush, so every lease waits for its turn or runs. If not, dying is how it is let go."""
-        if len(self._leases) and not (self.dispatch.ready or self.dispatch.suspended):
+        if len(self._leases) and not (self.dispatch.ready or self.dispatch.suspended or len(self._flush.waiting)):
             raise AssertionError(f"{len(self._leases)} leases have no owner: please report this")
 
+    def _unwritten(self) -> int:
+        return len(self.dispatch.outcomes) + len(self._flush.waiting)
+
     async def _flush_gathered(self) -> None:
-        if not len(self.dispatch.outcomes):
-            return
-        outcomes = self.dispatch.take()
+        """Write the buffer, and let the tasks that go on here go on."""
+        if len(self._flush.waiting):
+            self.dispatch.go_on(await self._flush.flush_waiting())
+        if len(self.dispatch.outcomes):
+            self.dispatch.go_on(await self._write(self.dispatch.take()))
+
+    async def _write(self, outcomes: Outcomes) -> list[Lease]:
         for delay, error in zip(outcomes.moved_delays, outcomes.moved_errors, strict=True):
             if error is None:
                 self._claim.due_in(delay)
-        self.dispatch.go_on(await self._flush.flush(outcomes))
         self._rate.count(len(outcomes))
+        return await self._flush.flush(outcomes)
 
     async def _claim_some(self) -> bool:
         """Claim for the free slots and a little ahead; whether anything came."""
@@ -199,9 +211,11 @@ class Loop:
     async def _wait(self) -> None:
         """Until something happens, or it is time to look again."""
         timer = None
+        wait = RETRY_LOCKED if len(self._flush.waiting) else float("inf")
         if self.leaving is None and self._room() > 0:
-            delay = max(0.0, self._claim.look_at - time.monotonic())
-            timer = self._loop.call_later(delay, self._work.set)
+            wait = min(wait, max(0.0, self._claim.look_at - time.monotonic()))
+        if wait < float("inf"):
+            timer = self._loop.call_later(wait, self._work.set)
         await self._work.wait()
         if timer is not None:
             timer.cancel()
@@ -237,8 +251,9 @@ class Loop:
             log_event(log, logging.WARNING, "steps.abandoned", steps=self.dispatch.suspended)
         try:
             async with asyncio.timeout(UNWIND):
-                await self._flush_gathered()
-                await self._flush.release(self._leases.open())
+                # Nothing may start any more, so what could go on is given back; what still runs is left to run out.
+                kept = await self._write(self.dispatch.take())
+                await self._flush.release(kept + [lease for lease in self._leases.open() if not lease.is_running])
         except TimeoutError:
             log_event(log, logging.WARNING, "leases.abandoned", leases=len(self._leases))
 

@@ -137,8 +137,8 @@ class _Process:
         if self._loop.leaving is None:
             asyncio.get_running_loop().call_later(self._config.grace, self._stop_now)
         self._loop.drain(reason)
-        if not self._working and self._main is not None:
-            self._main.cancel()  # still opening, perhaps waiting for a database that is away: nothing is held yet
+        if self._main is not None and (not self._working or self._loop.is_idle_and_away):
+            self._main.cancel()  # nothing is held, and it may be waiting for a database that is away
 
     def _stop_now(self) -> None:
         """Running steps are cancelled and their leases given back; if even that takes too long, leave as it is."""

@@ -42,7 +42,7 @@ class Renew:
         lease_timeout: float,
         heartbeat_interval: float,
         lost: Callable[[list[Lease]], None],
-        refused: Callable[[DatabaseRefused], None],
+        refused: Callable[[BaseException], None],
     ) -> None:
         self._dsn, self._name, self._pooled = dsn, name, pooled
         self._leases = leases
@@ -70,11 +70,14 @@ class Renew:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._run())
+        except BaseException as error:  # without renewal the worker must not go on
+            self._refused(error)
         finally:
             self._loop.close()
 
     async def _run(self) -> None:
         link = Link(self._dsn, self._name, pooled=self._pooled)
+        watch = asyncio.create_task(self._give_up_late())
         away = False
         while not self._stopping.is_set():
             try:
@@ -89,9 +92,9 @@ class Renew:
             except DatabaseRefused as error:
                 self._refused(error)
                 break
-            self._give_up_late()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), min(self._tick, 0.5) if away else self._tick)
+        watch.cancel()
         await link.close()
 
     async def _renew_due(self, link: Link) -> None:
@@ -107,13 +110,16 @@ class Renew:
             self._lease_timeout,
             deadline=max(1.0, self._heartbeat_interval),
         )
-        ours = {row[0] for row in rows}
-        self._leases.renewed([lease for lease in due if lease.id in ours], sent)
+        ours = {row[0]: row[1] for row in rows}
+        self._leases.renewed([lease for lease in due if ours.get(lease.id)], sent)
         gone = [lease for lease in due if lease.id not in ours and lease.is_open]
         if gone:
             self._lost(gone)
 
-    def _give_up_late(self) -> None:
-        late = [lease for lease in self._leases.due(time.monotonic() - self._lifetime) if lease.is_open]
-        if late:
-            self._lost(late)
+    async def _give_up_late(self) -> None:
+        """Beside the renewal, which may hang: a lease ends here before the database gives it to somebody else."""
+        while True:
+            late = [lease for lease in self._leases.due(time.monotonic() - self._lifetime) if lease.is_open]
+            if late:
+                self._lost(late)
+            await asyncio.sleep(self._tick)

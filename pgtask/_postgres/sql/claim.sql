@@ -18,7 +18,7 @@ WITH picked AS MATERIALIZED (
 UPDATE pg_task AS task
 SET locked_by = $4,
     lock_expires_at = clock_timestamp() + make_interval(secs => $5),
-    claims = claims + 1
+    claims = least(claims, 1000000) + 1
 FROM picked, set_config('synchronous_commit', 'off', true)
 WHERE task.id = picked.id
 RETURNING

@@ -350,7 +350,7 @@ cdef class Leases:
         return len(self.by_id)
 
     def claimed(self, list rows, token, double sent):
-        """Enter claimed rows (id, step, tried, claims, size); returns the new leases, and those of ours they displaced.
+        """Enter claimed rows (id, step, tried, claims, size, ...); returns the new leases, and those of ours they displaced.
 
         A task that is claimed here while an older lease of it is still in the table was lost in between.
         """

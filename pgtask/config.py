@@ -231,7 +231,7 @@ def _file_section(directory: Path) -> Mapping[str, Any]:
     for key in section:
         if key not in known:
             raise ConfigError(f"[tool.pgtask] {key}: there is no such setting")
-    return section  # type: ignore[no-any-return]
+    return section
 
 
 def default_procs() -> int:

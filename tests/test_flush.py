@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,9 @@ from conftest import _fresh_database, run
 from test_connection import Line, until_blocked
 
 from pgtask._fastpath import Lease, Leases, Outcomes
+from pgtask._postgres import store
 from pgtask._postgres.store import Link, statement
+from pgtask._worker import flush as module
 from pgtask._worker.flush import Flush
 
 STEP, NEXT = '{"T":{"First":null}}', '{"T":{"Second":{"n":1}}}'
@@ -82,14 +85,22 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(dsn: str, through: str | None = None) -> AsyncIterator[Bench]:
+async def asyncpg_connection(dsn: str) -> AsyncIterator[Any]:
     db = await asyncpg.connect(dsn)
-    made = Bench(through or dsn, db)
     try:
-        yield made
+        yield db
     finally:
-        await made.link.close()
         await db.close()
+
+
+@asynccontextmanager
+async def bench(dsn: str, through: str | None = None) -> AsyncIterator[Bench]:
+    async with asyncpg_connection(dsn) as db:
+        made = Bench(through or dsn, db)
+        try:
+            yield made
+        finally:
+            await made.link.close()
 
 
 def add(outcomes: Outcomes, lease: Lease, kind: str) -> None:
@@ -143,7 +154,7 @@ def test_every_kind_of_outcome_in_one_batch(dsn: str) -> None:
     async def main() -> None:
         async with bench(dsn) as at:
             leases = dict(zip(KINDS, await at.take(len(KINDS)), strict=True))
-            await at.db.execute("UPDATE pg_task SET tried = 3")
+            await at.db.execute("UPDATE pg_task SET tried = 3, claims = 3")
             bystander = (await at.take(1))[0]
             before = await at.row(bystander)
             outcomes = Outcomes()
@@ -447,6 +458,74 @@ def test_a_lease_that_was_lost_and_refused_is_lost(dsn: str) -> None:
             assert (at.flush.done, at.flush.lost, len(at.leases)) == (1, 1, 0)
 
     run(main())
+
+
+# --- locked rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milliseconds instead of seconds."""
+    monkeypatch.setitem(store.HOT_SETTINGS, "lock_timeout", "20ms")
+    monkeypatch.setattr(module, "RETRY_LOCKED", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("strength", ["UPDATE", "SHARE", "KEY SHARE"])
+@pytest.mark.parametrize("kind", ["done", "kept", "retry"])
+def test_a_row_that_somebody_has_locked_holds_up_no_other(dsn: str, kind: str, strength: str) -> None:
+    """KEY SHARE is what a foreign key of a user's table takes: it hinders a DELETE alone."""
+
+    async def main() -> None:
+        async with bench(dsn) as at, asyncio.timeout(10):
+            leases = await at.take(5)
+            outcomes = Outcomes()
+            for lease in leases:
+                add(outcomes, lease, kind)
+            free = leases if strength == "KEY SHARE" and kind != "done" else leases[:2] + leases[3:]
+            async with at.db.transaction():
+                await at.db.execute(f"SELECT FROM pg_task WHERE id = $1 FOR {strength}", leases[2].id)
+                for waits in range(2):
+                    kept = await (at.flush.flush_waiting() if waits else at.flush.flush(outcomes))
+                    assert kept == (free if kind == "kept" and not waits else [])
+                    assert len(at.flush.waiting) == 5 - len(free)
+                    assert at.leases.get(leases[2].id) is (leases[2] if kind == "kept" or len(free) == 4 else None)
+                for lease in free:
+                    row = await at.row(lease)
+                    assert row is None if kind == "done" else row["step"] == NEXT or row["tried"] == 1
+            later = await at.flush.flush_waiting()
+            assert later == ([leases[2]] if kind == "kept" and len(free) == 4 else [])
+            row = await at.row(leases[2])
+            assert row is None if kind == "done" else row["step"] == NEXT or row["tried"] == 1
+            assert (len(at.flush.waiting), at.flush.lost, at.flush.done) == (0, 0, 5 if kind == "done" else 0)
+
+    run(main())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_table_that_is_locked_for_long_is_waited_out(dsn: str) -> None:
+    """As CREATE INDEX locks it: for writing, but not for locking rows. However long it takes, no stack grows."""
+
+    async def main() -> None:
+        async with bench(dsn) as at, asyncpg_connection(dsn) as rival:
+            (lease,) = await at.take(1)
+            outcomes = Outcomes()
+            add(outcomes, lease, "done")
+            async with rival.transaction():
+                await rival.execute("LOCK TABLE pg_task IN SHARE MODE")
+                sys.setrecursionlimit(usual // 4)
+                writing = asyncio.create_task(at.flush.flush(outcomes))
+                while at.link.statements < usual // 4 and not writing.done():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                assert not writing.done()
+            await writing
+            assert (at.flush.done, len(await at.rows())) == (1, 0)
+
+    usual = sys.getrecursionlimit()
+    try:
+        run(main())
+    finally:
+        sys.setrecursionlimit(usual)
 
 
 # --- lost replies --------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,7 @@ __all__ = ["Claim"]
 log = logging.getLogger("pgtask.claim")
 
 REFRESH = 0.1  # seconds; also when a due task could not be taken because somebody has locked its row
+_DUE = itemgetter(5)
 DEBOUNCE = 0.01  # seconds between two looks, however many notifications come
 MOST_EXPIRED = 1000
 MOST_CLAIM_BYTES = 16 * 1024 * 1024  # of steps in one claim; a guess from the batches before
@@ -81,9 +83,9 @@ class Claim:
         return bool(self._lanes) or time.monotonic() >= self.look_at
 
     async def claim(self, limit: int) -> tuple[list[Any], UUID, float]:
-        """Up to `limit` rows (id, step, tried, claims, size) of one lane, their token, and the monotonic time from
-        which their lease counts. Empty when nothing is due, when what is due is locked by others, or when the database
-        went away.
+        """Up to `limit` rows (id, step, tried, claims, size, due) of one lane, oldest first; their token; and the monotonic
+        time from which their lease counts. Empty when nothing is due, when what is due is locked by others, or when the
+        database went away.
 
         Raises `DatabaseRefused`.
         """
@@ -105,6 +107,7 @@ class Claim:
         except DatabaseUnavailable:
             self._lost_tokens.append(token)
             return [], token, sent
+        rows.sort(key=_DUE)
         self._took(rows, limit)
         return rows, token, sent
 

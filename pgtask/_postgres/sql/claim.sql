@@ -1,6 +1,7 @@
 -- Take up to $3 due tasks of one lane (queue $1, priority $2), oldest first, under the lease token $4 for $5 seconds.
 --
--- The sub-select is MATERIALIZED, so it runs once and never locks more than $3 rows, whatever the planner believes.
+-- The sub-select is MATERIALIZED, so it runs once and never locks more than $3 rows, and an array leaves the planner no
+-- other way to the rows than their primary key, whatever it believes of the table. The rows come in no order.
 -- The claim counts itself in `claims`; the outcome will clear it. A claim that a server crash undoes is harmless, so
 -- it does not wait for the disk. A step larger than $6 bytes is not sent, only its size.
 WITH picked AS MATERIALIZED (
@@ -19,11 +20,12 @@ UPDATE pg_task AS task
 SET locked_by = $4,
     lock_expires_at = clock_timestamp() + make_interval(secs => $5),
     claims = least(claims, 1000000) + 1
-FROM picked, set_config('synchronous_commit', 'off', true)
-WHERE task.id = picked.id
+FROM set_config('synchronous_commit', 'off', true)
+WHERE task.id = ANY (ARRAY (SELECT id FROM picked))
 RETURNING
     task.id,
     CASE WHEN octet_length(task.step) <= $6 THEN task.step END,
     task.tried,
     task.claims,
-    CASE WHEN octet_length(task.step) > $6 THEN octet_length(task.step) END
+    CASE WHEN octet_length(task.step) > $6 THEN octet_length(task.step) END,
+    extract(epoch FROM task.wakeup_at)::float8

@@ -167,6 +167,7 @@ class Entry:
 
 def parameters(entries: Iterable[Entry]) -> tuple[Any, ...]:
     """The parameters of flush.sql for these outcomes."""
+    entries = list(entries)
     done, kept, moved = ([entry for entry in entries if entry.kind == kind] for kind in ("done", "kept", "moved"))
     return (
         [entry.id for entry in done],

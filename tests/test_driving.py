@@ -949,13 +949,17 @@ def test_a_step_has_its_task_for_itself_from_its_start_to_its_end(clock: Clock) 
 
 
 def test_the_stack_of_a_suspended_step_can_be_seen(clock: Clock) -> None:
-    async def looks(ctx: Context) -> Done:
-        await asyncio.sleep(0)
-        assert [frame.f_code.co_name for frame in me().get_stack()] == ["run"]
-        return Done()
+    async def main() -> None:
+        with scripted() as (dispatch, scripts):
+            leases = dispatch.claim(Act("waits"))
+            dispatch.admit(leases)
+            await turns(2)
+            (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+            assert [frame.f_code.co_qualname for frame in task.get_stack()] == ["Act.run"]
+            scripts.gate.set()
+            await dispatch.all_outcomes(leases)
 
-    (entry,) = outcomes_of(clock, "looks", looks=looks)
-    assert (entry.kind, entry.error) == ("done", None)
+    play(clock, main())
 
 
 # What a step may do to its Task; it has ended when the next one starts, which would share its Task.

@@ -83,9 +83,9 @@ class Claim:
         return bool(self._lanes) or time.monotonic() >= self.look_at
 
     async def claim(self, limit: int) -> tuple[list[Any], UUID, float]:
-        """Up to `limit` rows (id, step, tried, claims, size, due) of one lane, oldest first; their token; and the monotonic
-        time from which their lease counts. Empty when nothing is due, when what is due is locked by others, or when the
-        database went away.
+        """Up to `limit` rows (id, step, tried, claims, size, due) of one lane, oldest first; their token; and the
+        monotonic time from which their lease counts. Empty when nothing is due, when what is due is locked by others,
+        or when the database went away.
 
         Raises `DatabaseRefused`.
         """

@@ -1,6 +1,7 @@
 """Types of the compiled hot path; the descriptions are in `_fastpath.pyx`."""
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -102,6 +103,7 @@ class Dispatcher:
     outcomes: Outcomes
     ready: deque[Lease]
     suspended: int
+    context: contextvars.Context
     draining: bool
     db: Any
     resources: Any

@@ -518,7 +518,7 @@ cdef class Dispatcher:
     cdef readonly long long steps  # steps started
     cdef readonly long long errors  # failed tries
     cdef object loop
-    cdef object context  # the worker's: each runner runs in it, each step in a copy of it
+    cdef readonly object context  # of who admits: each runner runs in it, each step in a copy of it
     cdef int concurrency
     cdef Py_ssize_t max_step_bytes
     cdef bint serving  # a runner is there to take from `ready`
@@ -566,6 +566,7 @@ cdef class Dispatcher:
 
     def admit(self, list leases):
         """Take leases in order, to run as soon as there is room."""
+        self.context = contextvars.copy_context()
         self.ready.extend(leases)
         self.serve()
 
@@ -810,6 +811,11 @@ cdef class Runner:
 
     def __cinit__(self, Dispatcher dispatcher):
         self.dispatcher = dispatcher
+
+    @property
+    def cr_frame(self):
+        """The frame of the step, so that a debugger's look at the Task shows it."""
+        return None if self.coroutine is None else self.coroutine.cr_frame
 
     def __await__(self):
         return self

@@ -7,7 +7,6 @@ task is `Dispatcher` in `_fastpath`; here is what is slow or rare: threads, text
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 from collections.abc import Callable
@@ -45,7 +44,6 @@ class Dispatch(Dispatcher):
         )
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pgtask-step")
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
         self._wake = wake
         self._unknown = unknown
         self._broke = broke
@@ -90,7 +88,7 @@ class Dispatch(Dispatcher):
         )
 
     def start_thread(self, lease: Lease, run: Callable[[Task, Context], Any], context: Context) -> None:
-        future = self._threads.submit(self._context.copy().run, run, lease.step, context)
+        future = self._threads.submit(self.context.copy().run, run, lease.step, context)
         future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._end_thread, lease, done))
 
     def _end_thread(self, lease: Lease, future: Any) -> None:

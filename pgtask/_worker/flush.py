@@ -35,7 +35,7 @@ class Flush:
         self.lost = 0
         """Outcomes that were dropped because somebody else had taken the task."""
 
-    async def flush(self, outcomes: Outcomes) -> list[Lease]:
+    async def flush(self, outcomes: Outcomes, *, waits_for_rows: bool = False) -> list[Lease]:
         """Write a batch and return the leases whose next step may now run. Waits out a database that is away.
 
         Raises `DatabaseRefused`. If it is cancelled the batch may or may not be written; the leases then run out.
@@ -48,7 +48,7 @@ class Flush:
 
         try:
             ((done, kept, moved, _),) = await self._link.run(
-                "flush", *outcomes.parameters(), on_loss=again, waits_for_rows=False
+                "flush", *outcomes.parameters(), on_loss=again, waits_for_rows=waits_for_rows
             )
         except RowsLocked:
             return await self._flush_unlocked(outcomes)
@@ -85,7 +85,8 @@ class Flush:
             log_event(log, logging.WARNING, "outcome.waits", tasks=len(waiting), reason="somebody has locked the row")
             self.waiting.extend(waiting, set(), among=False)
             self._try_waiting_at = time.monotonic() + RETRY_LOCKED
-        return await self.flush(ready) if len(ready) else []
+        # If no row is locked, the whole table was: that is waited for.
+        return await self.flush(ready, waits_for_rows=not len(waiting)) if len(ready) else []
 
     def _strike(self, leases: list[Lease], written: list[object] | None, certain: bool) -> int:
         """Forget leases that have ended; those not among `written` (None: all were) were lost before. How many."""

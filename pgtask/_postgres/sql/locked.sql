@@ -3,7 +3,7 @@ WITH free AS MATERIALIZED (
     SELECT id
     FROM pg_task
     WHERE id = ANY ($1::uuid[])
-    FOR NO KEY UPDATE SKIP LOCKED
+    FOR UPDATE SKIP LOCKED
 )
 SELECT id
 FROM pg_task

@@ -464,8 +464,24 @@ cdef class Outcomes:
 
     def halves(self):
         """The same outcomes in two buffers, to find the one that the database refuses."""
-        ids = self.ids()
-        return self.divide(set(ids[: len(ids) // 2]))
+        cdef Outcomes first = Outcomes(), second = Outcomes(), half
+        cdef Py_ssize_t at, seen = 0, middle = len(self) // 2
+        for at in range(len(self.done)):
+            half = first if seen < middle else second
+            half.add_done(self.done[at])
+            seen += 1
+        for at in range(len(self.kept)):
+            half = first if seen < middle else second
+            half.add_kept(self.kept[at], self.kept_steps[at])
+            seen += 1
+        for at in range(len(self.moved)):
+            half = first if seen < middle else second
+            half.add_moved(
+                self.moved[at], self.moved_steps[at], self.moved_tried[at], self.moved_errors[at],
+                self.moved_delays[at], self.moved_queues[at], self.moved_priorities[at], self.moved_claims[at],
+            )
+            seen += 1
+        return first, second
 
     def divide(self, set ids):
         """The same outcomes in two buffers: those of the tasks `ids`, and the others."""

@@ -762,6 +762,11 @@ def test_a_task_in_the_table_occupies_its_key(dsn: str, change: str) -> None:
         assert [type(task) for task in again] == [UUID] * 4
         assert await db.fetch("SELECT * FROM pg_task") == [before]
         assert await client.enqueue(Write("x"), key="K") != first
+        longer = await client.enqueue(Write("x"), key="kk")
+        assert longer != first
+        await db.execute("DELETE FROM pg_task WHERE id = $1", first)
+        later = await client.enqueue(Write("x"), key="k")
+        assert [await client.enqueue(Write("x"), key=key) for key in ("k", "kk")] == [later, longer]
 
     play(dsn, scenario)
 

@@ -1402,6 +1402,24 @@ def test_a_step_that_ends_in_time_is_not_cancelled_later() -> None:
     play("asyncio", main())
 
 
+def test_the_time_of_a_step_is_not_the_next_steps() -> None:
+    async def goes_on(ctx: Context) -> Next[Act]:
+        await asyncio.sleep(0)
+        return Next(Act("sleeps"))
+
+    async def sleeps(ctx: Context) -> Done:
+        await asyncio.sleep(0.02)
+        return Done()
+
+    async def main() -> None:
+        with scripted(goes_on=goes_on, sleeps=sleeps) as (dispatch, _):
+            leases = dispatch.claim(Timed("goes_on"))
+            dispatch.admit(leases)
+            assert [entry.kind for entry in await dispatch.all_outcomes(leases)] == ["kept", "done"]
+
+    play("asyncio", main())
+
+
 def test_what_a_timed_out_step_says_while_it_cleans_up_counts(clock: Clock) -> None:
     async def insists(ctx: Context) -> Done:
         try:
@@ -1532,6 +1550,22 @@ def test_a_stopped_step_is_given_back_as_it_was() -> None:
     play("asyncio", main())
 
 
+@pytest.mark.parametrize("end", ["lose", "stop"])
+def test_the_end_of_a_step_without_an_outcome_is_told(clock: Clock, end: str) -> None:
+    async def main() -> None:
+        with scripted() as (dispatch, _):
+            (lease,) = dispatch.claim(Act("waits"))
+            dispatch.admit([lease])
+            await turns(2)
+            dispatch.woken.clear()
+            getattr(dispatch, end)(lease)
+            async with asyncio.timeout(1):
+                await dispatch.woken.wait()
+            assert (dispatch.suspended, len(dispatch.outcomes)) == (0, 0)
+
+    play(clock, main())
+
+
 def test_a_stopped_step_may_still_end_well(clock: Clock) -> None:
     async def finishes(ctx: Context) -> Done:
         try:
@@ -1564,6 +1598,56 @@ def test_what_has_not_started_can_be_taken_back(clock: Clock) -> None:
             assert dispatch.take_ready() == []
             scripts.gate.set()
             assert len(await dispatch.all_outcomes(leases[:1])) == 1
+
+    play(clock, main())
+
+
+# --- tries and claims ---------------------------------------------------------------------------------------------
+
+
+async def raises_value_error(ctx: Context) -> Done:
+    raise ValueError(f"attempt {ctx.attempt}")
+
+
+async def loses_its_connection(ctx: Context) -> Done:
+    raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+
+
+def test_the_next_step_starts_with_fresh_counts(clock: Clock) -> None:
+    """Failed tries, and claims without an outcome, belong to a step, and not to the task."""
+
+    async def fails_next(ctx: Context) -> Next[Timed]:
+        return Next(Timed("raises"))
+
+    async def interrupted_next(ctx: Context) -> Next[Act]:
+        return Next(Act("loses"))
+
+    runs = {"raises": raises_value_error, "loses": loses_its_connection}
+
+    async def main() -> None:
+        with scripted(fails_next=fails_next, interrupted_next=interrupted_next, **runs) as (dispatch, _):
+            leases = dispatch.claim(Act("fails_next"), Act("interrupted_next"), tried=3, claims=9)
+            dispatch.admit(leases)
+            entries = [entry for entry in await dispatch.all_outcomes(leases) if entry.kind == "moved"]
+            failed, interrupted = sorted(entries, key=lambda entry: entry.id != leases[0].id)
+            assert (failed.tried, failed.error, failed.claims) == (1, None, None)  # the first of two tries
+            assert (interrupted.tried, interrupted.error, interrupted.claims) == (None, None, 1)
+
+    play(clock, main())
+
+
+def test_a_step_whose_connection_is_lost_is_not_to_blame_at_first(clock: Clock) -> None:
+    async def main() -> None:
+        with scripted(loses=loses_its_connection) as (dispatch, _):
+            leases = [dispatch.claim(Act("loses"), tried=2, claims=claims)[0] for claims in (1, 4, 5)]
+            dispatch.admit(leases)
+            entries = {entry.id: entry for entry in await dispatch.all_outcomes(leases)}
+            first, fourth, fifth = (entries[lease.id] for lease in leases)
+            for entry, claims in ((first, 1), (fourth, 4)):
+                assert (entry.tried, entry.error, entry.delay, entry.claims) == (None, None, 1.0, claims)
+            assert (fifth.tried, fifth.claims) == (3, None)
+            assert "ConnectionDoesNotExistError" in (fifth.error or "")
+            assert dispatch.errors == 1
 
     play(clock, main())
 

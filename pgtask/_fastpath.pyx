@@ -532,7 +532,7 @@ cdef class Dispatcher:
     cdef public object db
     cdef public object resources
     cdef readonly long long steps  # steps started
-    cdef readonly long long errors  # failed tries
+    cdef readonly long long errors  # failed tries, and rows that cannot be decoded
     cdef object loop
     cdef readonly object context  # of who admits: each runner runs in it, each step in a copy of it
     cdef int concurrency
@@ -659,6 +659,7 @@ cdef class Dispatcher:
         if delay is not None:
             self.move(lease, None, None, None, delay)
         else:
+            self.errors += 1
             text = self.describe(error)
             self.parked(lease, text)
             self.move(lease, None, None, text, 0.0)

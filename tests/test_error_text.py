@@ -66,7 +66,18 @@ class Strange(Exception):
 
 def test_an_error_of_another_module_is_named_with_it() -> None:
     assert describe(Strange("odd")) == "test_error_text.Strange: odd"
-    assert describe(Strange.Inner()) == "test_error_text.Strange.Inner: "
+    assert describe(Strange.Inner()) == "test_error_text.Strange.Inner"
+
+
+def test_the_place_is_in_the_code_of_the_user_also_when_compiled_code_raised() -> None:
+    code = compile("def inside(): raise ValueError('deep')", "library/protocol/protocol.pyx", "exec")
+    space: dict[str, Any] = {}
+    exec(code, space)
+
+    def fails() -> None:
+        space["inside"]()
+
+    assert describe(raised(fails)).endswith(" in fails)")
 
 
 def test_the_chain_of_causes_is_told_outermost_first() -> None:

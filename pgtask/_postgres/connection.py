@@ -18,7 +18,16 @@ import asyncpg
 
 from pgtask.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, PgtaskError, RowsLocked, SchemaError
 
-__all__ = ["CONNECT_TIMEOUT", "Connection", "connect", "is_connection_loss", "keep_alive", "map_errors", "redact"]
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "Connection",
+    "connect",
+    "is_connection_loss",
+    "keep_alive",
+    "map_errors",
+    "redact",
+    "was_rolled_back",
+]
 
 Connection = asyncpg.Connection
 
@@ -111,6 +120,13 @@ def is_connection_loss(error: BaseException) -> bool:
             frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in walk_tb(error.__traceback__)
         )
     return isinstance(error, asyncpg.InterfaceError) and "closed" in str(error)
+
+
+def was_rolled_back(error: DatabaseUnavailable) -> bool:
+    """Whether the server itself has said that a statement failed (a deadlock, a lock that was not to be had), so that
+    nothing of it was carried out."""
+    cause = error.__cause__
+    return isinstance(cause, asyncpg.PostgresError) and not is_connection_loss(cause)
 
 
 def _at(dsn: str) -> str:

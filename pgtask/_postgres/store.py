@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pgtask._events import log_event
-from pgtask._postgres.connection import connect, map_errors
+from pgtask._postgres.connection import connect, map_errors, was_rolled_back
 from pgtask.errors import DatabaseUnavailable, RowsLocked
 
 __all__ = ["HOT_SETTINGS", "Link", "statement"]
@@ -135,7 +135,7 @@ class Link:
                         raise
                 else:
                     self.is_away = True
-                if on_loss is not None:
+                if on_loss is not None and not was_rolled_back(error):
                     on_loss()
                 await backoff.wait(self._name, error)
                 continue

@@ -47,7 +47,6 @@ class Dispatch(Dispatcher):
         self._wake = wake
         self._unknown = unknown
         self._broke = broke
-        self.parked_count = 0
         self._said: dict[str, float] = {}  # when the last failure of a step was logged
 
     def wake(self) -> None:
@@ -82,7 +81,6 @@ class Dispatch(Dispatcher):
         log_event(log, logging.WARNING if loud else logging.DEBUG, "step.failed", **fields, error=words)
 
     def parked(self, lease: Lease, text: str) -> None:
-        self.parked_count += 1
         log_event(
             log, logging.WARNING, "task.parked", task=lease.id, step=lease.label, error=text.partition("\n")[0][:200]
         )

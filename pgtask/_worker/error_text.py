@@ -37,7 +37,8 @@ def _lines(error: BaseException, seen: set[int], prefix: str) -> Iterator[str]:
         ):  # says all there is to say; where in the engine it was raised is no matter
             yield f"{prefix}{_message(link)}"
         else:
-            yield f"{prefix}{_name(link)}: {_message(link)}{_place(link)}"
+            message = _message(link)
+            yield f"{prefix}{_name(link)}{': ' if message else ''}{message}{_place(link)}"
         if isinstance(link, BaseExceptionGroup):
             for member in link.exceptions:
                 yield from _lines(member, seen, "  | ")
@@ -66,9 +67,14 @@ def _place(error: BaseException) -> str:
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:
         return ""
-    own = [(frame, line) for frame, line in frames if not frame.f_code.co_filename.startswith(_OF_OTHERS)]
+    own = [(frame, line) for frame, line in frames if not _is_of_others(frame.f_code.co_filename)]
     frame, line = (own or frames)[-1]
     return f" (at {frame.f_code.co_filename}:{line} in {frame.f_code.co_name})"
+
+
+def _is_of_others(filename: str) -> bool:
+    """Compiled code names its source by a path that leads nowhere here."""
+    return filename.startswith(_OF_OTHERS) or filename.endswith((".pyx", ".pxi", ".pxd"))
 
 
 def sanitise(text: str) -> str:

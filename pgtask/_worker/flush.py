@@ -28,7 +28,9 @@ class Flush:
         self._link = link
         self._leases = leases
         self.done = 0
-        """Tasks whose end is in the database, by `Done` or by being parked."""
+        """Tasks that are finished, in the database."""
+        self.parked = 0
+        """Tasks that are parked with an error, in the database."""
         self.waiting = Outcomes()
         """Outcomes whose row somebody else has locked: they hold up no other, and are tried again every second."""
         self._try_waiting_at = 0.0
@@ -56,14 +58,14 @@ class Flush:
             return await self._isolate(outcomes, error)
         # Sent twice, an outcome that is no longer there was probably written by the first attempt.
         certain = attempts == 0
+        self.done += len(outcomes.done) - self._strike(outcomes.done, done, certain)
         parked = [
             lease for lease, error in zip(outcomes.moved, outcomes.moved_errors, strict=True) if error is not None
         ]
-        self.done += len(outcomes.done) + len(parked)
-        self.done -= self._strike(outcomes.done, done, certain)
-        lost_before = self._strike(outcomes.moved, moved, certain)
-        if lost_before and moved is not None:
-            self.done -= len([lease for lease in parked if lease.id not in set(moved)])
+        if self._strike(outcomes.moved, moved, certain) and moved is not None:
+            written = set(moved)
+            parked = [lease for lease in parked if lease.id in written]
+        self.parked += len(parked)
         if kept is None:
             return outcomes.kept
         written = set(kept)
@@ -120,7 +122,7 @@ class Flush:
             self._leases.remove(lease)
             self.lost += 1
             return []
-        self.done += 1 - self._strike([lease], moved, certain=True)
+        self.parked += 1 - self._strike([lease], moved, certain=True)
         return []
 
     async def release(self, leases: list[Lease]) -> None:

@@ -263,7 +263,7 @@ class Loop:
             done=self._flush.done,
             steps=self.dispatch.steps,
             errors=self.dispatch.errors,
-            parked=self.dispatch.parked_count,
+            parked=self._flush.parked,
             lost=self._flush.lost,
         )
 

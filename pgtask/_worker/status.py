@@ -16,7 +16,7 @@ __all__ = ["Gone", "Message", "Ready", "StatusPipe", "Tick", "Totals", "decode_m
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Tasks finished (done or parked), steps run, failed tries, tasks parked, leases lost."""
+    """Tasks finished, steps run, failed tries (rows that cannot be decoded among them), tasks parked, leases lost."""
 
     done: int = 0
     steps: int = 0

@@ -311,7 +311,7 @@ def test_no_plan_makes_a_claim_take_more(dsn: str, off: tuple[str, ...]) -> None
             await db.execute("DELETE FROM pg_task")
             await put(db, 500)
             await lease(db, (await put(db, 500))[:400], ends=-60)
-            rows = await db.fetch(statement("claim"), "default", 0, 5, uuid4(), 60.0, 100)
+            rows = await db.fetch(statement("claim"), "default", 0, 5, uuid4(), 60.0, 100, 0.0)
             assert len(rows) == 5
             assert await db.fetchval("SELECT count(*) FROM pg_task WHERE lock_expires_at > now()") == 5
             ((count, _),) = await db.fetch(statement("expire"), 5)
@@ -330,7 +330,7 @@ def test_the_moment_itself_is_due_but_not_yet_over(dsn: str) -> None:
             await put(db, 1, due=-0.001)
             assert await db.fetchval("SELECT wakeup_at = now() FROM pg_task")
             assert [row[2] for row in await db.fetch(statement("lanes"))] == [0.0]
-            assert len(await db.fetch(statement("claim"), "default", 0, 5, uuid4(), 60.0, 100)) == 1
+            assert len(await db.fetch(statement("claim"), "default", 0, 5, uuid4(), 60.0, 100, 0.0)) == 1
             await db.execute("UPDATE pg_task SET lock_expires_at = now()")
             assert tuple((await db.fetch(statement("expire"), 5))[0]) == (0, 0.0)
             await db.execute("UPDATE pg_task SET lock_expires_at = now() - interval '1 us'")
@@ -359,7 +359,7 @@ def test_a_claim_does_not_wait_for_the_disk_and_what_follows_does(dsn: str) -> N
     async def scenario(_: Link, db: Any) -> None:
         ids, token = await put(db), uuid4()
         statements: list[tuple[str, tuple[Any, ...]]] = [
-            ("claim", ("default", 0, 5, token, 60.0, 100)),
+            ("claim", ("default", 0, 5, token, 60.0, 100, 0.0)),
             ("renew", (ids, [token], 60.0)),
         ]
         for name, args in statements:

@@ -65,7 +65,7 @@ class Bench:
             n, STEP,
         )  # fmt: skip
         token = uuid4()
-        rows = await self.db.fetch(statement("claim"), "default", 0, n, token, LEASE, 1000)
+        rows = await self.db.fetch(statement("claim"), "default", 0, n, token, LEASE, 1000, 0.0)
         leases, _ = self.leases.claimed(rows, token, 0.0)
         assert len(leases) == n
         return leases
@@ -294,7 +294,7 @@ def test_a_worker_cannot_write_under_its_own_older_claim(dsn: str) -> None:
             await at.db.execute("UPDATE pg_task SET lock_expires_at = now() - interval '1 s'")
             await at.db.fetch(statement("expire"), 10)
             token = uuid4()
-            rows = await at.db.fetch(statement("claim"), "default", 0, 1, token, LEASE, 1000)
+            rows = await at.db.fetch(statement("claim"), "default", 0, 1, token, LEASE, 1000, 0.0)
             (new,), (displaced,) = at.leases.claimed(rows, token, 1.0)
             assert displaced is old
             before = await at.rows()

@@ -213,7 +213,7 @@ class Machine(RuleBasedStateMachine):
         tokens = [self.number() for _ in at]
         answers = self.connections.run(
             *(
-                self.connections.workers[worker].fetch(statement("claim"), *lane, limit, token, LEASE[worker], 1000)
+                self.connections.workers[worker].fetch(statement("claim"), *lane, limit, token, LEASE[worker], 1000, 0.0)
                 for worker, limit, token in zip(at, limits, tokens, strict=True)
             )
         )
@@ -473,9 +473,10 @@ class Machine(RuleBasedStateMachine):
             (("b", "none"), self.send(0, "lanes_of_queues", ["b", "none"])),
         ):
             expected = sorted(lane for lane in first if lane[0] in served)
-            assert sorted((queue, priority) for queue, priority, _ in rows) == expected
-            for queue, priority, seconds in rows:
+            assert sorted((queue, priority) for queue, priority, _, _ in rows) == expected
+            for queue, priority, seconds, due in rows:
                 assert abs((first[queue, priority] - now).total_seconds() - seconds) < 20
+                assert abs(first[queue, priority].timestamp() - due) < 1e-5
 
     @rule(queues=st.sampled_from([None, ["a"], ["a", "b"], ["none"]]))
     def ask_what_is_left(self, queues: list[str] | None) -> None:

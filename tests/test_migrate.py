@@ -725,7 +725,7 @@ def test_a_step_alone_is_a_task(shaped: str) -> None:
         assert json.loads(row["step"]) == {"Greeter": {"ReadName": {"filename": "name.txt"}}}
         assert (row["queue"], row["priority"], row["key"]) == ("default", 0, None)
         assert (row["claims"], row["tried"]) == (0, 0)
-        assert row["wakeup_at"] == row["created_at"] == row["updated_at"]
+        assert row["created_at"] == row["updated_at"] <= row["wakeup_at"] <= await db.fetchval("SELECT now()")
         assert row["locked_by"] is row["lock_expires_at"] is row["error"] is None
 
     play(shaped, scenario)

@@ -149,9 +149,9 @@ def calls(held: list[Any]) -> dict[str, Call]:
     fresh = [uuid4(), uuid4()]
     now: tuple[Any, ...] = (None, None, "default", 0)
     return {
-        "claim 100": Call("claim", ("default", 0, 100, uuid4(), LEASE, 10_000), {READY, PRIMARY}, 2300),
-        "claim 1": Call("claim", ("default", 0, 1, uuid4(), LEASE, 10_000), {READY, PRIMARY}, 60),
-        "claim in an empty lane": Call("claim", ("none", 0, 100, uuid4(), LEASE, 10_000), {READY, PRIMARY}, 10),
+        "claim 100": Call("claim", ("default", 0, 100, uuid4(), LEASE, 10_000, 0.0), {READY, PRIMARY}, 2300),
+        "claim 1": Call("claim", ("default", 0, 1, uuid4(), LEASE, 10_000, 0.0), {READY, PRIMARY}, 60),
+        "claim in an empty lane": Call("claim", ("none", 0, 100, uuid4(), LEASE, 10_000, 0.0), {READY, PRIMARY}, 10),
         "lanes": Call("lanes", (), {READY}, 100),
         "lanes_of_queues": Call("lanes_of_queues", (["default", "q1", "none"],), {READY}, 45),
         "expire": Call("expire", (1000,), {LEASED, PRIMARY}, 30),
@@ -270,7 +270,7 @@ FINISHED = 10_000
 
 async def finish(db: Any, n: int) -> None:
     for _ in range(n // HELD):
-        held = await db.fetch(statement("claim"), "default", 0, HELD, TOKEN, LEASE, 10_000)
+        held = await db.fetch(statement("claim"), "default", 0, HELD, TOKEN, LEASE, 10_000, 0.0)
         await db.fetch(statement("flush"), *outcomes("done", held))
 
 
@@ -301,7 +301,7 @@ def test_cost_does_not_grow_with_the_tasks_that_were_finished(dsn: str, foreign:
             found: dict[str, int] = {}
             for _ in range(2):  # the first one marks what is dead
                 for name, args in (
-                    ("claim", ("default", 0, 10, TOKEN, LEASE, 10_000)),
+                    ("claim", ("default", 0, 10, TOKEN, LEASE, 10_000, 0.0)),
                     ("lanes", ()),
                     ("expire", (10,)),
                 ):

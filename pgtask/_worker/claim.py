@@ -3,9 +3,14 @@
 Invariants: a claim never takes more than was asked for; each claim batch has a token of its own, which nobody else has
 ever held; when nothing is due this stage knows when to look next.
 
-A *lane* is a queue and a priority. One cheap statement finds the lanes that have due tasks, and when the next of the
-others falls due; claims then go lane by lane. While a lane is being drained that picture is refreshed ten times a
-second, so a task of higher priority, or an older one in another queue, waits no longer than that for its turn.
+A *lane* is a queue and a priority. One cheap statement, the *look*, finds the lanes that have due tasks, and when the
+next of the others falls due; claims then go lane by lane. While a lane is being drained that picture is refreshed ten
+times a second, so a task of higher priority, or an older one in another queue, waits no longer than that for its turn.
+
+Each lane has a *floor*: its first task at the look, then the last one that was claimed. Claims start there, since what
+lies before it in the index is mostly the entries of finished tasks, which stay for as long as any transaction of the
+server might see them. The floor is a hint, not the truth (a task that comes back keeps its old time), so the next look
+starts at the beginning again; where that has become slow, looks get rarer: they take a twentieth of the time at most.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from pgtask._events import log_event
 from pgtask._postgres.store import Link
 from pgtask.errors import DatabaseUnavailable
@@ -26,10 +33,18 @@ __all__ = ["Claim"]
 log = logging.getLogger("pgtask.claim")
 
 REFRESH = 0.1  # seconds; also when a due task could not be taken because somebody has locked its row
-_DUE = itemgetter(5)
+LOOK_SHARE = 20  # while a lane is being drained, looks are this many times their own duration apart
 DEBOUNCE = 0.01  # seconds between two looks, however many notifications come
+FLOOR_SLACK = 1e-5  # seconds; times come as floats, which are that exact
 MOST_EXPIRED = 1000
 MOST_CLAIM_BYTES = 16 * 1024 * 1024  # of steps in one claim; a guess from the batches before
+_DUE = itemgetter(5)
+
+
+class _Lane(msgspec.Struct):
+    queue: str
+    priority: int
+    floor: float  # seconds since the epoch, by the clock of the database
 
 
 class Claim:
@@ -53,8 +68,9 @@ class Claim:
         self._max_step_bytes = max_step_bytes
         self._shortest_poll, self._longest_poll = shortest_poll, longest_poll
         self._poll = shortest_poll
-        self._lanes: list[tuple[str, int]] = []
+        self._lanes: list[_Lane] = []
         self._looked = -1.0
+        self._look_took = 0.0
         self._hinted = False  # since the last look began
         self._expire_at = 0.0
         self._mean_bytes = 0.0
@@ -69,7 +85,11 @@ class Claim:
         self._hinted = True
         self._poll = self._shortest_poll
         if not self._lanes:
-            self.look_at = min(self.look_at, self._looked + DEBOUNCE)
+            self.look_at = min(self.look_at, self._next_look())
+
+    def _next_look(self) -> float:
+        """The earliest time for a look when something calls for one."""
+        return self._looked + max(DEBOUNCE, self._look_took)
 
     def due_in(self, seconds: float) -> None:
         """A task was put off by this worker: look when it falls due."""
@@ -99,29 +119,31 @@ class Claim:
             return [], token, sent
         if self._mean_bytes:
             limit = max(1, min(limit, int(MOST_CLAIM_BYTES / self._mean_bytes)))
-        queue, priority = self._lanes[0]
+        lane = self._lanes[0]
         try:
             rows = await self._link.once(
-                "claim", queue, priority, limit, token, self._lease_timeout, self._max_step_bytes
+                *("claim", lane.queue, lane.priority, limit, token),
+                *(self._lease_timeout, self._max_step_bytes, lane.floor),
             )
         except DatabaseUnavailable:
             self._lost_tokens.append(token)
             return [], token, sent
         rows.sort(key=_DUE)
-        self._took(rows, limit)
+        self._took(lane, rows, limit)
         return rows, token, sent
 
-    def _took(self, rows: list[Any], limit: int) -> None:
+    def _took(self, lane: _Lane, rows: list[Any], limit: int) -> None:
         """Learn from a claim of `limit`: the lane may be empty now, and how large steps are."""
         if len(rows) < limit:
-            self._lanes.pop(0)
+            self._lanes.remove(lane)
         if self._hinted and not self._lanes:
-            self.look_at = self._looked + DEBOUNCE
+            self.look_at = self._next_look()
         if rows:
+            lane.floor = rows[-1][5] - FLOOR_SLACK
             self._poll = self._shortest_poll
             self._mean_bytes += 0.2 * (sum(len(row[1] or "") for row in rows) / len(rows) - self._mean_bytes)
             if not self._lanes:
-                self.look_at = self._looked + DEBOUNCE
+                self.look_at = self._next_look()
 
     async def _recover(self, token: UUID) -> None:
         """Give back what a claim took whose reply was lost with the connection; nobody else knows of it."""
@@ -135,17 +157,19 @@ class Claim:
         self._hinted = False
         if time.monotonic() >= self._expire_at:
             await self._expire()
+        began = time.monotonic()
         if self._queues:
             rows = await self._link.run("lanes_of_queues", self._queues)
         else:
             rows = await self._link.run("lanes")
         self._looked = now = time.monotonic()
-        due = sorted((-priority, seconds, queue) for queue, priority, seconds in rows if seconds <= 0)
-        self._lanes = [(queue, -downward) for downward, _, queue in due]
-        later = min((seconds for _, _, seconds in rows if seconds > 0), default=None)
+        self._look_took = now - began
+        due = [_Lane(queue, priority, first) for queue, priority, seconds, first in rows if seconds <= 0]
+        self._lanes = sorted(due, key=lambda lane: (-lane.priority, lane.floor, lane.queue))
+        later = min((seconds for _, _, seconds, _ in rows if seconds > 0), default=None)
         self.next_due = None if later is None else now + later
         if due:
-            self.look_at = now + REFRESH
+            self.look_at = now + max(REFRESH, LOOK_SHARE * self._look_took)
             self.next_due = now
         else:
             self._poll = min(self._poll * 2, self._longest_poll)
@@ -153,7 +177,7 @@ class Claim:
             if later is not None:
                 self.look_at = min(self.look_at, now + later)
         if self._hinted:  # in the meantime, perhaps for what this look did not see
-            self.look_at = min(self.look_at, now + DEBOUNCE)
+            self.look_at = min(self.look_at, self._next_look())
 
     async def _expire(self) -> None:
         """Free the leases that have run out. Nobody's lease made after this look ends within one lease timeout, so to

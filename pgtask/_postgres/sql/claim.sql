@@ -4,12 +4,15 @@
 -- other way to the rows than their primary key, whatever it believes of the table. The rows come in no order.
 -- The claim counts itself in `claims`; the outcome will clear it. A claim that a server crash undoes is harmless, so
 -- it does not wait for the disk. A step larger than $6 bytes is not sent, only its size.
+-- What fell due before $7 (seconds since the epoch) is passed over: the index entries of tasks that are gone lie there,
+-- and while some transaction keeps them alive, each claim would read all of them again.
 WITH picked AS MATERIALIZED (
     SELECT id
     FROM pg_task
     WHERE queue = $1
       AND priority = $2
       AND wakeup_at <= now()
+      AND wakeup_at >= to_timestamp($7)
       AND locked_by IS NULL
       AND error IS NULL
     ORDER BY wakeup_at

@@ -1,4 +1,5 @@
--- The lanes (queue, priority) that hold waiting tasks, and in how many seconds the first task of each falls due.
+-- The lanes (queue, priority) that hold waiting tasks, in how many seconds the first task of each falls due, and when
+-- that is (seconds since the epoch).
 --
 -- A loose index scan: one probe of pg_task_ready_idx per lane, whatever the number of tasks. The difference is taken
 -- of numbers, since timestamps cannot be subtracted from infinity, which an operator may write to put a task on hold.
@@ -24,5 +25,9 @@ WITH RECURSIVE lane AS (
         LIMIT 1
     ) AS following
 )
-SELECT queue, priority, (extract(epoch FROM wakeup_at) - extract(epoch FROM now()))::float8
+SELECT
+    queue,
+    priority,
+    (extract(epoch FROM wakeup_at) - extract(epoch FROM now()))::float8,
+    extract(epoch FROM wakeup_at)::float8
 FROM lane

@@ -25,5 +25,9 @@ WITH RECURSIVE lane AS (
         LIMIT 1
     ) AS following
 )
-SELECT queue, priority, (extract(epoch FROM wakeup_at) - extract(epoch FROM now()))::float8
+SELECT
+    queue,
+    priority,
+    (extract(epoch FROM wakeup_at) - extract(epoch FROM now()))::float8,
+    extract(epoch FROM wakeup_at)::float8
 FROM lane

@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: demo test check bench build clean
 
-demo: $(VENV)/ready
+demo: $(VENV)/ready-for-demo
 	VENV=$(VENV) ci/demo
 
 test: $(VENV)/ready
@@ -19,14 +19,22 @@ check: $(VENV)/ready
 	VENV=$(VENV) ci/check
 
 bench: $(VENV)/ready
-	VENV=$(VENV) ci/bench
+	VENV=$(VENV) ci/bench $(ARGS)
 
 build: $(VENV)/ready
 	VENV=$(VENV) ci/build
 
 # Everything that a change of these files makes stale: the packages and the compiled extension.
-$(VENV)/ready: pyproject.toml setup.py pgtask/_fastpath.pyx ci/setup
-	PYTHON=$(PYTHON) VENV=$(VENV) ci/setup
+SOURCES := pyproject.toml setup.py pgtask/_fastpath.pyx ci/setup
+
+# The demo needs few packages; all else needs those of the developers too, and what serves them serves the demo.
+$(VENV)/ready-for-demo: $(SOURCES)
+	PYTHON=$(PYTHON) VENV=$(VENV) ci/setup embedded
+	touch $@
+
+$(VENV)/ready: $(SOURCES)
+	PYTHON=$(PYTHON) VENV=$(VENV) ci/setup dev
+	touch $(VENV)/ready-for-demo $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pgtask/_fastpath.c pgtask/_fastpath.*.so

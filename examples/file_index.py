@@ -28,8 +28,6 @@ from uuid import UUID
 import asyncpg
 
 from pgtask import App, Client, Context, Done, Fail, Next, Policy, Task
-from pgtask._postgres import embedded
-from pgtask.config import load_config
 
 MOST_LOOKS = 5
 
@@ -124,7 +122,7 @@ app = App(FileIndex)
 
 # --- the demonstration --------------------------------------------------------------------------------------------
 
-PROGRAMS = {"pgtask": "pgtask", "pgtask-supervisor": "pgtask._cli.supervisor"}
+EMBEDDED = Path(".pgtask/data/postmaster.pid")  # is there while the embedded server runs
 
 
 def main(root: str | None = None) -> int:
@@ -133,12 +131,12 @@ def main(root: str | None = None) -> int:
     if not os.path.isdir(root):
         print(f"{root} is not a directory", file=sys.stderr)
         return 2
-    embedded_is_ours = load_config().dsn is None and not embedded.is_running(Path.cwd())
+    was_running = EMBEDDED.exists()
     try:
         return demonstrate(root)
     finally:
-        if embedded_is_ours:
-            embedded.stop(Path.cwd())
+        if EMBEDDED.exists() and not was_running:
+            run("pgtask", "stop", "--server")
 
 
 def demonstrate(root: str) -> int:
@@ -146,6 +144,7 @@ def demonstrate(root: str) -> int:
         return code
     began = time.time()
     files = [path for path in regular_files(root) if is_utf8(path)]
+    print(f"enqueueing a task for each of {len(files):,} files", flush=True)
     ids = asyncio.run(enqueue(root, files))
     code = run("pgtask-supervisor", "examples.file_index:app", "--queue", "file_index", "--procs", "2", "--burst")
     if code not in (0, 1):  # 1 says that some task is parked: it is listed below
@@ -157,14 +156,15 @@ def demonstrate(root: str) -> int:
     print(f"indexed in {seconds:.1f} s: {len(rows) / seconds:,.0f} files/s, from the walk of the tree to the last row")
     for row in parked:
         print(f"not indexed: {row['path']}: {row['error'].partition(' (at ')[0]}")
+    print("asking sha256sum and wc -l about every file", flush=True)
     indexed = {row["path"]: (row["sha256"], str(row["lines"])) for row in rows}
     return check([path for path in files if path not in {row["path"] for row in parked}], indexed, began)
 
 
 def run(program: str, *arguments: str) -> int:
-    """Run one of our commands, as if it were on the PATH."""
+    """Run one of our commands, from where this Python has its own."""
     print("$", program, *arguments, flush=True)
-    return subprocess.run([sys.executable, "-m", PROGRAMS[program], *arguments], check=False).returncode
+    return subprocess.run([Path(sys.executable).with_name(program), *arguments], check=False).returncode
 
 
 def regular_files(root: str) -> Iterator[str]:
@@ -187,18 +187,19 @@ def is_utf8(path: str) -> bool:
 
 
 @asynccontextmanager
-async def database() -> AsyncIterator[Any]:
-    dsn = load_config().dsn or embedded.start(Path.cwd())
-    connection = await asyncpg.connect(dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
+async def opened() -> AsyncIterator[tuple[Client, Any]]:
+    """A client, and a connection of our own to its database."""
+    async with Client() as client:
+        connection = await asyncpg.connect(client.dsn)
+        try:
+            yield client, connection
+        finally:
+            await connection.close()
 
 
 async def enqueue(root: str, files: list[str]) -> Sequence[UUID]:
     """A task for each file that is there now, or was there before; all of them in one transaction, or none."""
-    async with database() as connection, Client() as client, connection.transaction():
+    async with opened() as (client, connection), connection.transaction():
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS file_index (path text PRIMARY KEY, sha256 text, lines bigint, bytes bigint)"
         )
@@ -216,7 +217,7 @@ async def enqueue(root: str, files: list[str]) -> Sequence[UUID]:
 
 async def look(root: str, ids: Sequence[UUID]) -> tuple[list[Any], list[Any]]:
     """What is in the index now, and which of our tasks are parked."""
-    async with database() as connection:
+    async with opened() as (_, connection):
         return (
             await connection.fetch("SELECT * FROM file_index WHERE starts_with(path, $1 || '/')", root),
             await connection.fetch(

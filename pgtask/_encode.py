@@ -43,9 +43,13 @@ def encode(step: Task, most_bytes: int) -> tuple[Codec, bytes]:
 def _codec(cls: type[Task]) -> Codec:
     family = family_of(cls) if isinstance(cls, type) and issubclass(cls, Task) else None
     if family is None or family is cls:
-        raise EnqueueError(f"a {cls.__name__} is not a step; enqueue an instance of a class that derives from a task")
+        raise EnqueueError(
+            f"a value of type {cls.__name__} is not a step; enqueue an instance of a class that derives from a task"
+        )
     if not isinstance(cls.policy, Policy):
-        raise EnqueueError(f"step {cls.__name__}: policy must be a pgtask.Policy, not a {type(cls.policy).__name__}")
+        raise EnqueueError(
+            f"step {cls.__name__}: policy must be a pgtask.Policy, not of type {type(cls.policy).__name__}"
+        )
     try:
         return Codec(cls, family.__name__, cls.__name__, cls.transparent)
     except DefinitionError as error:

@@ -376,6 +376,11 @@ cdef class Leases:
         if self.by_id.get(lease.id) is lease:
             del self.by_id[lease.id]
 
+    def remove_all(self, list leases):
+        cdef Lease lease
+        for lease in leases:
+            self.remove(lease)
+
     def get(self, id):
         return self.by_id.get(id)
 

@@ -11,10 +11,13 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
+from pgtask._json_types import strange_class
+from pgtask._place import one_line, place_of
 from pgtask.errors import AppLoadError, DefinitionError
 from pgtask.outcome import Done, Fail, Next
 from pgtask.policy import Policy
@@ -54,12 +57,17 @@ class App:
 
     Raises `DefinitionError` naming the class and the remedy: no steps, no `run`, a `run` whose annotation is missing
     or is no outcome, an edge to a step of another task, two tasks or steps of one name, a field that hides an
-    attribute of `Task`, a field type that msgspec cannot decode.
+    attribute of `Task`, a field of a class that cannot be read from JSON, a lifespan that cannot be entered.
     """
 
     def __init__(self, *tasks: type[Task], lifespan: Lifespan | None = None) -> None:
         if not tasks:
             raise DefinitionError("App() has no tasks: pass the classes that derive from Task, as in App(Greeter)")
+        if lifespan is not None and (reason := _lifespan_flaw(lifespan)) is not None:
+            shown = getattr(lifespan, "__name__", None) or repr(lifespan)
+            raise DefinitionError(
+                f"App(lifespan={shown}): {reason}; define it as @asynccontextmanager async def lifespan() with a yield"
+            )
         self.lifespan = lifespan
         self.tasks: dict[str, type[Task]] = {}
         self.steps: dict[type[Task], StepDefinition] = {}
@@ -100,24 +108,53 @@ def load_app(reference: str) -> App:
     if not (module_name and separator and attribute):
         raise AppLoadError(f"app {reference!r} is not of the form module:attribute, as in greetings:app")
     try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise AppLoadError(f"app {reference!r}: no module named {error.name!r} here or on the path") from error
-        raise AppLoadError(f"app {reference!r}: importing it failed: no module named {error.name!r}") from error
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise AppLoadError(f"app {reference!r}: {_failure(error, module_name)}") from error
+    try:
+        found = attrgetter(attribute)(module)
     except AttributeError as error:
         raise AppLoadError(f"app {reference!r}: {error}") from error
-    except DefinitionError as error:
-        raise AppLoadError(f"app {reference!r}: {error}") from error
-    except Exception as error:
-        raise AppLoadError(f"app {reference!r}: importing it failed: {type(error).__name__}: {error}") from error
-    except SystemExit as error:
-        raise AppLoadError(f"app {reference!r}: importing it called sys.exit({error.code!r})") from error
     if not isinstance(found, App):
-        raise AppLoadError(f"app {reference!r} is a {type(found).__name__}, not a pgtask.App")
+        raise AppLoadError(f"app {reference!r} is of type {type(found).__name__}, not a pgtask.App")
     return found
+
+
+def _failure(error: BaseException, module: str) -> str:
+    """One line for what importing a module has raised, with the place."""
+    match error:
+        case ModuleNotFoundError(name=str(name)):
+            if module == name or module.startswith(name + "."):
+                return f"no module named {name!r} here or on the path"
+            return f"importing it failed: no module named {name!r}{place_of(error)}"
+        case SystemExit(code=code):
+            return f"importing it called sys.exit({code!r}){place_of(error)}"
+        case DefinitionError():
+            return f"{error}{place_of(error)}"
+    return f"importing it failed: {one_line(error)}"
+
+
+def _lifespan_flaw(lifespan: Any) -> str | None:
+    """Why calling this cannot give an async context manager, as far as that can be known without calling it."""
+    if not isinstance(lifespan, type) and hasattr(lifespan, "__aenter__"):
+        return "it is what that function returns: pass the function, without calling it"
+    if not callable(lifespan):
+        return "it is not a function"
+    if isinstance(lifespan, type) and not hasattr(lifespan, "__aenter__"):
+        return f"the class {lifespan.__name__} is not an async context manager"
+    if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan):
+        return "it lacks the decorator" + ("" if inspect.isasyncgenfunction(lifespan) else ", or the yield")
+    if inspect.isgeneratorfunction(inspect.unwrap(lifespan)):
+        return "it is not async"
+    try:
+        signature = inspect.signature(lifespan)
+    except (TypeError, ValueError):  # compiled code may have none
+        return None
+    try:
+        signature.bind()
+    except TypeError:
+        return f"it must not need arguments, and takes {signature}"
+    return None
 
 
 def _name(thing: object) -> str:
@@ -176,8 +213,15 @@ def _fields(label: str, cls: type[Task]) -> tuple[str, ...]:
             raise DefinitionError(f"step {label}: a field cannot be named {name!r}, Task uses that name; rename it")
     try:
         msgspec.json.Decoder(cls)
+        strange = strange_class(cls)
     except (TypeError, NameError) as error:
         raise DefinitionError(f"step {label}: a field has a type that cannot be decoded: {error}") from error
+    if strange is not None:
+        field, stranger = strange
+        raise DefinitionError(
+            f"step {label}: the field {field!r} needs the class {_text(stranger)}, which cannot be read from JSON; "
+            "make it a msgspec.Struct, a dataclass or an Enum, or store plain values that it can be made from"
+        )
     return cls.__struct_fields__
 
 

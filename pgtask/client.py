@@ -48,8 +48,13 @@ class Client:
     (an asyncpg connection: the task is part of its transaction).
 
     They raise `EnqueueError` (a ValueError) for what cannot be enqueued, before anything is sent; `SchemaError`
-    without the table; `DatabaseUnavailable` when the connection is lost: a single task may then have been enqueued or
-    not, which a `key` makes safe to repeat. Cancelling them rolls back.
+    without the table; `DataRefused` when a constraint or a trigger of yours on the table says no; `DatabaseRefused`
+    without the privilege, or in a transaction that has failed; `RowsLocked` when your `lock_timeout` is over; and
+    `DatabaseUnavailable`, of which that is one, when the connection is lost: a single task may then have been
+    enqueued or not, which a `key` makes safe to repeat. Cancelling them rolls back.
+
+    Opening raises `ConfigError` for a wrong setting, `EmbeddedError` if the embedded server does not start, and
+    `DatabaseRefused` or `DatabaseUnavailable` if the database cannot be connected to.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class Client:
         key: str | None = None,
         conn: Any = None,
     ) -> UUID:
-        """Enqueue a task that starts at `step`, due now."""
+        """Enqueue a task that starts at `step`, due now; its id. Raises what the class says."""
         return await self._insert(step, None, None, queue, priority, key, conn)
 
     async def delay(
@@ -104,7 +109,7 @@ class Client:
         key: str | None = None,
         conn: Any = None,
     ) -> UUID:
-        """Enqueue a task that is due after `delay`, counted by the database's clock."""
+        """Enqueue a task that is due after `delay`, by the database's clock; its id. Raises what the class says."""
         return await self._insert(step, None, check_delay(delay), queue, priority, key, conn)
 
     async def schedule(
@@ -117,7 +122,12 @@ class Client:
         key: str | None = None,
         conn: Any = None,
     ) -> UUID:
-        """Enqueue a task that is due at a time; at once if that has passed. `at` must be aware."""
+        """Enqueue a task that is due at a time; at once if that has passed; its id.
+
+            await client.schedule(ReadName("name.txt"), at=datetime(2026, 12, 24, 18, tzinfo=timezone.utc))
+
+        Raises `EnqueueError` if `at` has no time zone, and what the class says.
+        """
         return await self._insert(step, check_time(at), None, queue, priority, key, conn)
 
     @overload
@@ -153,6 +163,7 @@ class Client:
 
         Streams by COPY: memory stays constant for any number of tasks, the ids included (`TaskIds` is a range). With
         `key`, a function that gives each step's key, tasks are inserted a thousand at a time and the ids are a list.
+        Raises what the class says, and what the iterable or `key` raises; then nothing is enqueued.
         """
         if key is not None and not callable(key):
             raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")

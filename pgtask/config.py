@@ -6,7 +6,9 @@ a `Config` that could be made is valid, and inner code trusts it.
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +22,9 @@ from pgtask.policy import check_queue
 __all__ = ["SETTINGS", "Config", "Setting", "default_procs", "load_config"]
 
 DEFAULT_MAX_STEP_BYTES = 512 * 1024
+_PREFIX = "PGTASK_"
+# Not settings: what Kubernetes tells of a service called `pgtask`, and what our own build and tests read.
+_OF_OTHERS = re.compile(r"PGTASK_(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d.*|DEBUG|TEST_.*)")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +35,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     procs: int = 1
     concurrency: int = 100
     batch: int = 500
+    pool_size: int = 10
     queue: tuple[str, ...] = ()
     lease_timeout: float = 60.0
     heartbeat_interval: float = 20.0
@@ -60,7 +66,7 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def variable(self) -> str:
-        return "PGTASK_" + ("NO_" if self.negated else "") + self.name.upper()
+        return _PREFIX + ("NO_" if self.negated else "") + self.name.upper()
 
     @property
     def key(self) -> str:
@@ -143,6 +149,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("procs", _whole(1), "worker processes (default: the usable CPUs)", "N"),
     Setting("concurrency", _whole(1), "steps that may be suspended at once in each worker (default: 100)", "N"),
     Setting("batch", _whole(1), "most tasks taken by one claim (default: 500)", "N"),
+    Setting("pool_size", _whole(1), "most connections of ctx.db, in each worker (default: 10)", "N"),
     Setting("queue", _queues, "serve only this queue; may be given several times (default: every queue)", "NAME"),
     Setting("lease_timeout", _seconds(zero=False), "seconds a lease lasts without renewal (default: 60)", "S"),
     Setting(
@@ -156,12 +163,19 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "grace", _seconds(zero=True), "seconds that running steps are given to finish on a stop (default: 30)", "S"
     ),
-    Setting("unknown", _one_of("put-back", "park"), "what to do with steps this app lacks: put-back or park", "WHAT"),
+    Setting(
+        "unknown", _one_of("put-back", "park"), "steps this app lacks: put-back or park (default: put-back)", "WHAT"
+    ),
     Setting("max_step_bytes", _whole(1), "park steps larger than this (default: 524288)", "BYTES"),
     Setting("listen", _switch, "do not LISTEN, poll only: for a transaction-pooling pgbouncer", negated=True),
     Setting("ignore_stop_notify", _switch, "ignore NOTIFY pg_task_changed, 'stop_worker'"),
     Setting("log", _one_of("text", "json"), "format of the log: text or json (default: text)", "FORMAT"),
-    Setting("log_level", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error", "LEVEL"),
+    Setting(
+        "log_level",
+        _one_of("debug", "info", "warning", "error"),
+        "debug, info, warning or error (default: info)",
+        "LEVEL",
+    ),
 )
 
 
@@ -175,6 +189,7 @@ def load_config(
     flags = flags or {}
     environ = os.environ if environ is None else environ
     file = _file_section(directory or Path.cwd())
+    _refuse_unknown_variables(environ)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         found = _find(setting, flags, environ, file)
@@ -230,8 +245,21 @@ def _file_section(directory: Path) -> Mapping[str, Any]:
     known = {name for setting in SETTINGS for name in (setting.key, setting.key.replace("-", "_"))}
     for key in section:
         if key not in known:
-            raise ConfigError(f"[tool.pgtask] {key}: there is no such setting")
+            raise ConfigError(f"[tool.pgtask] {key}: {_no_such(key, [setting.key for setting in SETTINGS])}")
     return section
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = [setting.variable.removeprefix(_PREFIX) for setting in SETTINGS]
+    for name in sorted(environ):
+        word = name.removeprefix(_PREFIX)
+        if word != name and word not in known and environ[name] and not _OF_OTHERS.fullmatch(name):
+            raise ConfigError(f"{name}: {_no_such(word, known, _PREFIX)}")
+
+
+def _no_such(name: str, known: list[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return "there is no such setting" + (f"; did you mean {prefix}{close[0]}?" if close else "")
 
 
 def default_procs() -> int:

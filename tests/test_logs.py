@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from pgtask._events import Event, log_event
-from pgtask._supervisor.logs import JSONFormatter, TextFormatter, configure
+from pgtask._supervisor.logs import LIMIT, JSONFormatter, TextFormatter, configure
 
 log = logging.getLogger("pgtask.claim")
 
@@ -114,10 +114,6 @@ def test_records_of_user_code_look_alike() -> None:
     assert (entry["event"], entry["fields"]) == ("sent 3 of 7", {})
 
 
-def test_a_progress_line_is_erased_first() -> None:
-    assert TextFormatter(erase=True).format(record("x")).startswith("\r\x1b[K2026-")
-
-
 def test_an_event_that_is_filtered_out_is_not_rendered(caplog: pytest.LogCaptureFixture) -> None:
     class Bomb:
         def __str__(self) -> str:
@@ -141,3 +137,63 @@ def test_user_logging_shows_from_the_same_level(root: logging.Logger, monkeypatc
     lines = [re.sub(r"^\S+ ", "", line) for line in stderr.getvalue().splitlines()]
     assert lines == ["INFO  pgtask.claim ours", "INFO  shop theirs"]
     assert root.level == logging.INFO
+
+
+@pytest.fixture
+def shown(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What stderr has been given by a handler that was configured with "info"."""
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure("text", "info")
+    return stderr
+
+
+def ours(root: logging.Logger) -> logging.Handler:
+    (handler,) = [handler for handler in root.handlers if type(handler).__module__ == configure.__module__]
+    return handler
+
+
+def parked(step: str, at: float) -> logging.LogRecord:
+    made = record(Event("task.parked", {"task": UUID(int=1), "step": step}), level=logging.WARNING)
+    made.created = at
+    return made
+
+
+def test_what_is_said_of_each_task_is_limited_for_each_step(root: logging.Logger, shown: io.StringIO) -> None:
+    for number in range(10_000):
+        ours(root).handle(parked("Greeter.SayHello", 1000 + number / 20_000))
+    for _ in range(LIMIT + 3):
+        ours(root).handle(parked("Greeter.SayBye", 1000.5))
+    assert shown.getvalue().count(" task.parked ") == 2 * LIMIT
+    assert "log.suppressed" not in shown.getvalue()
+    ours(root).handle(parked("Greeter.SayHello", 1001.6))
+    *_, hello, bye, again = shown.getvalue().splitlines()
+    said = "WARN  pgtask.log log.suppressed event=task.parked"
+    assert hello.endswith(f"{said} step=Greeter.SayHello suppressed={10_000 - LIMIT}")
+    assert bye.endswith(f"{said} step=Greeter.SayBye suppressed=3")
+    assert "task.parked" in again
+    assert shown.getvalue().count("log.suppressed") == 2
+
+
+def test_what_was_left_out_is_counted_at_the_end_too(root: logging.Logger, shown: io.StringIO) -> None:
+    for _ in range(LIMIT + 2):
+        ours(root).handle(parked("Greeter.SayHello", 1000.0))
+    ours(root).close()
+    assert shown.getvalue().splitlines()[-1].endswith("step=Greeter.SayHello suppressed=2")
+    ours(root).close()
+    assert shown.getvalue().count("log.suppressed") == 1
+
+
+def test_other_events_are_not_limited(root: logging.Logger, shown: io.StringIO) -> None:
+    for _ in range(100):
+        ours(root).handle(record(Event("lease.lost", {"step": "Greeter.SayHello"})))
+    assert shown.getvalue().count("lease.lost") == 100
+
+
+def test_who_debugs_sees_every_line(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure("json", "debug")
+    for _ in range(100):
+        ours(root).handle(parked("Greeter.SayHello", 1000.0))
+    assert stderr.getvalue().count("task.parked") == 100

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from pgtask._cli.supervisor import main
-from pgtask._supervisor.progress import burst_summary, progress_line
+from pgtask._supervisor.parent import PORTION
+from pgtask._supervisor.progress import ERASE_LINE, burst_summary, progress_line
 from pgtask._supervisor.states import STOP_MARGIN
 from pgtask._worker.status import Totals
 from pgtask.config import SETTINGS
@@ -48,19 +49,29 @@ pytestmark = pytest.mark.timeout(60)
 class Fleet:
     """A supervisor in a process of its own, and the journal that it and its workers write."""
 
-    def __init__(self, directory: Path, behaviour: str, *, stderr: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        behaviour: str,
+        *,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        prefix: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
         self.lines: list[tuple[int, str]] = []
         self._rest = b""
         self._journal, writer = os.pipe()
         self.errors = (directory / "stderr").open("w+")
         self.process = subprocess.Popen(
             [
+                *prefix,
                 *(sys.executable, "-W", "error", str(PROGRAM), str(writer), behaviour, json.dumps(settings)),
             ],
             cwd=directory,
             pass_fds=[writer],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout or subprocess.PIPE,
             stderr=stderr or self.errors,
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])},
@@ -123,8 +134,8 @@ class Fleet:
             for process in [*supervisor.children(recursive=True), supervisor]:
                 process.kill()
         self.process.wait(PATIENCE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         self.errors.close()
         os.close(self._journal)
 
@@ -157,7 +168,9 @@ def test_term_and_int_drain(start: Start, number: signal.Signals) -> None:
     assert fleet.end() == 0
     assert fleet.count("SIGTERM") == 3
     assert fleet.count("log worker.gone .*reason=drained") == 3
-    assert fleet.count(f"log supervisor.stopping cause={number.name} now=false") == 1
+    again = {"SIGTERM": "a second signal", "SIGINT": "Ctrl-C again"}[number.name]
+    hint = f'hint="waiting up to 5 s for the steps that run; {again} stops now"'
+    assert fleet.count(f"log supervisor.stopping cause={number.name} now=false {hint}") == 1
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
@@ -169,6 +182,8 @@ def test_a_second_order_stops_now(start: Start, second: signal.Signals) -> None:
     fleet.signal(second)
     assert fleet.end() == 0
     assert fleet.count("SIGQUIT") == 2
+    assert fleet.count(f"log supervisor.stopping cause={second.name} now=true$") == 1
+    assert not fleet.count("log workers.killed")
 
 
 def test_quit_stops_now(start: Start) -> None:
@@ -188,13 +203,61 @@ def test_workers_leave_an_interrupt_of_the_terminal_to_the_parent(start: Start) 
     assert fleet.count("SIGTERM") == 2
 
 
-def test_a_hangup_of_the_terminal_drains(start: Start) -> None:
-    """The parent dies of it, and the workers see that it does."""
+OWN_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(2, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_terminal_that_is_closed_drains(start: Start, progress: bool) -> None:
+    terminal, stderr = pty.openpty()
+    prefix = (sys.executable, "-c", OWN_TERMINAL)
+    try:
+        fleet = start("obedient", procs=2, stderr=stderr, prefix=prefix, burst=progress, progress=progress)
+        fleet.ready(2)
+    finally:
+        os.close(stderr)
+        os.close(terminal)
+    fleet.end()
+    assert fleet.count("log supervisor.stopping cause=SIGHUP now=false") == 1
+    assert fleet.count("SIGTERM") == 2
+    assert fleet.count("log supervisor.stopped") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN])
+def test_signals_without_a_meaning_are_ignored_aloud(start: Start, number: signal.Signals) -> None:
     fleet = start("obedient", procs=2)
     fleet.ready(2)
-    os.killpg(fleet.pid, signal.SIGHUP)
-    assert fleet.end() == -signal.SIGHUP
-    assert fleet.count("orphaned") == 2
+    fleet.signal(signal.SIGTTOU)
+    fleet.signal(number)
+    fleet.wait_for(f"log signal.ignored signal={number.name}")
+    fleet.signal(signal.SIGTERM)
+    assert fleet.end() == 0
+    assert fleet.count("SIGTERM") == 2
+
+
+def test_nohup_is_respected(start: Start) -> None:
+    fleet = start("obedient", procs=1, prefix=("env", "--ignore-signal=HUP"))
+    fleet.ready(1)
+    fleet.signal(signal.SIGHUP)
+    fleet.signal(signal.SIGUSR2)
+    fleet.wait_for("log signal.ignored signal=SIGUSR2")
+    fleet.signal(signal.SIGTERM)
+    assert fleet.end() == 0
+    assert fleet.count("log signal.ignored") == 1
+
+
+def test_usr1_tells_of_each_worker(start: Start) -> None:
+    fleet = start("has_done_something", procs=2)
+    first, second = sorted(fleet.ready(2))
+    fleet.wait_for("ticked", 2)
+    fleet.signal(signal.SIGUSR1)
+    fleet.wait_for("log worker.status", 2)
+    fleet.signal(signal.SIGTERM)
+    assert fleet.end() == 0
+    for number, pid in (1, first), (2, second):
+        line = f"log worker.status worker={number} pid={pid} state=ready done=3 steps=5 errors=2 parked=1 lost=0"
+        assert fleet.count(line) == 1
 
 
 def test_a_worker_that_does_not_leave_is_killed_soon_after_the_grace(start: Start) -> None:
@@ -205,6 +268,7 @@ def test_a_worker_that_does_not_leave_is_killed_soon_after_the_grace(start: Star
     assert fleet.end() == 0
     assert 0.2 + STOP_MARGIN <= time.monotonic() - told < 0.2 + 5
     assert fleet.count("log worker.overdue") == 2
+    assert fleet.count("log workers.killed workers=2 hint=.* their leases end within 60 s") == 1
     assert fleet.count("log worker.gone .*signal=SIGKILL") == 2
 
 
@@ -225,6 +289,12 @@ def test_an_order_to_stop_while_forking_is_not_lost(start: Start, attempt: int) 
     fleet.signal(signal.SIGTERM)
     assert fleet.end(within=10) == 0
     assert not fleet.count("log worker.(died|overdue)")
+
+
+def test_many_workers_are_started_in_portions_between_looks_at_the_signals(start: Start) -> None:
+    fleet = start("obedient", procs=100, log_level="debug", stop_at="worker.started")
+    assert fleet.end() == 0
+    assert fleet.count("log worker.started") == PORTION
 
 
 def test_stop_worker_drains_also_those_that_did_not_hear_it(start: Start) -> None:
@@ -351,7 +421,7 @@ def test_a_boot_failure_stops_the_supervisor(start: Start, behaviour: str, code:
     ("app", "message"),
     [
         ("nowhere:app", "app 'nowhere:app': no module named 'nowhere' here or on the path"),
-        ("greetings:Greeter", "app 'greetings:Greeter' is a StructMeta, not a pgtask.App"),
+        ("greetings:Greeter", "app 'greetings:Greeter' is of type StructMeta, not a pgtask.App"),
     ],
 )
 def test_an_app_that_cannot_be_loaded(start: Start, app: str, message: str) -> None:
@@ -398,6 +468,7 @@ def test_a_worker_is_clean_of_its_parent(start: Start, tmp_path: Path) -> None:
     assert one == {
         "path": str(tmp_path),
         "ignored": ["SIGINT", "SIGHUP"],
+        "handled": [],
         "blocked": 0,
         "wakeup": -1,
     }
@@ -434,18 +505,43 @@ def test_the_progress_line_is_erased_before_other_lines_and_at_the_end(start: St
     *lines, rest = written.split("\r\n")
     assert not rest
     for line in lines:
-        assert line.startswith("\r\x1b[K"), line
-        assert "tasks done" not in line.rsplit("\r\x1b[K", 1)[-1], "nothing is written behind the progress"
+        assert line.startswith(ERASE_LINE), line
+        assert "tasks done" not in line.rsplit(ERASE_LINE, 1)[-1], "nothing is written behind the progress"
+
+
+def test_what_workers_print_comes_out_whole_beside_the_progress(start: Start) -> None:
+    terminal, ours = pty.openpty()
+    fleet = start("prints", procs=2, burst=True, progress=True, stdout=ours, stderr=ours)
+    os.close(ours)
+    written = b""
+    with open(terminal, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # Linux: when all have closed it
+        while chunk := stream.read(65536):
+            written += chunk
+    assert fleet.end() == 0
+    *lines, rest = [line.rpartition(ERASE_LINE)[2] for line in written.decode().split("\r\n")]
+    assert not rest
+    for number in range(100):
+        assert lines.count(f"line {number}") == 2
+        assert lines.count(f"error {number}") == 2
+    assert "tasks done" in written.decode()
 
 
 def test_progress_line() -> None:
     now, before = Totals(done=12_000, steps=36_000, errors=1), Totals(done=2_000, steps=6_000)
     assert progress_line(now, before, 5.0, 100_000) == (
-        "12,000 of 100,000 tasks done  36,000 steps  6,000 steps/s  1 error  0:44 left"
+        "12,000 of 100,000 tasks done  36,000 steps  6,000 steps/s  1 error  at most 0:44 left"
     )
     assert progress_line(now, before, 5.0, None) == "12,000 tasks done  36,000 steps  6,000 steps/s  1 error"
     assert progress_line(now, now, 5.0, 100_000).endswith("0 steps/s  1 error")
     assert progress_line(now, before, 5.0, 11_999).startswith("12,000 tasks done"), "more came than was counted"
+
+
+def test_what_is_parked_counts_for_what_is_left_but_is_not_done() -> None:
+    now, before = Totals(done=6_000, parked=6_000), Totals(done=1_000, parked=1_000)
+    assert progress_line(now, before, 5.0, 100_000) == (
+        "6,000 of 100,000 tasks done  6,000 parked  0 steps  0 steps/s  0 errors  at most 0:44 left"
+    )
+    assert progress_line(now, now, 5.0, 11_999).startswith("6,000 tasks done  6,000 parked")
 
 
 def test_burst_summary() -> None:
@@ -453,16 +549,16 @@ def test_burst_summary() -> None:
     assert burst_summary(totals, 12.3, finished=True, style="text") == (
         "burst finished: 100,000 tasks done, 300,000 steps, 0 errors in 12.3 s (24,390 steps/s)"
     )
-    totals = Totals(done=1, steps=1, errors=1, parked=1)
+    totals = Totals(done=1, steps=2, errors=1, parked=3)
     assert burst_summary(totals, 2.0, finished=False, style="text") == (
-        "burst stopped: 1 task done (1 parked), 1 step, 1 error in 2.0 s (0 steps/s)"
+        "burst stopped: 1 task done, 3 parked, 2 steps, 1 error in 2.0 s (1 steps/s)"
     )
     assert json.loads(burst_summary(totals, 0.0, finished=True, style="json")) == {
         "event": "burst.finished",
         "tasks": 1,
-        "steps": 1,
+        "steps": 2,
         "errors": 1,
-        "parked": 1,
+        "parked": 3,
         "seconds": 0.0,
         "steps_per_second": 0,
     }
@@ -490,6 +586,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["greetings:app", "--procs"], ["--procs", "expected one argument"]),
         (["greetings:app", "--log", "xml"], ["--log", "text, json"]),
         (["greetings:app", "more"], ["more"]),
+        (["greetings:app", "--procs", "1025"], ["procs 1025", "more than 1024", "--concurrency"]),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -516,14 +613,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"pgtask-supervisor \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
-def command(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(directory: Path, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pgtask._cli.supervisor", *arguments],
         cwd=directory,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [path or directory, PROGRAM.parents[1]]))},
     )
 
 
@@ -541,3 +638,35 @@ def test_the_command_says_it_in_json(empty: Path) -> None:
     (entry,) = [json.loads(line) for line in done.stderr.splitlines()]
     assert entry["event"] == "supervisor.failed"
     assert entry["fields"]["exit"] == 4
+
+
+@pytest.mark.parametrize(
+    ("app", "hint"),
+    [
+        ("ok.py:app", ": did you mean ok:app?"),
+        ("./ok:app", ": did you mean ok:app?"),
+        ("src/ok.py:make.app", ": did you mean src.ok:make.app?"),
+        ("nocolon", ": did you mean nocolon:app?"),
+        ("/srv/ok.py:app", ", as in greetings:app"),
+        (":app", ", as in greetings:app"),
+        ("a..b:app", ", as in greetings:app"),
+    ],
+)
+@pytest.mark.usefixtures("empty")
+def test_a_malformed_app_is_refused_before_a_database_is_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, app: str, hint: str
+) -> None:
+    def too_early() -> str:
+        raise AssertionError
+
+    monkeypatch.setattr("pgtask._cli.supervisor.configure", lambda *_: None)
+    monkeypatch.setattr("pgtask._cli.supervisor._start_embedded", too_early)
+    assert main([app]) == 4
+    assert capsys.readouterr().err == f"pgtask-supervisor: app {app!r} is not of the form module:attribute{hint}\n"
+
+
+def test_an_interrupt_before_there_is_a_worker_is_quiet(empty: Path) -> None:
+    """The driver of the event loop is what is imported last."""
+    (empty / "uvloop.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = command(empty, "greetings:app", "--dsn", "postgresql:///x", path=empty)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

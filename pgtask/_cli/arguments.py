@@ -84,6 +84,9 @@ crate pg_task. Says what was done. May be run at any time and as often as one li
 """
 
 
+_ID_HELP = "the id, or its first digits, 8 or more, if no other task has them"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -190,20 +193,20 @@ def _add_filters(parser: _Parser) -> None:
 
 
 def _add_show(parser: _Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="the id, or its first digits, 8 or more, if no other task has them")
+    parser.add_argument("id", metavar="ID", help=_ID_HELP)
     _add_json(parser)
 
 
 def _add_retry(parser: _Parser) -> None:
     parser.usage = "pgtask retry ID... | --parked [--queue NAME] [--task TASK] [--step STEP] [--limit N]"
-    parser.add_argument("ids", nargs="*", metavar="ID", help="the tasks")
+    parser.add_argument("ids", nargs="*", metavar="ID", help=_ID_HELP)
     parser.add_argument("--parked", action="store_true", help="all parked tasks, instead of IDs")
     _add_filters(parser)
     parser.add_argument("--limit", type=_whole(1), metavar="N", help="with --parked, so many at most")
 
 
 def _add_cancel(parser: _Parser) -> None:
-    parser.add_argument("ids", nargs="+", metavar="ID", help="the tasks")
+    parser.add_argument("ids", nargs="+", metavar="ID", help=_ID_HELP)
     parser.add_argument("--force", action="store_true", help="also those that a worker has")
 
 

@@ -6,13 +6,15 @@ Invariant: each task that was named and not changed is named again, with the rea
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from pgtask._cli.arguments import SOME_FAILED
 from pgtask._cli.database import say, with_connection
 from pgtask._cli.look import task_filter
+from pgtask._cli.names import TaskName
 from pgtask._cli.rows import refusal
 from pgtask._postgres.listing import TaskFilter, list_tasks
 from pgtask._postgres.tasks import Verdict, cancel, retry
@@ -32,8 +34,7 @@ def retry_command(args: argparse.Namespace) -> int:
         done = with_connection(args, lambda connection: _retry_parked(connection, wanted, args.limit))
         print(f"{_number(done)} retried")
         return 0
-    ids = _ids(args.ids)
-    return _judge(with_connection(args, lambda connection: retry(connection, ids)), "retried")
+    return _change(args, retry, "retried")
 
 
 async def _retry_parked(connection: Any, wanted: TaskFilter, limit: int | None) -> int:
@@ -50,27 +51,29 @@ async def _retry_parked(connection: Any, wanted: TaskFilter, limit: int | None) 
 
 
 def cancel_command(args: argparse.Namespace) -> int:
-    ids = _ids(args.ids)
-    return _judge(with_connection(args, lambda connection: cancel(connection, ids, force=args.force)), "cancelled")
+    return _change(args, partial(cancel, force=args.force), "cancelled")
 
 
-def _ids(words: Sequence[str]) -> list[UUID]:
-    ids = []
-    for word in words:
-        try:
-            ids.append(UUID(word))
-        except ValueError:
-            raise ConfigError(f"{word} is not the id of a task") from None
-    return ids
+def _change(args: argparse.Namespace, change: Callable[[Any, list[UUID]], Awaitable[list[Verdict]]], done: str) -> int:
+    """Change the tasks that were named, and say what became of each."""
+    names = [TaskName.parse(word) for word in args.ids]
 
+    async def find_and_change(connection: Any) -> tuple[list[Verdict], list[str]]:
+        ids, refusals = [], []
+        for name in names:
+            found = await name.find(connection)
+            if isinstance(found, UUID):
+                ids.append(found)
+            else:
+                refusals.append(f"{name.text}: {found}")
+        return await change(connection, ids), refusals
 
-def _judge(verdicts: Sequence[Verdict], done: str) -> int:
-    """Say what became of each task that was named."""
-    refused = [(verdict.id, reason) for verdict in verdicts if (reason := refusal(verdict)) is not None]
+    verdicts, refusals = with_connection(args, find_and_change)
+    refused = [f"{verdict.id}: {reason}" for verdict in verdicts if (reason := refusal(verdict)) is not None]
     print(f"{_number(len(verdicts) - len(refused))} {done}", flush=True)
-    for task, reason in refused:
-        say(f"{task}: {reason}")
-    return SOME_FAILED if refused else 0
+    for line in (*refused, *refusals):
+        say(line)
+    return SOME_FAILED if refused or refusals else 0
 
 
 def _number(tasks: int) -> str:

@@ -13,18 +13,18 @@ from uuid import UUID
 from pgtask._cli.arguments import SOME_FAILED
 from pgtask._cli.database import load_configured_app, say, with_connection
 from pgtask._cli.graph import mermaid
+from pgtask._cli.names import NO_SUCH_TASK, TaskName
 from pgtask._cli.report import report_json, report_lines
 from pgtask._cli.rows import list_lines, row_json, show_lines
 from pgtask._cli.tables import screen_of
 from pgtask._postgres.listing import SCAN_LIMIT, STATES, Cursor, TaskFilter, list_tasks
 from pgtask._postgres.statistics import gather_statistics
-from pgtask._postgres.tasks import TaskRow, find_ids, show_tasks
+from pgtask._postgres.tasks import TaskRow, show_tasks
 from pgtask.errors import ConfigError
 
 __all__ = ["graph_command", "list_command", "show_command", "stats_command", "task_filter"]
 
 TABLE_CHARACTERS = 1024  # of a step and an error, for a table that shows the beginnings
-SHORTEST_PREFIX = 8
 
 
 def list_command(args: argparse.Namespace) -> int:
@@ -67,27 +67,20 @@ def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter
 
 
 def show_command(args: argparse.Namespace) -> int:
-    digits = args.id.replace("-", "").lower()
-    try:
-        if not SHORTEST_PREFIX <= len(digits) <= 32:
-            raise ValueError
-        first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
-    except ValueError:
-        raise ConfigError(f"{args.id} is not an id, nor the first {SHORTEST_PREFIX} or more digits of one") from None
+    name = TaskName.parse(args.id)
 
-    async def look(connection: Any) -> tuple[list[UUID], list[TaskRow]]:
-        ids = await find_ids(connection, first, last, limit=4)
-        return ids, await show_tasks(connection, ids[:1])
+    async def look(connection: Any) -> TaskRow | str:
+        found = await name.find(connection)
+        if not isinstance(found, UUID):
+            return found
+        rows = await show_tasks(connection, [found])
+        return rows[0] if rows else NO_SUCH_TASK
 
-    ids, rows = with_connection(args, look)
-    if len(ids) > 1:
-        some = ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
-        say(f"{args.id}: more than one task begins so: {some}")
+    row = with_connection(args, look)
+    if isinstance(row, str):
+        say(f"{name.text}: {row}")
         return SOME_FAILED
-    if not rows:
-        say(f"{args.id}: there is no such task: it is finished, was cancelled or never was")
-        return SOME_FAILED
-    lines = [row_json(rows[0])] if args.json else show_lines(rows[0], screen_of(sys.stdout))
+    lines = [row_json(row)] if args.json else show_lines(row, screen_of(sys.stdout))
     for line in lines:
         print(line)
     return 0

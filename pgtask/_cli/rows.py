@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from pgtask._cli.names import NO_SUCH_TASK
 from pgtask._cli.tables import Column, Screen, moment, one_line, printable, relative, table_lines
 from pgtask._fastpath import scan_envelope
 from pgtask._postgres.listing import Cursor
@@ -127,7 +128,7 @@ def refusal(verdict: Verdict) -> str | None:
     if verdict.is_done:
         return None
     if not verdict.was_there:
-        return "there is no such task: it is finished, was cancelled or never was"
+        return NO_SUCH_TASK
     if _is_live(verdict.leased_until, verdict.seen_at):
         return "a worker has it under a live lease"
     return "somebody else took or changed it just now; try again"

@@ -21,19 +21,20 @@ import msgspec
 from pgtask._events import log_event
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Supervisor
-from pgtask._supervisor.progress import Progress, burst_summary
+from pgtask._supervisor.progress import Progress, burst_summary, share_terminal
 from pgtask._supervisor.states import ExitCode
 from pgtask.config import SETTINGS, Config, Setting, load_config
-from pgtask.errors import ConfigError, DatabaseError
+from pgtask.errors import AppLoadError, ConfigError, DatabaseError
 
 __all__ = ["main"]
 
 PROGRAM = "pgtask-supervisor"
+MOST_PROCS = 1024
 log = logging.getLogger("pgtask.supervisor")
 
 _GROUPS = {
     "database": ("dsn", "listen", "ignore_stop_notify"),
-    "workers": ("procs", "concurrency", "batch", "lease_timeout", "heartbeat_interval"),
+    "workers": ("procs", "concurrency", "batch", "pool_size", "lease_timeout", "heartbeat_interval"),
     "tasks": ("queue", "unknown", "max_step_bytes"),
     "start and stop": ("burst", "burst_horizon", "grace"),
     "log": ("log", "log_level"),
@@ -51,11 +52,12 @@ environment, and that over the file.
 
 signals:  TERM, INT   finish the running steps within --grace; a second one stops now
           QUIT        stop now; tasks go back to the queue
+          USR1        log a line about each worker
 
 exit code:  0  stopped, or the burst finished       3  a worker could not start
             1  the burst finished, but some task    4  the app could not be loaded
                is parked with an error              5  the database refused us
-            2  wrong usage
+            2  wrong usage                        130  interrupted before it began
 """
 
 
@@ -65,18 +67,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(_parse(argv))
         if config.app is None:
             raise ConfigError(_NO_APP)
+        if config.procs > MOST_PROCS:
+            raise ConfigError(
+                f"procs {config.procs}: more than {MOST_PROCS} worker processes are not started; one per CPU "
+                "is enough, and raise --concurrency for steps that wait"
+            )
     except ConfigError as error:
         print(f"{PROGRAM}: {error} (see {PROGRAM} --help)", file=sys.stderr)
         return ExitCode.USAGE
-    shows_progress = config.burst and config.log == "text" and _is_terminal()
-    configure(config.log, config.log_level, erase=shows_progress)
+    progress = share_terminal() if config.burst and config.log == "text" and _is_terminal() else None
+    configure(config.log, config.log_level)
     try:
-        return _run(config, Progress(sys.stderr) if shows_progress else None)
+        _check_form(config.app)
+        return _run(config, progress)
+    except AppLoadError as error:
+        _complain(config, ExitCode.APP, str(error), error)
+        return ExitCode.APP
     except DatabaseError as error:
         _complain(config, ExitCode.DATABASE, str(error), error)
         return ExitCode.DATABASE
     except KeyboardInterrupt:  # before the supervisor minds its signals: while the embedded server starts
-        return ExitCode.OK
+        return ExitCode.INTERRUPTED
+
+
+def _check_form(app: str) -> None:
+    """What cannot be the name of an app is refused before a database is started for it."""
+    if _is_well_formed(app):
+        return
+    module, _, attribute = app.partition(":")
+    guess = f"{module.removeprefix('./').removesuffix('.py').replace('/', '.')}:{attribute or 'app'}"
+    hint = f": did you mean {guess}?" if _is_well_formed(guess) else ", as in greetings:app"
+    raise AppLoadError(f"app {app!r} is not of the form module:attribute{hint}")
+
+
+def _is_well_formed(app: str) -> bool:
+    module, _, attribute = app.partition(":")
+    return "/" not in app and not module.endswith(".py") and all([*module.split("."), *attribute.split(".")])
 
 
 def _run(config: Config, progress: Progress | None) -> int:

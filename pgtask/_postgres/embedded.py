@@ -96,6 +96,7 @@ def start(directory: Path) -> str:
         while time.monotonic() < deadline:
             if (dsn := _ready_dsn(home)) is not None:
                 return dsn
+            binary("pg_ctl")  # before anything is made
             if (lock := _take_lock(home)) is None:
                 time.sleep(_POLL)  # it is starting, recovering or stopping, by our hand or another's
                 continue
@@ -135,13 +136,20 @@ def stop(directory: Path) -> bool:
 
 
 def running_dsn(directory: Path) -> str | None:
-    """The DSN of the project's server if it accepts connections now, else None. Starts and makes nothing."""
+    """The DSN of the project's server if it accepts connections now, None if it is to be started. Makes nothing.
+
+    Raises `EmbeddedError` if it neither runs nor is installed.
+    """
     with _one_line_errors(directory) as home:
-        return _ready_dsn(home)
+        dsn = _ready_dsn(home)
+        if dsn is None:
+            binary("pg_ctl")
+        return dsn
 
 
 def is_running(directory: Path) -> bool:
-    return running_dsn(directory) is not None
+    with _one_line_errors(directory) as home:
+        return _ready_dsn(home) is not None
 
 
 def binary(name: str) -> Path:

@@ -157,7 +157,7 @@ async def _sections(connection: Any, wanted: TaskFilter, after: Cursor | None) -
         lanes = await connection.fetch(statement("lanes_of_queues"), [wanted.queue])
     else:
         lanes = []
-    sections += [_Section(state, queue, priority) for state in waiting for queue, priority, _ in lanes]
+    sections += [_Section(state, queue, priority) for state in waiting for queue, priority, *_ in lanes]
     if after is not None:
         start = _section_of(after).rank
         sections = [section for section in sections if section.rank >= start]

@@ -19,8 +19,8 @@ __all__ = ["client_pool", "user_pool"]
 
 
 @asynccontextmanager
-async def user_pool(dsn: str, *, pooled: bool = False) -> AsyncIterator[Any]:
-    """The asyncpg pool that steps reach as `ctx.db`: no connection until one is used, ten at most.
+async def user_pool(dsn: str, *, size: int, pooled: bool = False) -> AsyncIterator[Any]:
+    """The asyncpg pool that steps reach as `ctx.db`: no connection until one is used, `size` at most.
 
     A step that needs a connection while the database is away waits for it, as the engine does.
     Closing it waits a second for steps that were abandoned with a connection in their hands, then cuts them off.
@@ -28,7 +28,7 @@ async def user_pool(dsn: str, *, pooled: bool = False) -> AsyncIterator[Any]:
     pool = await asyncpg.create_pool(
         dsn,
         min_size=0,
-        max_size=10,
+        max_size=size,
         statement_cache_size=0 if pooled else 100,
         server_settings=None if pooled else {"application_name": "pgtask step"},
         connect=_connect_when_there,

@@ -69,7 +69,7 @@ async def gather_statistics(connection: Any) -> Report:
 
 
 async def _count(connection: Any) -> list[LaneCount]:
-    lanes = [(queue, priority) for queue, priority, _ in await connection.fetch(statement("lanes"))]
+    lanes = [(queue, priority) for queue, priority, *_ in await connection.fetch(statement("lanes"))]
     limit = max(_LOWEST_LIMIT, min(COUNT_LIMIT, _WHOLE_LIMIT // max(1, len(lanes))))
     queues, priorities = [queue for queue, _ in lanes], [priority for _, priority in lanes]
     waiting = await connection.fetch(statement("count_lanes"), queues, priorities, limit)

@@ -23,14 +23,17 @@ from pgtask._supervisor.states import ExitCode
 from pgtask._worker.status import Gone, Message, Ready, StatusPipe, Totals, decode_messages
 from pgtask.app import App, load_app
 from pgtask.config import Config
-from pgtask.errors import AppLoadError, ConfigError, DatabaseRefused, PgtaskError
+from pgtask.errors import AppLoadError, ConfigError, DatabaseRefused, LifespanError, PgtaskError
 
 __all__ = ["Order", "Process", "RunWorker", "combine", "fork_child"]
 
 log = logging.getLogger("pgtask.supervisor")
 
 # The parent's handlers end here. Until the worker has handlers of its own, an order to stop just kills it.
-_RESET = (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD)
+_RESET = (
+    *(signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
+)
 # A terminal sends these to the whole process group. What they mean is for the parent to decide.
 _IGNORED = (signal.SIGINT, signal.SIGHUP)
 
@@ -168,6 +171,8 @@ def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Statu
         return _fail(status, ExitCode.APP, str(error), error)
     except DatabaseRefused as error:
         return _fail(status, ExitCode.DATABASE, str(error), error)
+    except LifespanError as error:
+        return _fail(status, ExitCode.BOOT, str(error), error, expected=False)
     except PgtaskError as error:
         return _fail(status, ExitCode.BOOT, str(error), error)
     except BaseException as error:

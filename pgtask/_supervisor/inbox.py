@@ -13,7 +13,10 @@ from collections.abc import Sequence
 
 __all__ = ["Inbox"]
 
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
+_HANDLED = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD),
+    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN),
+)
 
 
 class Inbox:
@@ -26,7 +29,10 @@ class Inbox:
         os.set_blocking(self.writer, False)  # a full pipe wakes us as well as one byte more
         signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         for number in _HANDLED:
-            signal.signal(number, lambda *_: None)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda *_: None)
+        # With a handler, a line for a terminal that stops its background jobs would be tried again for ever.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,6 +9,7 @@ seconds.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import operator
 import os
@@ -23,7 +24,7 @@ import msgspec
 from pgtask._events import log_event
 from pgtask._supervisor.child import Order, Process, RunWorker, combine, fork_child
 from pgtask._supervisor.inbox import Inbox
-from pgtask._supervisor.progress import Progress
+from pgtask._supervisor.progress import Progress, ended
 from pgtask._supervisor.states import BOOT_TRIES, Action, Event, ExitCode, Slot, State, judge, react
 from pgtask._worker.status import Ready, Tick, Totals
 from pgtask.config import Config
@@ -31,6 +32,8 @@ from pgtask.config import Config
 __all__ = ["Result", "Supervisor"]
 
 log = logging.getLogger("pgtask.supervisor")
+
+PORTION = 8  # forks between two looks at the signals
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -72,13 +75,15 @@ class Supervisor:
         self._inbox = Inbox()
         # The children hold the first end. We alone hold the second: when it closes, they know we are gone.
         self._lifeline = (-1, -1)
+        self._had_terminal = _has_terminal()
         self._orders_to_stop = 0
         self._stopping = False
         self._failure: tuple[ExitCode, str] | None = None
         self._some_parked = False
+        self._killed = 0
         self._buried = Totals()
         self._expected: int | None = None  # tasks of a burst, once a worker has counted them
-        self._done_before_count = 0
+        self._ended_before_count = 0
 
     def run(self) -> Result:
         began = time.monotonic()
@@ -96,15 +101,19 @@ class Supervisor:
                 for fd in self._lifeline:
                     os.close(fd)
         seconds = time.monotonic() - began
+        if self._killed:
+            lease = f"{self._config.lease_timeout:g} s"
+            hint = f"perhaps a step blocked its loop; their leases end within {lease}, then others run those tasks"
+            log_event(log, logging.WARNING, "workers.killed", workers=self._killed, hint=hint)
         log_event(log, logging.INFO, "supervisor.stopped", seconds=round(seconds, 3))
         return self._result(seconds)
 
     def _turn(self) -> None:
         """Start and kill what is due, wait until something happens, and see to it."""
         now = time.monotonic()
-        for worker in self._workers:
-            if worker.slot.timer is not None and worker.slot.timer <= now:
-                self._happen(worker, worker.slot.timed_event)
+        due = (worker for worker in self._workers if worker.slot.timer is not None and worker.slot.timer <= now)
+        for worker in itertools.islice(due, PORTION):
+            self._happen(worker, worker.slot.timed_event)
         signals: Sequence[signal.Signals] = ()
         for key, _ in self._selector.select(self._until_next_timer()):
             if key.data is None:
@@ -125,10 +134,38 @@ class Supervisor:
     def handle_term(self, name: str = "SIGTERM") -> None:
         """The first order drains, the second stops now."""
         self._orders_to_stop += 1
-        self._stop(Event.STOP if self._orders_to_stop == 1 else Event.QUIT, name)
+        if self._orders_to_stop > 1:
+            self._stop(Event.QUIT, name)
+            return
+        again = "Ctrl-C again" if name == "SIGINT" else "a second signal"
+        hint = f"waiting up to {self._config.grace:g} s for the steps that run; {again} stops now"
+        self._stop(Event.STOP, name, hint=hint)
 
     def handle_int(self) -> None:
         self.handle_term("SIGINT")
+
+    def handle_hup(self) -> None:
+        """A closed terminal stops us, or we would be left behind unseen. Anybody else's is ignored."""
+        if self._had_terminal and not _has_terminal():
+            self.handle_term("SIGHUP")
+        else:
+            self._ignore("SIGHUP")
+
+    def handle_usr1(self) -> None:
+        """A line for each worker; what it has done is as of its last tick."""
+        for worker in self._workers:
+            totals = worker.process.totals if worker.process else Totals()
+            fields = {"state": worker.slot.state.value, **msgspec.structs.asdict(totals)}
+            self._log(logging.INFO, "worker.status", worker, **fields)
+
+    def handle_usr2(self) -> None:
+        self._ignore("SIGUSR2")
+
+    def handle_ttin(self) -> None:
+        self._ignore("SIGTTIN")
+
+    def _ignore(self, name: str) -> None:
+        log_event(log, logging.WARNING, "signal.ignored", signal=name)
 
     def handle_quit(self) -> None:
         self._stop(Event.QUIT, "SIGQUIT")
@@ -159,15 +196,16 @@ class Supervisor:
             case Action.QUIT:
                 self._signal(worker, signal.SIGQUIT)
             case Action.KILL:
+                self._killed += 1
                 self._log(logging.WARNING, "worker.overdue", worker)
                 self._signal(worker, signal.SIGKILL)
             case Action.GIVE_UP:
                 self._failure = self._failure or worker.failure
                 self._stop(Event.STOP, "failure")
 
-    def _stop(self, event: Event, cause: str) -> None:
+    def _stop(self, event: Event, cause: str, **fields: Any) -> None:
         self._stopping = True
-        log_event(log, logging.INFO, "supervisor.stopping", cause=cause, now=event is Event.QUIT)
+        log_event(log, logging.INFO, "supervisor.stopping", cause=cause, now=event is Event.QUIT, **fields)
         for worker in self._workers:
             self._happen(worker, event)
 
@@ -179,7 +217,7 @@ class Supervisor:
     def _spawn(self, worker: Worker) -> None:
         counts = self._progress is not None and self._expected is None and worker is self._workers[0]
         if counts:
-            self._done_before_count = self._totals().done
+            self._ended_before_count = ended(self._totals())
         order = Order(worker.number, self._lifeline[0], counts, self._embedded)
         siblings = [other.process.pipe for other in self._workers if other.process]
         try:
@@ -206,7 +244,7 @@ class Supervisor:
                 self._happen(worker, Event.READY)
                 self._log(logging.INFO, "worker.ready", worker)
             elif isinstance(message, Tick) and message.waiting is not None:
-                self._expected = self._done_before_count + message.waiting
+                self._expected = self._ended_before_count + message.waiting
         if process.ended:  # `waitpid` will say why
             self._selector.unregister(process.pipe)
 
@@ -273,6 +311,15 @@ class Supervisor:
         if finished and self._some_parked:
             code = ExitCode.PARKED
         return Result(code, message, self._totals(), finished, seconds)
+
+
+def _has_terminal() -> bool:
+    """Whether there is a controlling terminal; none is left when it has been closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _signal_name(code: int) -> str:

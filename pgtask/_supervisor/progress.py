@@ -1,22 +1,25 @@
 """What a burst shows a person while it runs, and says at its end.
 
-Invariants: the line never scrolls and never wraps; it is erased before anything else is written, by us or by
-the log handlers of the workers, which share the terminal.
+Invariants: the line never scrolls and never wraps; whatever Python code of ours or of a worker writes to the
+terminal erases it first, in the same write. Programs that a step starts know nothing of it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import sys
 import time
 from collections import deque
 from typing import TextIO
 
-from pgtask._supervisor.logs import ERASE_LINE
 from pgtask._worker.status import Totals
 
-__all__ = ["Progress", "burst_summary"]
+__all__ = ["Progress", "burst_summary", "ended", "share_terminal"]
 
+ERASE_LINE = "\x1b[G\x1b[K"  # with a carriage return it would be written before the line that follows it
 REDRAW_AFTER = 0.2
 RATE_OVER = 5.0  # seconds that the shown rate looks back
 
@@ -39,12 +42,15 @@ class Progress:
             self._history.popleft()
         since, before = self._history[0]
         line = progress_line(totals, before, max(now - since, 1e-9), expected)
-        self._stream.write(ERASE_LINE + line[: self._width() - 1])
-        self._stream.flush()
+        self._write(ERASE_LINE + line[: self._width() - 1])
 
     def erase(self) -> None:
-        self._stream.write(ERASE_LINE)
-        self._stream.flush()
+        self._write(ERASE_LINE)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal has been closed
+            self._stream.write(text)
+            self._stream.flush()
 
     def _width(self) -> int:
         try:
@@ -53,19 +59,53 @@ class Progress:
             return 80
 
 
+class _Shared(io.TextIOWrapper):
+    """A standard stream of the terminal that shows the progress."""
+
+    _at_start = True
+
+    def write(self, text: str) -> int:
+        if text:
+            super().write(ERASE_LINE + text if self._at_start else text)
+            self._at_start = text.endswith("\n")
+        return len(text)
+
+
+def share_terminal() -> Progress:
+    """The progress on stderr. From now on, lines that are written to the terminal, also after a fork, erase it."""
+    progress = Progress(sys.stderr)
+    sys.stdout, sys.stderr = _shared(sys.stdout), _shared(sys.stderr)
+    return progress
+
+
+def _shared(stream: TextIO) -> TextIO:
+    if not stream.isatty():
+        return stream
+    return _Shared(stream.buffer, stream.encoding, stream.errors, line_buffering=True)
+
+
+def ended(totals: Totals) -> int:
+    """How many tasks a burst need not care about any more."""
+    return totals.done + totals.parked
+
+
 def progress_line(totals: Totals, before: Totals, seconds: float, expected: int | None) -> str:
-    """`12,000 of 100,000 tasks done  36,000 steps  24,390 steps/s  0 errors  1:02 left`"""
-    of = f" of {expected:,}" if expected is not None and expected >= totals.done else ""
+    """`12,000 of 100,000 tasks done  36,000 steps  24,390 steps/s  0 errors  at most 1:02 left`
+
+    At most, since others may work on the same tasks.
+    """
+    of = f" of {expected:,}" if expected is not None and expected >= ended(totals) else ""
     parts = [
         f"{totals.done:,}{of} tasks done",
+        *([f"{totals.parked:,} parked"] if totals.parked else []),
         f"{totals.steps:,} steps",
         f"{(totals.steps - before.steps) / seconds:,.0f} steps/s",
         _count(totals.errors, "error"),
     ]
-    done = totals.done - before.done
-    if of and done and expected is not None:
-        left = round((expected - totals.done) * seconds / done)
-        parts.append(f"{left // 60}:{left % 60:02d} left")
+    lately = ended(totals) - ended(before)
+    if of and lately and expected is not None:
+        left = round((expected - ended(totals)) * seconds / lately)
+        parts.append(f"at most {left // 60}:{left % 60:02d} left")
     return "  ".join(parts)
 
 
@@ -85,7 +125,7 @@ def burst_summary(totals: Totals, seconds: float, *, finished: bool, style: str)
                 "steps_per_second": rate,
             }
         )
-    parked = f" ({totals.parked:,} parked)" if totals.parked else ""
+    parked = f", {totals.parked:,} parked" if totals.parked else ""
     return (
         f"burst {ending}: {_count(totals.done, 'task')} done{parked}, {_count(totals.steps, 'step')}, "
         f"{_count(totals.errors, 'error')} in {seconds:.1f} s ({rate:,} steps/s)"

@@ -51,6 +51,7 @@ class ExitCode(enum.IntEnum):
     BOOT = 3
     APP = 4
     DATABASE = 5
+    INTERRUPTED = 130  # Ctrl-C before there was a worker
 
 
 class State(enum.Enum):

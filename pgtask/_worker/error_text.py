@@ -5,19 +5,15 @@ Invariants: one line per exception, outermost first; no NUL, no lone surrogate, 
 
 from __future__ import annotations
 
-import os
-import sysconfig
-import traceback
 from collections.abc import Iterator
 
+from pgtask._place import place_of
 from pgtask.errors import PgtaskError
 
 __all__ = ["MOST_BYTES", "describe", "sanitise"]
 
 MOST_BYTES = 8 * 1024
 _MOST_LINKS = 20
-# Where Python and installed packages live; compiled and generated code has no place that a person could open.
-_OF_OTHERS = ("<", *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 _CUT = "\n[...]\n"
 
 
@@ -38,7 +34,7 @@ def _lines(error: BaseException, seen: set[int], prefix: str) -> Iterator[str]:
             yield f"{prefix}{_message(link)}"
         else:
             message = _message(link)
-            yield f"{prefix}{_name(link)}{': ' if message else ''}{message}{_place(link)}"
+            yield f"{prefix}{_name(link)}{': ' if message else ''}{message}{place_of(link)}"
         if isinstance(link, BaseExceptionGroup):
             for member in link.exceptions:
                 yield from _lines(member, seen, "  | ")
@@ -60,21 +56,6 @@ def _message(error: BaseException) -> str:
         return str(error)
     except BaseException as broken:  # a __str__ of the user's that itself fails
         return f"(its text cannot be had: {type(broken).__name__})"
-
-
-def _place(error: BaseException) -> str:
-    """Where it was raised: file, line and function of the innermost frame of the user's code, if there is one."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    if not frames:
-        return ""
-    own = [(frame, line) for frame, line in frames if not _is_of_others(frame.f_code.co_filename)]
-    frame, line = (own or frames)[-1]
-    return f" (at {frame.f_code.co_filename}:{line} in {frame.f_code.co_name})"
-
-
-def _is_of_others(filename: str) -> bool:
-    """Compiled code names its source by a path that leads nowhere here."""
-    return filename.startswith(_OF_OTHERS) or filename.endswith((".pyx", ".pxi", ".pxd"))
 
 
 def sanitise(text: str) -> str:

@@ -92,8 +92,7 @@ class Flush:
 
     def _strike(self, leases: list[Lease], written: list[object] | None, certain: bool) -> int:
         """Forget leases that have ended; those not among `written` (None: all were) were lost before. How many."""
-        for lease in leases:
-            self._leases.remove(lease)
+        self._leases.remove_all(leases)
         if written is None or not certain:
             return 0
         found = set(written)
@@ -130,5 +129,4 @@ class Flush:
         if not leases:
             return
         await self._link.run("release", [lease.id for lease in leases], [lease.token for lease in leases])
-        for lease in leases:
-            self._leases.remove(lease)
+        self._leases.remove_all(leases)

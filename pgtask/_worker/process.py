@@ -20,6 +20,7 @@ from pgtask._events import log_event
 from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
+from pgtask._worker.lifespan import opened_resources
 from pgtask._worker.loop import UNWIND, Loop, Reason
 from pgtask._worker.status import Gone, Ready, StatusPipe, Tick
 from pgtask.app import App
@@ -89,10 +90,9 @@ class _Process:
         loop.renew.start()
         stack.callback(loop.renew.stop)
         stack.callback(loop.dispatch.close)
-        pool = user_pool(self._config.dsn, pooled=not self._config.listen)
+        pool = user_pool(self._config.dsn, size=self._config.pool_size, pooled=not self._config.listen)
         loop.dispatch.db = await stack.enter_async_context(pool)
-        if self._app.lifespan is not None:
-            loop.dispatch.resources = await stack.enter_async_context(self._app.lifespan())
+        loop.dispatch.resources = await stack.enter_async_context(opened_resources(self._app))
 
     async def _work(self) -> None:
         """The pump, and what goes on beside it."""

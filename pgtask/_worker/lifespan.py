@@ -1,0 +1,44 @@
+"""The lifespan of an app, entered and left by a worker, so that its errors say whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pgtask._place import one_line
+from pgtask.app import App
+from pgtask.errors import LifespanError
+
+__all__ = ["opened_resources"]
+
+
+@asynccontextmanager
+async def opened_resources(app: App) -> AsyncIterator[Any]:
+    """What the lifespan yields, None without one. Raises `LifespanError` for what it raises at its start and end.
+
+    What is raised in between passes through it, as through any context manager.
+    """
+    if app.lifespan is None:
+        yield None
+        return
+    passing: BaseException | None = None
+    try:
+        manager: Any = app.lifespan()
+        if not hasattr(manager, "__aenter__"):
+            raise LifespanError(
+                f"the lifespan returned an object of type {type(manager).__name__}, "
+                "which is not an async context manager; decorate it with @asynccontextmanager"
+            )
+        async with manager as resources:
+            try:
+                yield resources
+            except BaseException as error:
+                passing = error
+                raise
+    except LifespanError:
+        raise
+    except Exception as error:
+        if error is passing:
+            raise
+        raise LifespanError(f"the lifespan failed: {one_line(error)}") from error

@@ -1,0 +1,150 @@
+"""What a worker opens for its steps: the lifespan of the app, whose errors name it; and the pool."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run
+from fleet import Fleet, Rows, put
+
+from pgtask import App, Context, Done, Fail, LifespanError, Task
+from pgtask._worker.lifespan import opened_resources
+
+
+class Family(Task):
+    pass
+
+
+class Step(Family):
+    async def run(self, ctx: Context) -> Done | Fail:
+        return Fail(f"{ctx.db.get_max_size()} connections")
+
+
+app = App(Family)
+
+
+def enter(lifespan: Any, error: BaseException | None = None) -> Any:
+    """What the steps are given; `error` is raised while they run."""
+
+    async def main() -> Any:
+        async with opened_resources(App(Family, lifespan=lifespan)) as resources:
+            if error is not None:
+                raise error
+        return resources
+
+    return run(main())
+
+
+def test_without_a_lifespan_there_are_no_resources() -> None:
+    assert enter(None) is None
+
+
+def test_what_the_lifespan_yields_are_the_resources() -> None:
+    said = []
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[int]:
+        said.append("start")
+        try:
+            yield 5
+        finally:
+            said.append("end")
+
+    assert enter(lifespan) == 5
+    assert said == ["start", "end"]
+    with pytest.raises(ZeroDivisionError):
+        enter(lifespan, ZeroDivisionError())  # is not its error
+    assert said == ["start", "end"] * 2
+
+
+def test_an_error_at_the_start_names_the_lifespan_and_the_place() -> None:
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[int]:
+        raise LookupError("no such\nhost")
+        yield
+
+    with pytest.raises(LifespanError) as caught:
+        enter(lifespan)
+    line = lifespan.__wrapped__.__code__.co_firstlineno + 2  # type: ignore[attr-defined]
+    assert str(caught.value) == f"the lifespan failed: LookupError: no such host (at {__file__}:{line} in lifespan)"
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+def test_an_error_at_the_end_names_the_lifespan() -> None:
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[int]:
+        yield 5
+        raise KeyError
+
+    with pytest.raises(LifespanError, match=r"^the lifespan failed: KeyError \(at .* in lifespan\)$"):
+        enter(lifespan)
+
+
+@pytest.mark.parametrize(
+    ("lifespan", "message"),
+    [
+        (lambda: 3, "the lifespan returned an object of type int, which is not an async context manager"),
+        (lambda: 1 / 0, "the lifespan failed: ZeroDivisionError: division by zero (at "),
+    ],
+    ids=["3", "1/0"],
+)
+def test_what_is_no_context_manager_is_named(lifespan: Any, message: str) -> None:
+    with pytest.raises(LifespanError) as caught:
+        enter(lifespan)
+    assert str(caught.value).startswith(message)
+
+
+APP = """
+from contextlib import asynccontextmanager
+from pgtask import App, Context, Done, Fail, LifespanError, Task
+
+class Family(Task): ...
+class Step(Family):
+    async def run(self, ctx: Context) -> Done:
+        return Done()
+
+@asynccontextmanager
+async def lifespan():
+    BEFORE
+    yield
+    AFTER
+
+app = App(Family, lifespan=lifespan)
+"""
+
+
+def test_a_supervisor_says_that_the_lifespan_failed(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "some_app.py").write_text(APP.replace("BEFORE", "open('nowhere')").replace("AFTER", ""))
+    with Fleet(dsn, app="some_app:app") as fleet:
+        assert fleet.ends() == 3
+    (line,) = fleet.lines[-1:]
+    assert line.startswith("pgtask-supervisor: a worker could not start: the lifespan failed: FileNotFoundError: ")
+    assert line.endswith(f" (at {tmp_path / 'some_app.py'}:12 in lifespan)\n")
+
+
+def test_an_error_at_the_end_of_the_lifespan_is_logged_with_its_traceback(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "some_app.py").write_text(APP.replace("BEFORE", "").replace("AFTER", "1 / 0"))
+    put(dsn, Step())
+    with Fleet(dsn, "--burst", app="some_app:app") as fleet:
+        fleet.until("worker.failed")
+        fleet.until("ZeroDivisionError: division by zero")
+        fleet.until("pgtask.errors.LifespanError: the lifespan failed: ZeroDivisionError: division by zero (at ")
+
+
+def test_a_module_that_cannot_be_imported_is_said_with_its_place(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "some_app.py").write_text("import os\nos.environ['NOWHERE']\n")
+    with Fleet(dsn, app="some_app:app") as fleet:
+        assert fleet.ends() == 4
+    place = f"(at {tmp_path / 'some_app.py'}:2 in <module>)"
+    assert fleet.lines[-1].endswith(f"app 'some_app:app': importing it failed: KeyError: 'NOWHERE' {place}\n")
+
+
+def test_the_pool_of_the_steps_has_the_size_that_was_set(dsn: str) -> None:
+    put(dsn, Step())
+    with Fleet(dsn, "--burst", "--pool-size=3", app=f"{__name__}:app") as fleet:
+        assert fleet.ends() == 1
+    assert Rows(dsn).value("SELECT error FROM pg_task") == "3 connections"

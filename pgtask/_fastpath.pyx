@@ -542,7 +542,8 @@ cdef class Dispatcher:
     cdef readonly object context  # of who admits: each runner runs in it, each step in a copy of it
     cdef int concurrency
     cdef Py_ssize_t max_step_bytes
-    cdef bint serving  # a runner is there to take from `ready`
+    cdef int runners  # how many are there to take from `ready`
+    cdef int width  # how many there should be: one while steps do not suspend, more while they do
 
     def __init__(self, loop, Table table, Leases leases, *, int concurrency, Py_ssize_t max_step_bytes):
         self.loop = loop
@@ -553,6 +554,7 @@ cdef class Dispatcher:
         self.ready = deque()
         self.concurrency = concurrency
         self.max_step_bytes = max_step_bytes
+        self.width = 1
 
     # What a subclass supplies.
 
@@ -631,9 +633,14 @@ cdef class Dispatcher:
                 lease.task.cancel()
 
     cpdef void serve(self):
-        """See to it that a runner takes from `ready`, if it may."""
-        if not self.serving and self.ready and self.suspended < self.concurrency:
-            self.serving = True
+        """See to it that runners take from `ready`, if they may.
+
+        A runner whose step suspends is gone, and the next one starts in the next turn of the loop. One alone would so
+        start one step in a turn, and steps that all await would never fill the slots.
+        """
+        cdef Py_ssize_t wanted = min(self.width, len(self.ready), self.concurrency - self.suspended)
+        while self.runners < wanted:
+            self.runners += 1
             runner = Runner.__new__(Runner, self)
             (<Runner>runner).task = self.loop.create_task(runner, context=self.context)
 
@@ -864,7 +871,7 @@ cdef class Runner:
         if self.lease is None:
             # Cancelled between two steps: only the end of the loop does that.
             self.over = True
-            self.dispatcher.serving = False
+            self.dispatcher.runners -= 1
             raise error
         return self.resume(error)
 
@@ -899,7 +906,7 @@ cdef class Runner:
                 return None
         self.over = True
         self.task = None
-        dispatcher.serving = False
+        dispatcher.runners -= 1
         dispatcher.serve()
         raise StopIteration
 
@@ -936,12 +943,14 @@ cdef class Runner:
             dispatcher.suspended += 1
             if lease.entry.timeout > 0:
                 lease.timer = dispatcher.loop.call_later(lease.entry.timeout, dispatcher.expire, lease)
-            dispatcher.serving = False
+            dispatcher.runners -= 1
+            dispatcher.width = min(2 * dispatcher.width, dispatcher.concurrency)
             dispatcher.serve()
             return True
         if error is None:
             outcome = <object>value
             Py_DECREF(outcome)
+        dispatcher.width = max(1, dispatcher.width - 1)
         dispatcher.conclude(lease, outcome, error)
         return False
 

@@ -515,6 +515,20 @@ def test_looks_that_are_slow_get_rarer(dsn: str) -> None:
     run(main())
 
 
+def test_a_look_that_waited_for_the_database_is_not_taken_for_slow(dsn: str) -> None:
+    async def main() -> None:
+        async with Line(dsn) as line, linked(line.dsn) as (link, db):
+            await put(db, 5)
+            claim = claim_over(link)
+            await claim.look()
+            line.swallow()
+            await claim.look()
+            assert line.cut == 1
+            assert seconds_to(claim.look_at) <= module.REFRESH
+
+    run(main())
+
+
 class HeldUp(Link):
     """A link on which something happens between the server's answer and our reading of it."""
 

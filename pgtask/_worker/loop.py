@@ -73,7 +73,7 @@ class Loop:
             lease_timeout=config.lease_timeout,
             max_step_bytes=config.max_step_bytes,
             shortest_poll=1.0 if config.listen and not config.burst else 0.05,
-            longest_poll=1.0 if config.burst or not config.listen else 15.0,
+            longest_poll=1.0 if config.burst or not config.listen else 20.0,
         )
         unknown = UnknownSteps(
             park=config.unknown == "park",

@@ -39,7 +39,7 @@ SCENARIOS = {
 _BASES = {"deep": "shallow", "weight": "shallow", "snapshot": "deep"}
 _ABOUT = {"shallow": "few runnable tasks, nothing else"} | SCENARIOS
 _LOOK = 0.2
-_QUIET = 5  # looks in a row without anything written
+_QUIET = 25  # looks in a row without anything written: a look for lanes may take seconds beside a foreign snapshot
 _EMPTY_CLAIMS = 20  # as many as make Postgres keep a plan, and more
 
 

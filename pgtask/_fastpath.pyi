@@ -44,6 +44,7 @@ class Lease:
     entry: Entry | None
     step: Task
     size: int
+    renewed: float
     label: str
     is_open: bool
     is_running: bool

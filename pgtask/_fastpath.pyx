@@ -314,7 +314,7 @@ cdef class Lease:
     cdef readonly object step
     cdef readonly int size  # bytes of a step too large to be sent, else 0
     cdef int moves  # steps gone on to under this lease
-    cdef double renewed  # monotonic seconds at which the last claim or renewal was sent
+    cdef readonly double renewed  # monotonic seconds at which the last claim or renewal was sent
     cdef int state
     cdef Reason reason  # why its step is being cancelled
     cdef object task  # the asyncio Task of a suspended step

@@ -16,7 +16,7 @@ from datetime import timedelta
 from types import TracebackType
 
 from pgtask._consumer.held import Held, Lease
-from pgtask._consumer.sender import Add, Sender
+from pgtask._consumer.sender import Sender
 from pgtask._events import log_event
 from pgtask._fastpath import Table
 from pgtask._postgres.migrate import check_schema
@@ -177,26 +177,26 @@ class Consumer:
     # --- what became of them
 
     async def done(self, leases: Lease | Iterable[Lease]) -> list[Lease]:
-        """These tasks are finished: their rows go. Returns the leases that were lost."""
-        return await self._write("done", leases, lambda outcomes, lease: outcomes.add_done(lease.held))
+        """These tasks are finished: their rows go, into the archive where the client's app says so. Returns the leases
+        that were lost."""
+        self._check_open()
+        chosen = self._held.settle("done", leases)
+        return await asyncio.shield(self._sender.begin(self._sender.finish, chosen))
 
     async def retry(self, leases: Lease | Iterable[Lease], after: timedelta = timedelta(0)) -> list[Lease]:
         """A try has failed: it is counted in `tried`, and the tasks are due again after a time (by the database's
         clock). How often is up to you: no policy is asked. Returns the leases that were lost."""
+        self._check_open()
         delay = _seconds("after", after)
-        return await self._write(
-            "retry",
-            leases,
-            lambda outcomes, lease: outcomes.add_moved(lease.held, None, lease.tried + 1, None, delay),
-        )
+        chosen = self._held.settle("retry", leases)
+        return await asyncio.shield(self._sender.begin(self._sender.move, chosen, None, delay))
 
     async def fail(self, leases: Lease | Iterable[Lease], reason: str | BaseException) -> list[Lease]:
         """Park these tasks with `reason` as their error: a text, or an exception with the chain of its causes. Returns
         the leases that were lost."""
-        error = describe(reason)
-        return await self._write(
-            "fail", leases, lambda outcomes, lease: outcomes.add_moved(lease.held, None, lease.tried + 1, error, 0.0)
-        )
+        self._check_open()
+        chosen = self._held.settle("fail", leases)
+        return await asyncio.shield(self._sender.begin(self._sender.move, chosen, describe(reason), 0.0))
 
     async def release(self, leases: Lease | Iterable[Lease]) -> list[Lease]:
         """Give these tasks back as if they had never been claimed. Returns the leases that were lost."""
@@ -215,11 +215,6 @@ class Consumer:
         chosen = self._held.choose("extend", leases)
         seconds = max(self._lease_timeout, 0.0 if by is None else _seconds("by", by))
         return await asyncio.shield(self._sender.begin(self._sender.renew, chosen, seconds))
-
-    async def _write(self, verb: str, leases: Lease | Iterable[Lease], add: Add) -> list[Lease]:
-        self._check_open()
-        chosen = self._held.settle(verb, leases)
-        return await asyncio.shield(self._sender.begin(self._sender.write, chosen, add))
 
     # --- what goes on beside it
 

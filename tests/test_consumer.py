@@ -139,6 +139,8 @@ def test_a_claim_that_waits_is_woken_by_what_is_enqueued(dsn: str) -> None:
         async with consuming(dsn) as (b, consumer):
             waiting = asyncio.create_task(consumer.claim(wait=LONG))
             await b.until_idle()
+            while consumer._claim.look_at < time.monotonic() + 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             began = time.monotonic()
             await b.enqueue()
             assert len(await waiting) == 1
@@ -168,7 +170,8 @@ def test_a_claim_returns_nothing_when_its_time_is_over(dsn: str) -> None:
 
 def test_a_claim_that_does_not_wait_sees_what_was_just_enqueued(dsn: str) -> None:
     async def main() -> None:
-        async with consuming(dsn) as (b, consumer):
+        terms: dict[str, Any] = {"app": None, "lease_timeout": timedelta(seconds=60), "pooled": True}
+        async with bench(dsn) as b, Consumer(dsn, QUEUE, **terms) as consumer:
             for _ in range(20):
                 assert await consumer.claim() == []
                 await b.enqueue()
@@ -388,11 +391,15 @@ def spin_until(condition: Callable[[], bool]) -> None:
 
 def test_done_is_not_called_lost_by_a_renewal_that_finds_its_row_gone(dsn: str) -> None:
     async def main() -> None:
-        async with consuming(dsn, 200, lease=0.05) as (_, consumer):
-            while leases := await consumer.claim(4):
-                assert await consumer.done(leases) == []
-                time.sleep(0.003)  # noqa: ASYNC251  the renewal comes before we have read the answer
-                assert not any(lease.lost for lease in leases)
+        async with consuming(dsn, 2, lease=0.3) as (_, consumer):
+            first, second = await consumer.claim()
+            await consumer.done(first)
+            done = asyncio.create_task(consumer.done(second))
+            for _ in range(10):
+                await asyncio.sleep(0)  # it is sent
+            time.sleep(1)  # noqa: ASYNC251  renewal comes before we have read the answer
+            assert not second.lost
+            assert await done == []
 
     run(main())
 
@@ -450,8 +457,9 @@ def test_its_connections_may_be_cut(dsn: str) -> None:
 @pytest.mark.parametrize("verb", ["done", "retry", "release"])
 def test_what_was_written_but_not_answered_is_not_called_lost(dsn: str, verb: str) -> None:
     async def main() -> None:
-        async with Line(dsn) as line, consuming(dsn, 2, through=line.dsn) as (_, consumer):
-            leases = await consumer.claim()
+        async with Line(dsn) as line, consuming(dsn, 3, through=line.dsn) as (_, consumer):
+            first, *leases = await consumer.claim()
+            await getattr(consumer, verb)(first)  # it is prepared now: what comes next is the answer to it
             line.swallow()
             assert await getattr(consumer, verb)(leases) == []
             assert line.cut == 1

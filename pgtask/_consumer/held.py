@@ -16,7 +16,7 @@ from uuid import UUID
 
 from pgtask import _fastpath
 from pgtask._events import log_event
-from pgtask.errors import ConsumeError
+from pgtask.errors import ConsumeError, RowError
 from pgtask.task import Task
 
 __all__ = ["Held", "Lease"]
@@ -115,6 +115,13 @@ class Held:
             else:  # cancelled by force, or its lease has run out already
                 self.leases.remove(held)
         return handed
+
+    def is_archived(self, lease: Lease) -> bool:
+        """Whether it is kept when it is done: what the app says of its step; what it cannot decode is not."""
+        try:
+            return self.table is not None and self.table.decode(lease.raw)[0].archive
+        except RowError:
+            return False
 
     def choose(self, verb: str, leases: Lease | Iterable[Lease]) -> list[Lease]:
         """The leases that `verb` was given. Raises `ConsumeError` for one that it cannot be done to."""

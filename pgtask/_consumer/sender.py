@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
+from pgtask import _fastpath
 from pgtask._consumer.held import Held, Lease
 from pgtask._fastpath import Outcomes
 from pgtask._postgres.store import Link
@@ -21,10 +22,16 @@ __all__ = ["Sender"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Add = Callable[[Outcomes, Lease], None]
-Send = Callable[[list[Lease], Callable[[], None]], Coroutine[Any, Any, list[UUID] | None]]
-
 CHUNK = 5000  # tasks in one statement
+
+
+class _Lot(NamedTuple):
+    """Leases, and the statement that lets go of them. Of its columns one is a list if some were lost: of those that
+    were not."""
+
+    leases: list[Lease]
+    statement: str
+    parameters: tuple[Any, ...]
 
 
 class Sender:
@@ -85,62 +92,57 @@ class Sender:
 
     # --- what became of them
 
-    async def write(self, leases: list[Lease], add: Add) -> list[Lease]:
-        """Write the outcome that `add` puts into the buffer for each lease; those that were lost."""
+    async def finish(self, leases: list[Lease]) -> list[Lease]:
+        """Write that they are done; those that were lost."""
+        kept = {lease for lease in leases if self._held.is_archived(lease)}
+        lots = _lots([lease for lease in leases if lease in kept], lambda outcomes, held: outcomes.add_archived(held))
+        lots += _lots([lease for lease in leases if lease not in kept], lambda outcomes, held: outcomes.add_done(held))
+        return await self._send(lots)
 
-        async def send(chunk: list[Lease], uncertain: Callable[[], None]) -> list[UUID] | None:
-            outcomes = Outcomes()
-            for lease in chunk:
-                add(outcomes, lease)
-            ((done, _, moved, _),) = await self._link.run("flush", *outcomes.parameters(), on_loss=uncertain)
-            written: list[UUID] | None = done if outcomes.done else moved
-            return written
-
-        return await self._in_chunks(leases, send)
+    async def move(self, leases: list[Lease], error: str | None, delay: float) -> list[Lease]:
+        """Write that a try has failed: parked with an error, or due again after some seconds; those that were lost."""
+        lots = _lots(leases, lambda outcomes, held: outcomes.add_moved(held, None, held.tried + 1, error, delay))
+        return await self._send(lots)
 
     async def release(self, leases: list[Lease]) -> list[Lease]:
         """Give them back untouched; those that were lost."""
+        return await self._send([_Lot(chunk, "release", _ids_and_tokens(chunk)) for chunk in _chunks(leases)])
 
-        async def send(chunk: list[Lease], uncertain: Callable[[], None]) -> list[UUID] | None:
-            ((count, _, ids),) = await self._link.run("release", *_ids_and_tokens(chunk), on_loss=uncertain)
-            return None if count == len(chunk) else ids or []
-
-        return await self._in_chunks(leases, send)
-
-    async def _in_chunks(self, leases: list[Lease], send: Send) -> list[Lease]:
-        """Let go of leases; `send` returns the ids that were written, None if all were. Those that were lost."""
+    async def _send(self, lots: list[_Lot]) -> list[Lease]:
+        """Let go of leases; those that were lost."""
         lost: list[Lease] = []
-        waiting = leases
+        waiting = list(lots)
         try:
             while waiting:
-                chunk = waiting[:CHUNK]
-                lost += await self._send_chunk(chunk, send)
-                waiting = waiting[CHUNK:]
+                lost += await self._send_lot(waiting[0])
+                del waiting[0]
         finally:
-            self._held.unsettle(waiting)
+            for lot in waiting:
+                self._held.unsettle(lot.leases)
         return lost
 
-    async def _send_chunk(self, chunk: list[Lease], send: Send) -> list[Lease]:
+    async def _send_lot(self, lot: _Lot) -> list[Lease]:
         attempts = 0
 
         def again() -> None:
             nonlocal attempts
             attempts += 1
 
-        written = await send(chunk, again)
-        # Sent twice, what is not found was probably written by the first attempt.
-        found = None if written is None or attempts else set(written)
-        for lease in chunk:
+        (row,) = await self._link.run(lot.statement, *lot.parameters, on_loss=again)
+        written = next((set(column) for column in row if isinstance(column, list)), None)  # None: all
+        for lease in lot.leases:
             lease.is_lost = False
             self._held.forget(lease)
-        lost = [] if found is None else [lease for lease in chunk if lease.held.id not in found]
+        if written is None or attempts:  # sent twice, what is not found was probably written by the first attempt
+            return []
+        lost = [lease for lease in lot.leases if lease.held.id not in written]
         self._held.mark_lost(lost)
         return lost
 
     async def renew(self, leases: list[Lease], seconds: float) -> list[Lease]:
         """Prolong leases by so many seconds from now; those that were lost."""
         lost = []
-        for chunk in (leases[at : at + CHUNK] for at in range(0, len(leases), CHUNK)):
+        for chunk in _chunks(leases):
             sent = time.monotonic()
             rows = await self._link.run("renew", *_ids_and_tokens(chunk), seconds)
             ours = {row[0]: row[1] for row in rows}
@@ -150,6 +152,21 @@ class Sender:
             self._held.leases.renewed(renewed, sent + seconds - self._held.lease_timeout)
         self._held.mark_lost(lost)
         return lost
+
+
+def _chunks(leases: list[Lease]) -> list[list[Lease]]:
+    return [leases[at : at + CHUNK] for at in range(0, len(leases), CHUNK)]
+
+
+def _lots(leases: list[Lease], add: Callable[[Outcomes, _fastpath.Lease], None]) -> list[_Lot]:
+    """Lots of one kind of outcome, which `add` puts into the buffer."""
+    lots = []
+    for chunk in _chunks(leases):
+        outcomes = Outcomes()
+        for lease in chunk:
+            add(outcomes, lease.held)
+        lots.append(_Lot(chunk, outcomes.statement, outcomes.parameters()))
+    return lots
 
 
 def _ids_and_tokens(leases: Iterable[Lease]) -> tuple[list[UUID], list[UUID]]:

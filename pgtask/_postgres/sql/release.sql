@@ -13,5 +13,5 @@ WITH released AS (
 SELECT
     count(*),
     pg_notify('pg_task_changed', '')::text,
-    CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(id) END
+    CASE WHEN count(*) < cardinality($1::uuid[]) THEN coalesce(array_agg(id), '{}') END
 FROM released

@@ -25,4 +25,4 @@ COMMENT ON COLUMN pg_task_archive.key IS 'Its idempotency key, which is free aga
 COMMENT ON COLUMN pg_task_archive.tried IS 'Failed tries of the last step before the one that succeeded.';
 COMMENT ON COLUMN pg_task_archive.created_at IS 'When the task was enqueued.';
 COMMENT ON COLUMN pg_task_archive.finished_at IS 'When its last outcome was written.';
-COMMENT ON COLUMN pg_task_archive.outcome IS 'How it ended: done.';
+COMMENT ON COLUMN pg_task_archive.outcome IS 'How it ended: done, so far the only way to get here.';

@@ -2,9 +2,11 @@
 
 from pgtask.app import App
 from pgtask.client import Client
+from pgtask.consumer import Consumer, Lease
 from pgtask.errors import (
     AppLoadError,
     ConfigError,
+    ConsumeError,
     DatabaseError,
     DatabaseRefused,
     DatabaseUnavailable,
@@ -39,9 +41,13 @@ __all__ = [
     "Outcome",
     # produce
     "Client",
+    # consume by hand
+    "Consumer",
+    "Lease",
     # errors
     "AppLoadError",
     "ConfigError",
+    "ConsumeError",
     "DatabaseError",
     "DatabaseRefused",
     "DatabaseUnavailable",

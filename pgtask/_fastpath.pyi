@@ -28,7 +28,9 @@ class Entry:
     edges: frozenset[type[Task]]
     queue: str
     priority: int
+    run: Any
     timeout: float
+    archive: bool
     def __init__(self, definition: StepDefinition) -> None: ...
 
 class Table:
@@ -44,6 +46,7 @@ class Lease:
     entry: Entry | None
     step: Task
     size: int
+    renewed: float
     label: str
     is_open: bool
     is_running: bool
@@ -62,6 +65,9 @@ class Outcomes:
     done: list[Lease]
     done_ids: list[UUID]
     done_tokens: list[UUID]
+    archived: list[Lease]
+    archived_ids: list[UUID]
+    archived_tokens: list[UUID]
     kept: list[Lease]
     kept_ids: list[UUID]
     kept_tokens: list[UUID]
@@ -77,9 +83,12 @@ class Outcomes:
     moved_priorities: list[int | None]
     moved_claims: list[int | None]
     notify: bool
+    statement: str
     def __init__(self) -> None: ...
     def __len__(self) -> int: ...
     def add_done(self, lease: Lease) -> None: ...
+    def add_archived(self, lease: Lease) -> None: ...
+    def take_archived(self) -> Outcomes: ...
     def add_kept(self, lease: Lease, step: str) -> None: ...
     def add_moved(
         self,
@@ -133,6 +142,7 @@ class Dispatcher:
     def go_on(self, leases: list[Lease]) -> None: ...
     def lose(self, lease: Lease) -> None: ...
     def stop(self, lease: Lease) -> None: ...
+    def expire(self, lease: Lease) -> None: ...
     def end(self, lease: Lease, outcome: Any, error: BaseException | None) -> None: ...
 
 class CopyRows:

@@ -217,9 +217,10 @@ cdef class Entry:
     cdef readonly frozenset edges
     cdef readonly str queue
     cdef readonly int priority
-    cdef object run
+    cdef public object run
     cdef bint is_async
     cdef readonly double timeout  # seconds; 0 is none
+    cdef readonly bint archive
 
     def __init__(self, definition):
         self.codec = Codec(definition.cls, definition.task, definition.name, definition.transparent)
@@ -229,6 +230,7 @@ cdef class Entry:
         self.priority = definition.policy.priority
         self.run = definition.cls.run
         self.is_async = definition.is_async
+        self.archive = definition.archive
         timeout = definition.policy.timeout
         self.timeout = 0 if timeout is None else timeout.total_seconds()
 
@@ -314,7 +316,7 @@ cdef class Lease:
     cdef readonly object step
     cdef readonly int size  # bytes of a step too large to be sent, else 0
     cdef int moves  # steps gone on to under this lease
-    cdef double renewed  # monotonic seconds at which the last claim or renewal was sent
+    cdef readonly double renewed  # monotonic seconds at which the last claim or renewal was sent
     cdef int state
     cdef Reason reason  # why its step is being cancelled
     cdef object task  # the asyncio Task of a suspended step
@@ -408,10 +410,12 @@ cdef class Leases:
 cdef class Outcomes:
     """The buffer of the flush: parallel lists, as the parameters of flush.sql want them.
 
-    `done`, `kept` and `moved` are the leases; kept tasks go on under their lease, moved ones leave this worker.
+    `done`, `archived`, `kept` and `moved` are the leases; kept tasks go on under their lease, moved ones leave this
+    worker. Archived ones are done too, and have a statement of their own: archive.sql.
     """
 
     cdef readonly list done, done_ids, done_tokens
+    cdef readonly list archived, archived_ids, archived_tokens
     cdef readonly list kept, kept_ids, kept_tokens, kept_steps
     cdef readonly list moved, moved_ids, moved_tokens, moved_steps, moved_tried, moved_errors, moved_delays
     cdef readonly list moved_queues, moved_priorities, moved_claims
@@ -419,6 +423,7 @@ cdef class Outcomes:
 
     def __init__(self):
         self.done, self.done_ids, self.done_tokens = [], [], []
+        self.archived, self.archived_ids, self.archived_tokens = [], [], []
         self.kept, self.kept_ids, self.kept_tokens, self.kept_steps = [], [], [], []
         self.moved, self.moved_ids, self.moved_tokens = [], [], []
         self.moved_steps, self.moved_tried, self.moved_errors, self.moved_delays = [], [], [], []
@@ -426,12 +431,17 @@ cdef class Outcomes:
         self.notify = False
 
     def __len__(self):
-        return len(self.done) + len(self.kept) + len(self.moved)
+        return len(self.done) + len(self.archived) + len(self.kept) + len(self.moved)
 
     cpdef void add_done(self, Lease lease):
         self.done.append(lease)
         self.done_ids.append(lease.id)
         self.done_tokens.append(lease.token)
+
+    cpdef void add_archived(self, Lease lease):
+        self.archived.append(lease)
+        self.archived_ids.append(lease.id)
+        self.archived_tokens.append(lease.token)
 
     cpdef void add_kept(self, Lease lease, str step):
         self.kept.append(lease)
@@ -453,8 +463,15 @@ cdef class Outcomes:
         if queue is not None or priority is not None:
             self.notify = True
 
+    @property
+    def statement(self):
+        """What writes it. Those to be archived have to be alone."""
+        return "archive" if self.archived else "flush"
+
     def parameters(self):
-        """The parameters of flush.sql, in order."""
+        """The parameters of that statement, in order."""
+        if self.archived:
+            return self.archived_ids, self.archived_tokens
         return (
             self.done_ids, self.done_tokens,
             self.kept_ids, self.kept_tokens, self.kept_steps,
@@ -465,7 +482,16 @@ cdef class Outcomes:
 
     def ids(self):
         """The tasks that have an outcome here."""
-        return self.done_ids + self.kept_ids + self.moved_ids
+        return self.done_ids + self.archived_ids + self.kept_ids + self.moved_ids
+
+    def take_archived(self):
+        """Those to be archived, in a buffer of their own; the others stay."""
+        cdef Outcomes taken = Outcomes()
+        taken.archived, taken.archived_ids, taken.archived_tokens = (
+            self.archived, self.archived_ids, self.archived_tokens
+        )
+        self.archived, self.archived_ids, self.archived_tokens = [], [], []
+        return taken
 
     def halves(self):
         """The same outcomes in two buffers, to find the one that the database refuses."""
@@ -474,6 +500,10 @@ cdef class Outcomes:
         for at in range(len(self.done)):
             half = first if seen < middle else second
             half.add_done(self.done[at])
+            seen += 1
+        for at in range(len(self.archived)):
+            half = first if seen < middle else second
+            half.add_archived(self.archived[at])
             seen += 1
         for at in range(len(self.kept)):
             half = first if seen < middle else second
@@ -501,6 +531,9 @@ cdef class Outcomes:
         for at in range(len(other.done)):
             if (other.done_ids[at] in ids) == among:
                 self.add_done(other.done[at])
+        for at in range(len(other.archived)):
+            if (other.archived_ids[at] in ids) == among:
+                self.add_archived(other.archived[at])
         for at in range(len(other.kept)):
             if (other.kept_ids[at] in ids) == among:
                 self.add_kept(other.kept[at], other.kept_steps[at])
@@ -725,7 +758,10 @@ cdef class Dispatcher:
         kind = type(outcome)
         if kind is Done:
             lease.state = ENDED
-            self.outcomes.add_done(lease)
+            if lease.entry.archive:
+                self.outcomes.add_archived(lease)
+            else:
+                self.outcomes.add_done(lease)
             if len(self.outcomes) == 1:
                 self.wake()
         elif kind is Next:

@@ -10,13 +10,14 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncContextDecorator
+from contextlib import AbstractAsyncContextManager
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from pgtask._json_types import strange_class
+from pgtask._lifespan import lifespan_flaw
 from pgtask._place import one_line, place_of
 from pgtask.errors import AppLoadError, DefinitionError
 from pgtask.outcome import Done, Fail, Next
@@ -26,11 +27,12 @@ from pgtask.task import Task
 __all__ = ["App", "StepDefinition", "load_app"]
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
-_RESERVED = ("policy", "transparent", "run")
+_RESERVED = ("policy", "transparent", "archive", "run")
 
 
 class StepDefinition(msgspec.Struct, frozen=True):
-    """One step as the engine sees it. `edges` are the steps it may go on to; `finishes` says that it may be `Done`."""
+    """One step as the engine sees it. `edges` are the steps it may go on to; `finishes` says that it may be `Done`, and
+    `archive` that it is then kept."""
 
     cls: type[Task]
     task: str
@@ -41,6 +43,7 @@ class StepDefinition(msgspec.Struct, frozen=True):
     finishes: bool
     fields: tuple[str, ...]
     transparent: bool
+    archive: bool
 
     @property
     def label(self) -> str:
@@ -54,21 +57,23 @@ class App:
 
     `lifespan` is a function without arguments that returns an async context manager (`@asynccontextmanager`); it is
     entered once in each worker process and what it yields is `ctx.resources`; it is left after the last step.
+    `archive` keeps finished tasks in the table `pg_task_archive`, unless their class says otherwise.
 
     Raises `DefinitionError` naming the class and the remedy: no steps, no `run`, a `run` whose annotation is missing
     or is no outcome, an edge to a step of another task, two tasks or steps of one name, a field that hides an
     attribute of `Task`, a field of a class that cannot be read from JSON, a lifespan that cannot be entered.
     """
 
-    def __init__(self, *tasks: type[Task], lifespan: Lifespan | None = None) -> None:
+    def __init__(self, *tasks: type[Task], lifespan: Lifespan | None = None, archive: bool = False) -> None:
         if not tasks:
             raise DefinitionError("App() has no tasks: pass the classes that derive from Task, as in App(Greeter)")
-        if lifespan is not None and (reason := _lifespan_flaw(lifespan)) is not None:
+        if lifespan is not None and (reason := lifespan_flaw(lifespan)) is not None:
             shown = getattr(lifespan, "__name__", None) or repr(lifespan)
             raise DefinitionError(
                 f"App(lifespan={shown}): {reason}; define it as @asynccontextmanager async def lifespan() with a yield"
             )
         self.lifespan = lifespan
+        self.archive = archive
         self.tasks: dict[str, type[Task]] = {}
         self.steps: dict[type[Task], StepDefinition] = {}
         for task in tasks:
@@ -97,7 +102,7 @@ class App:
             by_name[cls.__name__] = cls
         self.tasks[task.__name__] = task
         for cls in steps:
-            self.steps[cls] = _define(task, cls, by_name)
+            self.steps[cls] = _define(task, cls, by_name, self.archive)
 
 
 def load_app(reference: str) -> App:
@@ -134,29 +139,6 @@ def _failure(error: BaseException, module: str) -> str:
     return f"importing it failed: {one_line(error)}"
 
 
-def _lifespan_flaw(lifespan: Any) -> str | None:
-    """Why calling this cannot give an async context manager, as far as that can be known without calling it."""
-    if isinstance(lifespan, AsyncContextDecorator) or (hasattr(lifespan, "__aenter__") and not callable(lifespan)):
-        return "it is what that function returns: pass the function, without calling it"
-    if not callable(lifespan):
-        return "it is not a function"
-    if isinstance(lifespan, type) and not hasattr(lifespan, "__aenter__"):
-        return f"the class {lifespan.__name__} is not an async context manager"
-    if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan):
-        return "it lacks the decorator" + ("" if inspect.isasyncgenfunction(lifespan) else ", or the yield")
-    if inspect.isgeneratorfunction(inspect.unwrap(lifespan)):
-        return "it is not async"
-    try:
-        signature = inspect.signature(lifespan)
-    except (TypeError, ValueError):  # compiled code may have none
-        return None
-    try:
-        signature.bind()
-    except TypeError:
-        return f"it must not need arguments, and takes {signature}"
-    return None
-
-
 def _name(thing: object) -> str:
     return thing.__name__ if isinstance(thing, type) else repr(thing)
 
@@ -167,7 +149,7 @@ def _subclasses(cls: type[Task]) -> list[type[Task]]:
     return list(dict.fromkeys(found))
 
 
-def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]]) -> StepDefinition:
+def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]], archive: bool) -> StepDefinition:
     label = f"{task.__name__}.{cls.__name__}"
     fields = _fields(label, cls)
     run = getattr(cls, "run", None)
@@ -195,6 +177,7 @@ def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]]) ->
         finishes=Done in members,
         fields=fields,
         transparent=_transparent(label, cls),
+        archive=archive if cls.archive is None else bool(cls.archive),
     )
 
 

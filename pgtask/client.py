@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, overload
 from uuid import UUID
 
-from pgtask._encode import check_delay, check_key, check_time, encode, lane_of
+from pgtask._encode import Source, check_delay, check_key, check_time, encode, lane_of
 from pgtask._fastpath import CopyRows
 from pgtask._ids import TaskIds, first_id
 from pgtask._postgres.connection import map_errors
@@ -23,8 +23,11 @@ from pgtask._postgres.embedded import start
 from pgtask._postgres.migrate import migrate
 from pgtask._postgres.pools import client_pool
 from pgtask._postgres.store import statement
+from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, load_config
+from pgtask.consumer import Consumer
 from pgtask.errors import EnqueueError
+from pgtask.policy import DEFAULT_QUEUE
 from pgtask.task import Task
 
 __all__ = ["Client"]
@@ -41,10 +44,11 @@ class Client:
 
     Without a DSN: `PGTASK_DSN`, `DATABASE_URL`, `[tool.pgtask] dsn`, else the embedded server under `.pgtask/`.
     With `PGTASK_NO_LISTEN` (or its twin in the file) it uses no session state, for a transaction-pooling pgbouncer.
-    It owns a pool of up to `pool_size` connections; use one client per process, from one event loop.
+    It owns a pool of up to `pool_size` connections; use one client per process, from one event loop. `app` is for
+    `consumer` alone: it decodes the steps.
 
-    All methods take `queue` and `priority` (default: the policy of the step), `key` (at most one task with this key is
-    in the table, waiting, running or parked: if there is one, its id is returned and nothing is inserted) and `conn`
+    What enqueues takes `queue` and `priority` (default: the policy of the step), `key` (at most one task with this key
+    is in the table, waiting, running or parked: if there is one, its id is returned and nothing is inserted) and `conn`
     (an asyncpg connection: the task is part of its transaction).
 
     They raise `EnqueueError` (a ValueError) for what cannot be enqueued, before anything is sent; `SchemaError`
@@ -58,9 +62,15 @@ class Client:
     """
 
     def __init__(
-        self, dsn: str | None = None, *, pool_size: int = 10, max_step_bytes: int = DEFAULT_MAX_STEP_BYTES
+        self,
+        dsn: str | None = None,
+        *,
+        app: App | None = None,
+        pool_size: int = 10,
+        max_step_bytes: int = DEFAULT_MAX_STEP_BYTES,
     ) -> None:
         self._dsn = dsn
+        self._app = app
         self._pool_size = pool_size
         self._max_step_bytes = max_step_bytes
         self._pool: Any = None
@@ -71,7 +81,8 @@ class Client:
             self._dsn = await asyncio.to_thread(start, Path.cwd())
             await migrate(self._dsn)
         self._dsn = self._dsn or config.dsn
-        self._pool = await client_pool(self.dsn, size=self._pool_size, pooled=not config.listen)
+        self._pooled = not config.listen
+        self._pool = await client_pool(self.dsn, size=self._pool_size, pooled=self._pooled)
         return self
 
     @property
@@ -167,7 +178,7 @@ class Client:
         """
         if key is not None and not callable(key):
             raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")
-        source = _Source(steps, key)
+        source = Source(steps, key)
         async with self._connection(conn) as connection:
             try:
                 with map_errors():
@@ -179,6 +190,15 @@ class Client:
                 if source.error is not None:
                     raise source.error from None
                 raise
+
+    def consumer(
+        self, queue: str | Iterable[str] = DEFAULT_QUEUE, *, lease_timeout: timedelta = timedelta(seconds=60)
+    ) -> Consumer:
+        """Take the tasks of a queue, or of several, by hand: see `Consumer`.
+
+        `lease_timeout` is how long a task waits when this process dies. Raises `ConsumeError` for a wrong argument.
+        """
+        return Consumer(self.dsn, queue, app=self._app, lease_timeout=lease_timeout, pooled=self._pooled)
 
     # --- one
 
@@ -229,7 +249,7 @@ class Client:
 
     # --- many
 
-    async def _copy(self, connection: Any, source: _Source, queue: str | None, priority: int | None) -> TaskIds:
+    async def _copy(self, connection: Any, source: Source, queue: str | None, priority: int | None) -> TaskIds:
         first = UUID(int=first_id())
         rows = CopyRows(first.int)
 
@@ -247,7 +267,7 @@ class Client:
         return TaskIds(first, rows.count)
 
     async def _insert_keyed(
-        self, connection: Any, source: _Source, queue: str | None, priority: int | None
+        self, connection: Any, source: Source, queue: str | None, priority: int | None
     ) -> list[UUID]:
         ids: list[UUID] = []
         keys: list[str] = []
@@ -260,30 +280,6 @@ class Client:
                 ids += await _insert_chunk(connection, keys, chunk)
                 keys, chunk = [], {}
         return ids + await _insert_chunk(connection, keys, chunk)
-
-
-class _Source:
-    """The caller's iterable, plain or async, with the key of each step. What the caller's code raises is kept in
-    `error`, since on its way through a COPY it would be taken for an error of the database."""
-
-    def __init__(self, steps: Iterable[Task] | AsyncIterable[Task], key: Callable[[Any], str] | None) -> None:
-        if not isinstance(steps, (Iterable, AsyncIterable)):
-            raise EnqueueError(f"enqueue_many() takes an iterable of steps, not {steps!r:.80}")
-        self._steps = steps
-        self._key = key
-        self.error: Exception | None = None
-
-    async def __aiter__(self) -> AsyncIterator[tuple[Task, str | None]]:
-        try:
-            if isinstance(self._steps, AsyncIterable):
-                async for step in self._steps:
-                    yield step, self._key and self._key(step)
-            else:
-                for step in self._steps:
-                    yield step, self._key and self._key(step)
-        except Exception as error:
-            self.error = error
-            raise
 
 
 async def _insert_chunk(connection: Any, keys: list[str], chunk: dict[str, tuple[str, str, int]]) -> list[UUID]:

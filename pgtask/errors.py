@@ -13,6 +13,7 @@ __all__ = [
     "AppLoadError",
     "LifespanError",
     "EnqueueError",
+    "ConsumeError",
     "OutcomeError",
     "StepTimeout",
     "RowError",
@@ -53,6 +54,10 @@ class LifespanError(PgtaskError):
 
 class EnqueueError(PgtaskError, ValueError):
     """A step, time, delay, queue, priority or key cannot be enqueued. Nothing has been sent to the database."""
+
+
+class ConsumeError(PgtaskError, ValueError):
+    """A consumer was given what it cannot use: a lease that is not its own, a wrong delay. Nothing has been sent."""
 
 
 class OutcomeError(PgtaskError):

@@ -28,10 +28,13 @@ class Task(msgspec.Struct):
 
     - `policy`: how a step is retried and routed; a family's policy is the default of its steps.
     - `transparent`: a step with exactly one field stores the bare value instead of an object (serde's newtype).
+    - `archive`: whether a task that is `Done` at this step is kept in the table `pg_task_archive`; None is what the
+      app says, `App(..., archive=...)`.
     """
 
     policy: ClassVar[Policy] = Policy()
     transparent: ClassVar[bool] = False
+    archive: ClassVar[bool | None] = None
 
 
 def family_of(cls: type[Task]) -> type[Task] | None:

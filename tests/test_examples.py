@@ -23,6 +23,7 @@ from conftest import run
 from fleet import Fleet, Rows
 
 import pgtask
+from examples import consumer as examples_consumer
 from examples import file_index
 from pgtask import Context, PgtaskError, Policy
 from pgtask._cli.graph import mermaid
@@ -130,6 +131,70 @@ def test_counter(dsn: str) -> None:
         assert fleet.ends() == 0
     assert fleet.output.count("counted to 1,000 in ") == 3
     assert "3 tasks done, 3,003 steps, 0 errors" in fleet.output
+
+
+# --- consumer
+
+
+def test_the_consumer_loads_each_view_once_and_parks_what_is_wrong(dsn: str) -> None:
+    rows = Rows(dsn)
+    said = text(python("examples.consumer", "1200", dsn=dsn))
+    assert re.match(r"loaded 1,200 views: [\d,]+ views/s\nparked: ValueError: 'not a path' is no path \(at ", said)
+    assert rows.value("SELECT count(*) FROM page_view") == 1200
+    assert rows.value("SELECT count(*) FROM pg_task") == 1
+    assert examples_consumer.app.steps[examples_consumer.View].policy.queue == "views"
+
+
+# --- testing
+
+
+def test_the_tests_in_the_document_on_testing_pass(dsn: str, here: Path) -> None:
+    (here / "greetings.py").write_text(blocks(ROOT / "README.md", "python")[0])
+    programs = blocks(ROOT / "docs/testing.md", "python")
+    for number, program in enumerate(programs):
+        (here / f"test_{number}.py").write_text(program)
+    (here / "conftest.py").write_text(CONFTEST.format(dsn=dsn))
+    arguments = (
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pgtask.pytest_plugin",
+        *map(str, here.glob("test_*.py")),
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=with_root(here),
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "5 passed" in said.stdout
+
+
+CONFTEST = """
+import asyncio, inspect, pytest
+
+
+@pytest.fixture(scope="session")
+def pgtask_server():
+    return {dsn!r}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        names = inspect.signature(pyfuncitem.obj).parameters
+        asyncio.run(pyfuncitem.obj(**{{name: pyfuncitem.funcargs[name] for name in names}}))
+        return True
+"""
+
+
+def with_root(here: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(here)])}
 
 
 # --- file_index
@@ -294,9 +359,17 @@ def test_the_reference_has_the_signature_of_each_class(made: type) -> None:
     assert made.__name__ + as_text(signature) in documented_signatures()
 
 
-@pytest.mark.parametrize("name", [name for name in vars(pgtask.Client) if not name.startswith("_") and name != "dsn"])
-def test_the_reference_has_the_signature_of_each_method(name: str) -> None:
-    signature = inspect.signature(getattr(pgtask.Client, name))
+METHODS = [
+    getattr(made, name)
+    for made in (pgtask.Client, pgtask.Consumer)
+    for name in vars(made)
+    if not name.startswith("_") and name != "dsn"
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__qualname__)
+def test_the_reference_has_the_signature_of_each_method(method: Any) -> None:
+    name, signature = method.__name__, inspect.signature(method)
     signature = signature.replace(return_annotation=_AsWritten(signature.return_annotation))
     assert name + as_text(signature) in documented_signatures()
 

@@ -366,7 +366,9 @@ class Machine(RuleBasedStateMachine):
         self.give_back(worker, self.some(worker, data))
 
     def give_back(self, worker: int, leases: list[Lease]) -> None:
-        ((count, _),) = self.send(worker, "release", [lease.id for lease in leases], [lease.token for lease in leases])
+        ((count, _, _),) = self.send(
+            worker, "release", [lease.id for lease in leases], [lease.token for lease in leases]
+        )
         ours = [lease for lease in leases if not self.is_stale(lease)]
         assert count == len(ours)
         for lease in ours:

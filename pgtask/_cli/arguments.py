@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import NoReturn
 
 from pgtask import __version__
@@ -65,6 +67,12 @@ _STATS = """\
 Count the tasks of each queue and priority by their state. Nothing is counted further than 100,000 (less
 with more than ten lanes): 100,000+ means at least so many. Then what the table weighs, and a warning for
 what ails it: leases that ran out, an old transaction that keeps vacuum from removing dead rows.
+"""
+_PRUNE = """\
+Remove archived tasks that finished longer ago than AGE, the oldest first, in batches that are transactions of
+their own. Parked tasks, which wait for a person, are removed only with --parked, by when they were parked.
+
+    pgtask prune --older-than 30d
 """
 _STOP = """\
 Tell all workers of the database, on every host, to finish their running steps and leave; supervisors
@@ -144,6 +152,7 @@ def _build() -> _Parser:
     _add_retry(command("retry", "make tasks due now, with all their retries", _RETRY))
     _add_cancel(command("cancel", "remove tasks", _CANCEL))
     _add_json(command("stats", "count tasks, weigh the table", _STATS))
+    _add_prune(command("prune", "remove old finished tasks from the archive", _PRUNE))
     stop = command("stop", "tell all workers to finish and leave", _STOP)
     stop.add_argument("--server", action="store_true", help="end the embedded PostgreSQL")
     graph = command("graph", "print the app's state machine as Mermaid", _GRAPH, takes_dsn=False)
@@ -210,6 +219,18 @@ def _add_cancel(parser: _Parser) -> None:
     parser.add_argument("--force", action="store_true", help="also those that a worker has")
 
 
+def _add_prune(parser: _Parser) -> None:
+    parser.add_argument(
+        "--older-than", type=_age, required=True, metavar="AGE", help="45s, 90m, 12h, 30d or 8w; 0s is everything"
+    )
+    for kind, help in (("archive", "finished tasks (what is pruned if nothing is named)"), ("parked", "parked tasks")):
+        parser.add_argument(f"--{kind}", dest="kinds", action="append_const", const=kind, help=help)
+    parser.add_argument(
+        "--batch", type=_whole(1, 100_000), default=5_000, metavar="N", help="most rows at once (default: 5,000)"
+    )
+    _add_json(parser)
+
+
 def _add_json(parser: _Parser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs: an object of JSON on each line")
 
@@ -234,3 +255,13 @@ def _seconds(text: str) -> float:
 
 
 _seconds.__name__ = "number of seconds"
+
+
+def _age(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhdw])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age, as 45s, 90m, 12h, 30d or 8w")
+    return timedelta(seconds=min(float(found[1]) * _UNITS[found[2]], 1e12))
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}

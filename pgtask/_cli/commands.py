@@ -19,6 +19,7 @@ from pgtask._cli.change import cancel_command, retry_command
 from pgtask._cli.database import configured_database, find_database, say, with_connection
 from pgtask._cli.enqueue import enqueue_command
 from pgtask._cli.look import graph_command, list_command, show_command, stats_command
+from pgtask._cli.prune import prune_command
 from pgtask._cli.psql import psql_command
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate, migration_sql
@@ -99,6 +100,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "retry": retry_command,
     "cancel": cancel_command,
     "stats": stats_command,
+    "prune": prune_command,
     "stop": stop_command,
     "graph": graph_command,
     "psql": psql_command,

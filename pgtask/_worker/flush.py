@@ -42,6 +42,8 @@ class Flush:
 
         Raises `DatabaseRefused`. If it is cancelled the batch may or may not be written; the leases then run out.
         """
+        if outcomes.archived and len(outcomes) > len(outcomes.archived):
+            await self.flush(outcomes.take_archived(), waits_for_rows=waits_for_rows)
         attempts = 0
 
         def again() -> None:
@@ -50,7 +52,7 @@ class Flush:
 
         try:
             ((done, kept, moved, _),) = await self._link.run(
-                "flush", *outcomes.parameters(), on_loss=again, waits_for_rows=waits_for_rows
+                outcomes.statement, *outcomes.parameters(), on_loss=again, waits_for_rows=waits_for_rows
             )
         except RowsLocked:
             return await self._flush_unlocked(outcomes)
@@ -58,7 +60,8 @@ class Flush:
             return await self._isolate(outcomes, error)
         # Sent twice, an outcome that is no longer there was probably written by the first attempt.
         certain = attempts == 0
-        self.done += len(outcomes.done) - self._strike(outcomes.done, done, certain)
+        finished = outcomes.done + outcomes.archived
+        self.done += len(finished) - self._strike(finished, done, certain)
         parked = [
             lease for lease, error in zip(outcomes.moved, outcomes.moved_errors, strict=True) if error is not None
         ]
@@ -109,7 +112,7 @@ class Flush:
         if len(outcomes) > 1:
             first, second = outcomes.halves()
             return await self.flush(first) + await self.flush(second)
-        (lease,) = outcomes.done + outcomes.kept + outcomes.moved
+        (lease,) = outcomes.done + outcomes.archived + outcomes.kept + outcomes.moved
         log_event(log, logging.ERROR, "outcome.refused", task=lease.id, step=lease.label, error=str(error))
         refused = Outcomes()
         reason = f"the outcome of {lease.label} was refused by the database: {error}"

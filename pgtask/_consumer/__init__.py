@@ -1,0 +1,1 @@
+"""What is behind a `Consumer`: the leases it holds, and what it sends."""

@@ -1,0 +1,170 @@
+"""A client that enqueues into memory, and remembers.
+
+Invariant: it refuses what a `Client` refuses, by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from pgtask._encode import Source, check_key, encode, lane_of
+from pgtask._fastpath import Codec
+from pgtask._ids import TaskIds, first_id
+from pgtask._memory.rows import MemoryTask, Rows
+from pgtask.client import Client
+from pgtask.config import DEFAULT_MAX_STEP_BYTES
+from pgtask.errors import EnqueueError
+from pgtask.task import Task
+
+__all__ = ["Enqueued", "MemoryClient"]
+
+
+class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that enqueued: the step as its row has it, and when it is due. `is_new` unless its key was taken."""
+
+    task_id: UUID
+    step: Task
+    queue: str
+    priority: int
+    key: str | None
+    due_at: datetime
+    is_new: bool
+
+
+class MemoryClient(Client):
+    """A stand-in for `Client` in tests: no database, and `enqueued` is a list of all that was enqueued.
+
+        client = MemoryClient()
+        await sign_up(client, "ada@example.com")
+        client.assert_enqueued(SendWelcome("ada@example.com"), queue="mail")
+
+    It may be used with or without `async with`. What is enqueued with `conn=` counts at once: there is no transaction
+    that could roll back. It has no `dsn` and no `consumer`.
+    """
+
+    def __init__(self, *, max_step_bytes: int = DEFAULT_MAX_STEP_BYTES, now: datetime | None = None) -> None:
+        super().__init__(max_step_bytes=max_step_bytes)
+        self.enqueued: list[Enqueued] = []
+        self.rows = Rows(now)
+        """The tasks, by id in `rows.tasks`, and the time in memory, `rows.now`."""
+
+    async def __aenter__(self) -> MemoryClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    @property
+    def dsn(self) -> str:
+        raise EnqueueError("a MemoryClient has no database; for one in a test, use the fixture pgtask_database")
+
+    def assert_enqueued(
+        self,
+        wanted: Task | type[Task],
+        *,
+        times: int | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        delay: timedelta | None = None,
+    ) -> Enqueued:
+        """Assert that a step, or any step of a class, was enqueued: at least once, or just so many `times`. The rest is
+        asserted if given; `delay` is counted from the time in memory, to the millisecond. Returns the last of them.
+
+        Only calls of this client count, not steps that a task goes on to.
+        """
+        found = [
+            one
+            for one in self.enqueued
+            if (isinstance(one.step, wanted) if isinstance(wanted, type) else one.step == wanted)
+            and queue in (None, one.queue)
+            and priority in (None, one.priority)
+            and key in (None, one.key)
+            and (delay is None or abs(one.due_at - self.rows.now - delay) < timedelta(milliseconds=1))
+        ]
+        if not found if times is None else len(found) != times:
+            count = "" if times is None else f" {times} times, but {len(found)} times"
+            listed = "".join(f"\n  {one.step!r} in {one.queue!r}, due {one.due_at}" for one in self.enqueued)
+            raise AssertionError(f"{wanted!r} was not enqueued so{count}; what was:{listed or ' nothing'}")
+        return found[-1]
+
+    def assert_not_enqueued(self, unwanted: Task | type[Task]) -> None:
+        """Assert that a step, or any step of a class, was not enqueued."""
+        for one in self.enqueued:
+            if isinstance(one.step, unwanted) if isinstance(unwanted, type) else one.step == unwanted:
+                raise AssertionError(f"{one.step!r} was enqueued, in {one.queue!r}")
+
+    # --- in place of the statements
+
+    async def _insert(
+        self,
+        step: Task,
+        at: datetime | None,
+        delay: float | None,
+        queue: str | None,
+        priority: int | None,
+        key: str | None,
+        conn: Any,
+    ) -> UUID:
+        codec, payload = encode(step, self._max_step_bytes)
+        lane = lane_of(step, queue, priority)
+        due = self.rows.now + timedelta(seconds=delay or 0) if at is None else at
+        return self._add(UUID(int=first_id()), codec, payload, lane, None if key is None else check_key(key), due)
+
+    def _add(
+        self, id: UUID, codec: Codec, payload: bytes, lane: tuple[str, int], key: str | None, due: datetime
+    ) -> UUID:
+        raw = (codec.prefix + payload + b"}}").decode()
+        task = MemoryTask(
+            id=id, raw=raw, queue=lane[0], priority=lane[1], key=key, due_at=due, created_at=self.rows.now, tries=[]
+        )
+        found = self.rows.insert(task)
+        self.enqueued.append(
+            Enqueued(
+                task_id=found.id,
+                step=codec.decode(payload),
+                queue=task.queue,
+                priority=task.priority,
+                key=key,
+                due_at=due,
+                is_new=found is task,
+            )
+        )
+        return found.id
+
+    @asynccontextmanager
+    async def _connection(self, conn: Any) -> AsyncIterator[Any]:
+        yield _NoConnection()
+
+    async def _copy(self, connection: Any, source: Source, queue: str | None, priority: int | None) -> TaskIds:
+        first = first_id()
+        found = [(*encode(step, self._max_step_bytes), lane_of(step, queue, priority)) async for step, _ in source]
+        for number, (codec, payload, lane) in enumerate(found):
+            self._add(UUID(int=first + number), codec, payload, lane, None, self.rows.now)
+        return TaskIds(UUID(int=first), len(found))
+
+    async def _insert_keyed(
+        self, connection: Any, source: Source, queue: str | None, priority: int | None
+    ) -> list[UUID]:
+        found = [
+            (*encode(step, self._max_step_bytes), lane_of(step, queue, priority), check_key(key))
+            async for step, key in source
+        ]
+        return [self._add(UUID(int=first_id()), *one, self.rows.now) for one in found]
+
+
+class _NoConnection:
+    """Has the transaction in which nothing can go wrong."""
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        yield

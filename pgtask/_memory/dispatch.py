@@ -1,0 +1,113 @@
+"""The worker's dispatch, with a tap on each step: what ran is noted, and faults are put where a test wants them.
+
+Invariant: what a fault leads to is decided by the worker's code; here it is only brought about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pgtask._fastpath import Entry, Lease, Leases, Table
+from pgtask._memory.rows import Rows, Try
+from pgtask._worker.dispatch import Dispatch
+from pgtask.app import App
+from pgtask.task import Context, Task
+
+__all__ = ["Fault", "MemoryDispatch"]
+
+Fault = BaseException | type[BaseException] | Literal["crash", "timeout"]
+
+
+class MemoryDispatch(Dispatch):
+    """Runs the steps of `app` and notes the tries in `rows`."""
+
+    def __init__(
+        self,
+        app: App,
+        rows: Rows,
+        leases: Leases,
+        *,
+        concurrency: int,
+        max_step_bytes: int,
+        wake: Callable[[], None],
+        broke: Callable[[BaseException], None],
+    ) -> None:
+        table = Table(app)
+        super().__init__(
+            table,
+            leases,
+            concurrency=concurrency,
+            max_step_bytes=max_step_bytes,
+            wake=wake,
+            unknown=lambda name: None,
+            broke=broke,
+        )
+        self._rows = rows
+        self.faults: dict[type[Task], deque[Fault]] = defaultdict(deque)
+        self.crashed: set[UUID] = set()
+        """Tasks whose outcome must not be written."""
+        for definition in app:
+            entry = table.entry(definition.cls)
+            entry.run = self._tap_async(entry) if inspect.iscoroutinefunction(entry.run) else self._tap_thread(entry)
+
+    def _tap_async(self, entry: Entry) -> Callable[[Task, Context], Any]:
+        run = entry.run
+
+        async def tapped(step: Task, context: Context) -> Any:
+            if self._begin(step, context) == "timeout":
+                asyncio.get_running_loop().call_soon(self.expire, self._lease_of(context))
+            return await run(step, context)
+
+        return tapped
+
+    def _tap_thread(self, entry: Entry) -> Callable[[Task, Context], Any]:
+        run = entry.run
+
+        def tapped(step: Task, context: Context) -> Any:
+            if self._begin(step, context) == "timeout":
+                is_over = threading.Event()
+                self._loop.call_soon_threadsafe(self._expire_and_say, self._lease_of(context), is_over)
+                is_over.wait()
+            return run(step, context)
+
+        return tapped
+
+    def _lease_of(self, context: Context) -> Lease:
+        lease = self.leases.get(context.task_id)
+        assert lease is not None
+        return lease
+
+    def _expire_and_say(self, lease: Lease, is_over: threading.Event) -> None:
+        self.expire(lease)
+        is_over.set()
+
+    def _begin(self, step: Task, context: Context) -> Fault | None:
+        """Note a try, and raise its fault if that is an exception."""
+        now: datetime = self._rows.now
+        self._rows.tasks[context.task_id].tries.append(Try(step, context.attempt, now))
+        faults = self.faults.get(type(step))
+        fault = faults.popleft() if faults else None
+        if fault == "crash":
+            self.crashed.add(context.task_id)
+        elif fault is not None and not isinstance(fault, str):
+            raise fault
+        return fault
+
+    def failed(self, lease: Lease, error: BaseException, delay: float) -> None:
+        super().failed(lease, error, delay)
+        self._note(lease, self.describe(error))
+
+    def parked(self, lease: Lease, text: str) -> None:
+        super().parked(lease, text)
+        self._note(lease, text)
+
+    def _note(self, lease: Lease, error: str) -> None:
+        if tries := self._rows.tasks[lease.id].tries:
+            tries[-1].error = error

@@ -1,0 +1,221 @@
+"""For the tests of users: run tasks in memory, without Postgres, and see what was enqueued.
+
+Invariant: steps run by the worker's own code, so policy, retries, timeouts, outcomes and the JSON between two steps are
+what they are in a worker. Only the table is in memory, and its clock waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any
+from uuid import UUID, uuid4
+
+from pgtask._fastpath import Leases, Outcomes
+from pgtask._memory.client import Enqueued, MemoryClient
+from pgtask._memory.dispatch import Fault, MemoryDispatch
+from pgtask._memory.rows import MemoryTask, Try
+from pgtask._worker.lifespan import opened_resources
+from pgtask.app import App
+from pgtask.config import DEFAULT_MAX_STEP_BYTES
+from pgtask.errors import DatabaseRefused, DefinitionError
+from pgtask.task import Task
+
+__all__ = ["Enqueued", "MemoryClient", "MemoryTask", "MemoryWorker", "Try", "run_task"]
+
+FROM_LIFESPAN: Any = object()
+
+
+class MemoryWorker:
+    """A worker without a database.
+
+        async with MemoryWorker(app) as worker:
+            worker.fail(ReadName, OSError("no such disk"), times=2)
+            id = await worker.client.enqueue(ReadName("name.txt"))
+            await worker.run()
+            assert worker.task(id).state == "done"
+
+    - Delays, retries and scheduled times pass at once: when nothing is due, the clock jumps to what is due next.
+    - What a step awaits takes its time, `asyncio.sleep` and timeouts of a policy too; to see a timeout at once, use
+      `time_out`.
+    - Tasks run one after the other in the order in which a worker claims them; `concurrency` lets more run at once.
+    - `resources` is what `ctx.resources` is, instead of what the app's lifespan yields; `db` is `ctx.db`, which
+      without it raises `DatabaseRefused` when it is used.
+    - A step that the app does not know is parked, as with `--unknown park`.
+
+    Raises `LifespanError` when it is entered, as a worker does.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        resources: Any = FROM_LIFESPAN,
+        db: Any = None,
+        client: MemoryClient | None = None,
+        concurrency: int = 1,
+        most_steps: int = 10_000,
+    ) -> None:
+        self.client = MemoryClient() if client is None else client
+        """What the worker takes its tasks from. Give it to the code under test."""
+        self._app = app
+        self._resources = resources
+        self._db = _NoDatabase() if db is None else db
+        self._concurrency = concurrency
+        self._most_steps = most_steps
+        self._leases = Leases()
+        self._work = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def __aenter__(self) -> MemoryWorker:
+        self._dispatch = MemoryDispatch(
+            self._app,
+            self.client.rows,
+            self._leases,
+            concurrency=self._concurrency,
+            max_step_bytes=DEFAULT_MAX_STEP_BYTES,
+            wake=self._work.set,
+            broke=self._fail,
+        )
+        self._stack = AsyncExitStack()
+        self._stack.callback(self._dispatch.close)
+        self._dispatch.db = self._db
+        if self._resources is FROM_LIFESPAN:
+            self._dispatch.resources = await self._stack.enter_async_context(opened_resources(self._app))
+        else:
+            self._dispatch.resources = self._resources
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, traceback)
+
+    @property
+    def now(self) -> datetime:
+        """The time in memory."""
+        return self.client.rows.now
+
+    def task(self, id: UUID) -> MemoryTask:
+        """A task as it is now, also when it is done. Raises `KeyError`."""
+        return self.client.rows.tasks[id]
+
+    @property
+    def tasks(self) -> list[MemoryTask]:
+        """All tasks, in the order in which they were enqueued."""
+        return list(self.client.rows.tasks.values())
+
+    # --- faults
+
+    def fail(self, step: type[Task], error: BaseException | type[BaseException], *, times: int = 1) -> None:
+        """The next tries of `step`, so many, raise `error` instead of running. Faults of a step come in the order in
+        which they were asked for, one for each try."""
+        self._put(step, error, times)
+
+    def time_out(self, step: type[Task], *, times: int = 1) -> None:
+        """The next tries of `step` run out of time at what they first wait for. Raises `DefinitionError` if its policy
+        has no timeout."""
+        if self._dispatch.table.entry(step).policy.timeout is None:
+            raise DefinitionError(f"step {step.__name__} cannot time out: its policy has no timeout")
+        self._put(step, "timeout", times)
+
+    def crash(self, step: type[Task], *, times: int = 1) -> None:
+        """After the next tries of `step` the worker dies before their outcome is written: what they did is done, and
+        they run again, as tried as before. What a step does in the world has to bear that."""
+        self._put(step, "crash", times)
+
+    def _put(self, step: type[Task], fault: Fault, times: int) -> None:
+        if step not in self._app.steps:
+            raise DefinitionError(f"{getattr(step, '__name__', step)} is not a step of this app")
+        self._dispatch.faults[step].extend([fault] * times)
+
+    # --- running
+
+    async def run(self, within: timedelta | None = None) -> None:
+        """Run until every task is done or parked; with `within`, only what falls due in that time, and then the clock
+        stands at its end.
+
+        Raises `AssertionError` after `most_steps` steps: a task that looks again and again never ends.
+        """
+        rows = self.client.rows
+        end = None if within is None else rows.now + within
+        most = self._dispatch.steps + self._most_steps
+        while (due := rows.next_due()) is not None and (end is None or due <= end):
+            rows.now = max(rows.now, due)
+            await self._run_due(most)
+        rows.now = max(rows.now, end or rows.now)
+
+    async def _run_due(self, most: int) -> None:
+        claimed = self.client.rows.claim(self._concurrency)
+        leases, _ = self._leases.claimed(claimed, uuid4(), time.monotonic())
+        try:
+            self._dispatch.admit(leases)
+            while len(self._leases):
+                await self._work.wait()
+                self._work.clear()
+                if self._failure is not None:
+                    raise self._failure
+                self._dispatch.go_on(self._write(self._dispatch.take()))
+                if self._dispatch.steps > most:
+                    raise AssertionError(
+                        f"after {self._most_steps:,} steps there is still something to do: "
+                        "run(within=...) a time, or allow for more by most_steps="
+                    )
+        finally:
+            self._let_go()
+
+    def _write(self, outcomes: Outcomes) -> Any:
+        """Into the table in memory; the leases that go on here."""
+        crashed, outcomes = outcomes.divide(self._dispatch.crashed)
+        self._dispatch.crashed.difference_update(crashed.ids())
+        self.client.rows.release(crashed.ids())
+        self.client.rows.write(outcomes)
+        for ended in (crashed.done, crashed.archived, crashed.kept, crashed.moved):
+            self._leases.remove_all(ended)
+        for ended in (outcomes.done, outcomes.archived, outcomes.moved):
+            self._leases.remove_all(ended)
+        return outcomes.kept
+
+    def _let_go(self) -> None:
+        """What is left after an error or a cancellation."""
+        for lease in self._leases.open():
+            self._dispatch.lose(lease)
+            self.client.rows.release([lease.id])
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._work.set()
+
+
+def run_task(app: App, step: Task, *, resources: Any = FROM_LIFESPAN, db: Any = None) -> MemoryTask:
+    """Run one task from `step` until it is done or parked, in memory and on an event loop of its own.
+
+        assert run_task(app, ReadName("name.txt")).state == "done"
+
+    Raises `RuntimeError` if a loop is running: await a `MemoryWorker` there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RuntimeError("run_task() has a loop of its own; in an async test use: async with MemoryWorker(app)")
+
+    async def main() -> MemoryTask:
+        async with MemoryWorker(app, resources=resources, db=db) as worker:
+            id = await worker.client.enqueue(step)
+            await worker.run()
+            return worker.task(id)
+
+    return asyncio.run(main())
+
+
+class _NoDatabase:
+    def __getattr__(self, name: str) -> Any:
+        raise DatabaseRefused(
+            f"ctx.db.{name}: there is no database in memory; pass MemoryWorker(db=...), "
+            "or test with a worker on the fixture pgtask_database"
+        )

@@ -1,0 +1,567 @@
+"""Consuming by hand: every claimed task is in the caller's hands or on its way back, every write is fenced and says
+what was lost, and the leases hold while the caller's code does what it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from apps import Mark, Noop, Raises, app
+from conftest import _fresh_database, run
+from test_connection import Line, until_blocked
+
+from pgtask import Client, ConsumeError, Consumer, DatabaseUnavailable, DataRefused, DecodeError, UnknownStepError
+from pgtask._consumer import sender
+
+QUEUE = "emails"
+LONG = timedelta(seconds=30)
+CUT = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE application_name LIKE 'pgtask consumer%' AND datname = current_database()
+"""
+
+
+# --- tools ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def database(cluster: str, template: str) -> Iterator[str]:
+    yield from _fresh_database(cluster, template)
+
+
+@pytest.fixture
+def dsn(database: str) -> str:
+    """One database for this module, emptied before each test."""
+
+    async def empty() -> None:
+        db = await asyncpg.connect(database)
+        await db.execute("DROP TRIGGER IF EXISTS guard ON pg_task; DELETE FROM pg_task")
+        await db.close()
+
+    asyncio.run(empty())
+    return database
+
+
+class Bench:
+    """A client, and a connection to look and to meddle with."""
+
+    def __init__(self, client: Client, db: Any) -> None:
+        self.client = client
+        self.db = db
+
+    async def enqueue(self, number: int = 1, **options: Any) -> None:
+        await self.client.enqueue_many([Noop(n) for n in range(number)], queue=QUEUE, **options)
+
+    async def rows(self) -> list[Any]:
+        rows: list[Any] = await self.db.fetch("SELECT * FROM pg_task ORDER BY id")
+        return rows
+
+    async def until(self, condition: str, *args: Any) -> None:
+        async with asyncio.timeout(20):
+            while not await self.db.fetchval(f"SELECT {condition} FROM pg_task", *args):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def until_idle(self) -> None:
+        """The consumer has listened and looked, and waits."""
+        async with asyncio.timeout(20):
+            while not await self.db.fetchval(  # noqa: ASYNC110
+                "SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name LIKE 'pgtask consumer % listen'"
+                " AND query LIKE 'LISTEN%' AND datname = current_database()"
+            ):
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def bench(dsn: str, through: str | None = None) -> AsyncIterator[Bench]:
+    db = await asyncpg.connect(dsn)
+    try:
+        async with Client(through or dsn, app=app) as client:
+            yield Bench(client, db)
+    finally:
+        await db.close()
+
+
+@asynccontextmanager
+async def consuming(
+    dsn: str, number: int = 0, *, lease: float = 60.0, through: str | None = None
+) -> AsyncIterator[tuple[Bench, Consumer]]:
+    async with bench(dsn, through) as made:
+        await made.enqueue(number)
+        async with made.client.consumer(QUEUE, lease_timeout=timedelta(seconds=lease)) as consumer:
+            yield made, consumer
+
+
+# --- claim ---------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_takes_what_is_due_in_its_queue_the_highest_priority_first_then_the_oldest(dsn: str) -> None:
+    async def main() -> None:
+        async with bench(dsn) as b, b.client.consumer(QUEUE) as consumer:
+            for number, priority in enumerate([0, 5, 0, 5, 0]):
+                await b.client.enqueue(Noop(number), queue=QUEUE, priority=priority, key=f"key {number}")
+            await b.client.enqueue(Noop(9), queue="another")
+            await b.client.delay(Noop(9), timedelta(hours=1), queue=QUEUE)
+            first = await consumer.claim(3)
+            rest = await consumer.claim(10)
+            assert [lease.step for lease in first + rest] == [Noop(1), Noop(3), Noop(0), Noop(2), Noop(4)]
+            assert [lease.key for lease in first] == ["key 1", "key 3", "key 0"]
+            assert {(lease.queue, lease.tried, lease.claims, lease.lost) for lease in rest} == {(QUEUE, 0, 1, False)}
+            assert [lease.priority for lease in first] == [5, 5, 0]
+            assert rest[0].raw == '{"Odd":{"Noop":{"number":2}}}'
+            assert abs(rest[0].created_at - datetime.now(UTC)) < timedelta(minutes=1)
+            left = rest[0].expires_at - datetime.now(UTC)
+            assert timedelta(seconds=50) < left <= timedelta(seconds=60)
+            (row,) = [row for row in await b.rows() if row["id"] == rest[0].task_id]
+            assert abs(row["lock_expires_at"] - rest[0].expires_at) < timedelta(seconds=1)
+            assert await consumer.claim() == []
+
+    run(main())
+
+
+def test_several_queues_may_be_consumed_at_once(dsn: str) -> None:
+    async def main() -> None:
+        async with bench(dsn) as b, b.client.consumer(["a", "b"]) as consumer:
+            for queue in "abc":
+                await b.client.enqueue(Noop(), queue=queue)
+            assert {lease.queue for lease in await consumer.claim()} == {"a", "b"}
+
+    run(main())
+
+
+def test_a_claim_that_waits_is_woken_by_what_is_enqueued(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn) as (b, consumer):
+            waiting = asyncio.create_task(consumer.claim(wait=LONG))
+            await b.until_idle()
+            while consumer._claim.look_at < time.monotonic() + 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            began = time.monotonic()
+            await b.enqueue()
+            assert len(await waiting) == 1
+            assert time.monotonic() - began < 0.9, "that was the poll, not the notification"
+
+    run(main())
+
+
+def test_a_claim_that_waits_sees_what_falls_due(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn) as (b, consumer):
+            await b.client.delay(Noop(), timedelta(seconds=0.3), queue=QUEUE)
+            assert len(await consumer.claim(wait=LONG)) == 1
+
+    run(main())
+
+
+def test_a_claim_returns_nothing_when_its_time_is_over(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn) as (_, consumer):
+            began = time.monotonic()
+            assert await consumer.claim(wait=timedelta(seconds=0.3)) == []
+            assert 0.3 <= time.monotonic() - began < 3
+
+    run(main())
+
+
+def test_a_claim_that_does_not_wait_sees_what_was_just_enqueued(dsn: str) -> None:
+    async def main() -> None:
+        terms: dict[str, Any] = {"app": None, "lease_timeout": timedelta(seconds=60), "pooled": True}
+        async with bench(dsn) as b, Consumer(dsn, QUEUE, **terms) as consumer:
+            for _ in range(20):
+                assert await consumer.claim() == []
+                await b.enqueue()
+                assert await consumer.done(await consumer.claim()) == []
+            assert await b.rows() == []
+
+    run(main())
+
+
+def test_a_claim_may_be_of_any_size(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "CHUNK", 700)
+
+    async def main() -> None:
+        async with consuming(dsn, 3000) as (b, consumer):
+            leases = await consumer.claim(2900)
+            assert [lease.raw for lease in leases] == [row["step"] for row in await b.rows()][:2900]
+            assert await consumer.extend(leases) == []
+            assert await consumer.done(leases[:2000]) == []
+            assert await consumer.release(leases[2000:]) == []
+            assert {row["locked_by"] for row in await b.rows()} == {None}
+            assert len(await b.rows()) == 1000
+
+    run(main())
+
+
+def test_two_claims_at_once_get_different_tasks(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 100) as (_, consumer):
+            claims = await asyncio.gather(*(consumer.claim(20, wait=LONG) for _ in range(5)))
+            assert len({lease.task_id for leases in claims for lease in leases}) == 100
+
+    run(main())
+
+
+def test_a_cancelled_claim_in_flight_is_carried_through_and_given_back(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 5) as (b, consumer):
+            (pid,) = await b.db.fetchrow(
+                "SELECT pid FROM pg_stat_activity WHERE application_name ~ '^pgtask consumer \\d+$'"
+                " AND datname = current_database()"
+            )
+            async with b.db.transaction():
+                await b.db.execute("LOCK TABLE pg_task IN SHARE ROW EXCLUSIVE MODE")  # holds up claims, not looks
+                claim = asyncio.create_task(consumer.claim(wait=LONG))
+                await until_blocked(b.db, pid)
+                claim.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await claim
+            await b.until("bool_and(locked_by IS NULL) AND bool_and(updated_at = created_at)")
+            assert [lease.claims for lease in await consumer.claim(wait=LONG)] == [1] * 5
+
+    run(main())
+
+
+# --- what became of them -------------------------------------------------------------------------------------
+
+
+def test_what_became_of_each_is_in_its_row(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 5) as (b, consumer):
+            done, retried, later, failed, released = await consumer.claim()
+            assert await consumer.done(done) == []
+            assert await consumer.retry([retried]) == []
+            assert await consumer.retry(later, after=timedelta(hours=1)) == []
+            assert await consumer.fail((failed,), "no such address\0") == []
+            assert await consumer.release(iter([released])) == []
+            rows = {row["id"]: row for row in await b.rows()}
+            assert done.task_id not in rows
+            assert {row["locked_by"] for row in rows.values()} == {None}
+            assert {row["claims"] for row in rows.values()} == {0}
+            told = {id: (row["tried"], row["error"]) for id, row in rows.items()}
+            assert told == {
+                retried.task_id: (1, None),
+                later.task_id: (1, None),
+                failed.task_id: (1, "no such address\N{SYMBOL FOR NULL}"),
+                released.task_id: (0, None),
+            }
+            assert rows[later.task_id]["wakeup_at"] - rows[retried.task_id]["wakeup_at"] > timedelta(minutes=59)
+            again = await consumer.claim()
+            assert [(lease.task_id, lease.tried) for lease in again] == [(released.task_id, 0), (retried.task_id, 1)]
+
+    run(main())
+
+
+def test_an_exception_may_be_the_reason(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 1) as (b, consumer):
+            await consumer.fail(await consumer.claim(), ValueError("no such address"))
+            (row,) = await b.rows()
+            assert row["error"] == "ValueError: no such address"
+
+    run(main())
+
+
+@pytest.mark.parametrize("verb", ["done", "retry", "fail", "release", "extend"])
+def test_each_verb_tells_which_leases_were_lost_and_writes_nothing_of_them(dsn: str, verb: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 4) as (b, consumer):
+            leases = await consumer.claim()
+            await b.db.execute(
+                "UPDATE pg_task SET locked_by = gen_random_uuid() WHERE id = ANY ($1)",
+                [leases[1].task_id, leases[3].task_id],
+            )
+            before = {row["id"]: row for row in await b.rows()}
+            words = ["gone"] if verb == "fail" else []
+            assert await getattr(consumer, verb)(leases, *words) == [leases[1], leases[3]]
+            assert [lease.lost for lease in leases] == [False, True, False, True]
+            after = {row["id"]: row for row in await b.rows()}
+            for lost in (leases[1], leases[3]):
+                assert after[lost.task_id] == before[lost.task_id]
+
+    run(main())
+
+
+def test_a_task_that_is_gone_was_lost(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2) as (b, consumer):
+            first, second = await consumer.claim()
+            await b.db.execute("DELETE FROM pg_task WHERE id = $1", first.task_id)
+            assert await consumer.release([first, second]) == [first]
+
+    run(main())
+
+
+def test_work_whose_lease_ran_out_still_counts_if_nobody_took_it_over(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 1) as (b, consumer):
+            (lease,) = await consumer.claim()
+            await b.db.execute("UPDATE pg_task SET lock_expires_at = now() - interval '1 s'")
+            assert await consumer.done(lease) == []
+            assert await b.rows() == []
+
+    run(main())
+
+
+def test_an_expired_lease_of_somebody_else_is_claimed_and_shows_that_it_was_claimed_before(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 1) as (b, first):
+            await first.claim()
+            await b.db.execute("UPDATE pg_task SET lock_expires_at = now() - interval '1 s'")
+            async with b.client.consumer(QUEUE) as second:
+                (lease,) = await second.claim()
+                assert (lease.claims, lease.tried) == (2, 0)
+
+    run(main())
+
+
+def test_a_cancelled_done_is_carried_through(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 3) as (b, consumer):
+            leases = await consumer.claim()
+            async with b.db.transaction():
+                await b.db.execute("SELECT FROM pg_task FOR UPDATE")
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await consumer.done(leases)
+                with pytest.raises(ConsumeError, match=r"which done\(\) has already settled"):
+                    await consumer.release(leases)
+            await b.until("count(*) = 0")
+
+    run(main())
+
+
+def test_a_refusal_of_the_database_leaves_the_leases_in_our_hands(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2) as (b, consumer):
+            leases = await consumer.claim()
+            await b.db.execute(
+                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE EXCEPTION 'not that one'; END $$;"
+                " CREATE TRIGGER guard BEFORE DELETE ON pg_task FOR EACH ROW"
+                f" WHEN (OLD.id = '{leases[0].task_id}') EXECUTE FUNCTION refuse()"
+            )
+            with pytest.raises(DataRefused, match="not that one"):
+                await consumer.done(leases)
+            assert await consumer.done(leases[1]) == []
+            assert await consumer.fail(leases[0], "refused") == []
+
+    run(main())
+
+
+# --- holding -------------------------------------------------------------------------------------------------
+
+
+def test_leases_hold_while_the_callers_code_blocks_the_loop(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2, lease=0.6) as (b, consumer):
+            leases = await consumer.claim()
+            time.sleep(2)  # noqa: ASYNC251  what this test is about
+            assert [lease.lost for lease in leases] == [False, False]
+            async with b.client.consumer(QUEUE) as other:
+                assert await other.claim() == []
+            assert await consumer.done(leases) == []
+
+    run(main())
+
+
+def test_a_lost_lease_shows_while_the_callers_code_blocks_the_loop(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2, lease=0.6) as (b, consumer):
+            lost, kept = await consumer.claim()
+            await b.db.execute("UPDATE pg_task SET locked_by = gen_random_uuid() WHERE id = $1", lost.task_id)
+            spin_until(lambda: lost.lost)
+            assert not kept.lost
+            assert repr(lost).endswith("lost>")
+            assert await consumer.done([lost, kept]) == [lost]
+
+    run(main())
+
+
+def spin_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_done_is_not_called_lost_by_a_renewal_that_finds_its_row_gone(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2, lease=0.3) as (_, consumer):
+            first, second = await consumer.claim()
+            await consumer.done(first)
+            done = asyncio.create_task(consumer.done(second))
+            for _ in range(10):
+                await asyncio.sleep(0)  # it is sent
+            time.sleep(1)  # noqa: ASYNC251  renewal comes before we have read the answer
+            assert not second.lost
+            assert await done == []
+
+    run(main())
+
+
+def test_an_extension_is_not_cut_short_by_the_renewal_in_the_background(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2, lease=0.3) as (b, consumer):
+            extended, other = await consumer.claim()
+            assert await consumer.extend(extended, timedelta(hours=1)) == []
+            for _ in range(3):
+                end = await b.db.fetchval("SELECT lock_expires_at FROM pg_task WHERE id = $1", other.task_id)
+                await b.until("bool_or(id = $1 AND lock_expires_at > $2)", other.task_id, end)
+            left = await b.db.fetchval("SELECT lock_expires_at - now() FROM pg_task WHERE id = $1", extended.task_id)
+            assert left > timedelta(minutes=59)
+            assert extended.expires_at - datetime.now(UTC) > timedelta(minutes=59)
+
+    run(main())
+
+
+def test_what_is_still_held_at_the_end_is_given_back(dsn: str) -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="of the caller"):  # noqa: PT012
+            async with consuming(dsn, 5) as (b, consumer):
+                leases = await consumer.claim()
+                await consumer.done(leases[0])
+                raise RuntimeError("of the caller")
+        async with bench(dsn) as b:
+            assert [(row["locked_by"], row["claims"]) for row in await b.rows()] == [(None, 0)] * 4
+            names = await b.db.fetch("SELECT FROM pg_stat_activity WHERE application_name LIKE 'pgtask consumer%'")
+            assert names == []
+        with pytest.raises(ConsumeError, match="the consumer is not open"):
+            await consumer.done(leases[1])
+
+    run(main())
+
+
+# --- faults --------------------------------------------------------------------------------------------------
+
+
+def test_its_connections_may_be_cut(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2) as (b, consumer):
+            leases = await consumer.claim()
+            await b.db.execute(CUT)
+            assert await consumer.done(leases) == []
+            await b.db.execute(CUT)
+            waiting = asyncio.create_task(consumer.claim(wait=LONG))
+            await b.until_idle()
+            await b.enqueue()
+            assert len(await waiting) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("verb", ["done", "retry", "release"])
+def test_what_was_written_but_not_answered_is_not_called_lost(dsn: str, verb: str) -> None:
+    async def main() -> None:
+        async with Line(dsn) as line, consuming(dsn, 3, through=line.dsn) as (_, consumer):
+            first, *leases = await consumer.claim()
+            await getattr(consumer, verb)(first)  # it is prepared now: what comes next is the answer to it
+            line.swallow()
+            assert await getattr(consumer, verb)(leases) == []
+            assert line.cut == 1
+            assert not any(lease.lost for lease in leases)
+
+    run(main())
+
+
+def test_a_claim_whose_reply_was_lost_is_recovered(dsn: str) -> None:
+    async def main() -> None:
+        async with Line(dsn) as line, consuming(dsn, 20, through=line.dsn) as (_, consumer):
+            assert len(await consumer.claim(2)) == 2  # the lane is known now: what is sent next is a claim
+            line.swallow()
+            assert len(await consumer.claim(18, wait=LONG)) == 18
+            assert line.cut == 1
+
+    run(main())
+
+
+def test_a_claim_says_when_the_database_is_away_at_its_end(dsn: str) -> None:
+    async def main() -> None:
+        async with Line(dsn) as line, consuming(dsn, through=line.dsn) as (b, consumer):
+            line._server.close()
+            await b.db.execute(CUT)
+            with pytest.raises(DatabaseUnavailable, match="the database is away"):
+                await consumer.claim(wait=timedelta(seconds=0.2))
+
+    run(main())
+
+
+# --- steps, and mistakes -------------------------------------------------------------------------------------
+
+
+def test_a_row_that_is_wrong_harms_no_other(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn) as (b, consumer):
+            for step in ('{"Odd":{"Noop":{"number":"x"}}}', "garbage", '{"Of":{"Others":null}}', '{"Odd":{"Noop":{}}}'):
+                await b.db.execute("INSERT INTO pg_task (step, queue) VALUES ($1, $2)", step, QUEUE)
+            wrong, garbage, unknown, good = await consumer.claim()
+            with pytest.raises(DecodeError, match=r"Odd.Noop cannot be decoded: Expected `int`, got `str`"):
+                _ = wrong.step
+            with pytest.raises(DecodeError, match="not valid JSON"):
+                _ = garbage.step
+            with pytest.raises(UnknownStepError, match=r"unknown step Of\.Others"):
+                _ = unknown.step
+            assert good.step == Noop(0)
+            assert garbage.raw == "garbage"
+
+    run(main())
+
+
+def test_without_an_app_there_is_the_text_of_the_step(dsn: str) -> None:
+    async def main() -> None:
+        async with bench(dsn) as b, Client(dsn) as client, client.consumer(QUEUE) as consumer:
+            await b.enqueue()
+            (lease,) = await consumer.claim()
+            assert lease.raw == '{"Odd":{"Noop":{"number":0}}}'
+            with pytest.raises(ConsumeError, match=r"the client has no app to decode steps with"):
+                _ = lease.step
+
+    run(main())
+
+
+def test_steps_of_any_size_come_whole(dsn: str) -> None:
+    async def main() -> None:
+        async with bench(dsn) as b, Client(dsn, app=app, max_step_bytes=10_000_000) as client:
+            await client.enqueue(Mark("x" * 5_000_000), queue=QUEUE)
+            async with b.client.consumer(QUEUE) as consumer:
+                (lease,) = await consumer.claim()
+                assert len(lease.step.name) == 5_000_000  # type: ignore[attr-defined]
+
+    run(main())
+
+
+def test_mistakes_are_named(dsn: str) -> None:
+    async def main() -> None:
+        async with bench(dsn) as b, b.client.consumer(QUEUE) as consumer, b.client.consumer("other") as other:
+            await b.client.enqueue(Raises("x"), queue=QUEUE)
+            (lease,) = await consumer.claim()
+            anything: Any = object()
+            for wrong, said in [
+                (consumer.claim(0), r"claim\(limit=0\) must be a whole number, 1 or more"),
+                (consumer.claim(wait=anything), "wait=<object .* must be a timedelta, zero or more"),
+                (consumer.retry(lease, after=timedelta(-1)), r"after=.* must be a timedelta, zero or more"),
+                (other.done(lease), r"done\(\) takes leases of this consumer, not <Lease"),
+                (consumer.done(anything), r"done\(\) takes leases of this consumer, not <object"),
+                (consumer.done([anything]), r"done\(\) takes leases of this consumer, not <object"),
+            ]:
+                with pytest.raises(ConsumeError, match=said):
+                    await wrong
+            await consumer.done([lease, lease])
+            with pytest.raises(ConsumeError, match=r"retry\(\) of <Lease .*>, which done\(\) has already settled"):
+                await consumer.retry(lease)
+            makers: list[tuple[Callable[[], Any], str]] = [
+                (lambda: b.client.consumer(""), "queue '' must be a printable string"),
+                (lambda: b.client.consumer([]), "needs the name of at least one queue"),
+                (lambda: b.client.consumer(lease_timeout=timedelta(0)), "lease_timeout must be longer than zero"),
+            ]
+            for make, said in makers:
+                with pytest.raises(ConsumeError, match=said):
+                    make()
+            with pytest.raises(ConsumeError, match="the consumer is not open"):
+                await b.client.consumer(QUEUE).claim()
+
+    run(main())

@@ -16,15 +16,26 @@ from pgtask.errors import (
     LifespanError,
     OutcomeError,
     PgtaskError,
+    ReplayError,
+    ResultTimeout,
     RowError,
     RowsLocked,
+    RunCancelled,
+    RunError,
+    RunFailed,
+    RunNotFound,
+    RunStopped,
     SchemaError,
+    SignalTimeout,
+    StepFailed,
     StepTimeout,
     UnknownStepError,
 )
 from pgtask.outcome import Done, Fail, Next, Outcome
 from pgtask.policy import Policy
+from pgtask.runs import Run, RunStatus
 from pgtask.task import Context, Task
+from pgtask.workflow import Child, Permanent, Transient, Workflow, WorkflowContext, workflow
 
 __all__ = [
     # define
@@ -37,8 +48,17 @@ __all__ = [
     "Fail",
     "Next",
     "Outcome",
+    # make functions durable
+    "Child",
+    "Permanent",
+    "Transient",
+    "Workflow",
+    "WorkflowContext",
+    "workflow",
     # produce
     "Client",
+    "Run",
+    "RunStatus",
     # errors
     "AppLoadError",
     "ConfigError",
@@ -53,9 +73,18 @@ __all__ = [
     "LifespanError",
     "OutcomeError",
     "PgtaskError",
+    "ReplayError",
+    "ResultTimeout",
     "RowError",
     "RowsLocked",
+    "RunCancelled",
+    "RunError",
+    "RunFailed",
+    "RunNotFound",
+    "RunStopped",
     "SchemaError",
+    "SignalTimeout",
+    "StepFailed",
     "StepTimeout",
     "UnknownStepError",
 ]

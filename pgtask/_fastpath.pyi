@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +29,7 @@ class Entry:
     queue: str
     priority: int
     timeout: float
+    run: Callable[..., Any]
     def __init__(self, definition: StepDefinition) -> None: ...
 
 class Table:
@@ -97,6 +98,13 @@ class Outcomes:
     def divide(self, ids: set[UUID]) -> tuple[Outcomes, Outcomes]: ...
     def extend(self, other: Outcomes, ids: set[UUID], among: bool) -> None: ...
     def halves(self) -> tuple[Outcomes, Outcomes]: ...
+
+class Written: ...
+
+class Again:
+    delay: float
+    tried: int
+    def __init__(self, delay: float, tried: int) -> None: ...
 
 class Dispatcher:
     table: Table

@@ -217,7 +217,7 @@ cdef class Entry:
     cdef readonly frozenset edges
     cdef readonly str queue
     cdef readonly int priority
-    cdef object run
+    cdef public object run
     cdef bint is_async
     cdef readonly double timeout  # seconds; 0 is none
 
@@ -227,7 +227,7 @@ cdef class Entry:
         self.edges = frozenset(definition.edges)
         self.queue = definition.policy.queue
         self.priority = definition.policy.priority
-        self.run = definition.cls.run
+        self.run = getattr(definition.cls, "run", None)  # a workflow's is set by the worker
         self.is_async = definition.is_async
         timeout = definition.policy.timeout
         self.timeout = 0 if timeout is None else timeout.total_seconds()
@@ -512,6 +512,23 @@ cdef class Outcomes:
                 )
 
 
+@cython.final
+cdef class Written:
+    """What a handler of the engine's returns when the journal has written the row: nothing is left to do for it."""
+
+
+@cython.final
+cdef class Again:
+    """What a handler of the engine's returns to have its step run again after `delay` seconds, as tried so often."""
+
+    cdef readonly double delay
+    cdef readonly int tried
+
+    def __init__(self, double delay, int tried):
+        self.delay = delay
+        self.tried = tried
+
+
 # --- dispatch -----------------------------------------------------------------------------------------------------
 
 cdef double SLICE = 0.005  # seconds that steps which do not suspend may hold the loop in one go
@@ -537,7 +554,7 @@ cdef class Dispatcher:
     cdef public object db
     cdef public object resources
     cdef readonly long long steps  # steps started
-    cdef readonly long long errors  # failed tries, and rows that cannot be decoded
+    cdef public long long errors  # failed tries, and rows that cannot be decoded
     cdef object loop
     cdef readonly object context  # of who admits: each runner runs in it, each step in a copy of it
     cdef int concurrency
@@ -720,6 +737,11 @@ cdef class Dispatcher:
                 self.go_to(lease, outcome)
             except OutcomeError as wrong:
                 self.fail(lease, wrong)
+        elif kind is Written:
+            lease.state = ENDED
+            self.leases.remove(lease)
+        elif kind is Again:
+            self.move(lease, None, (<Again>outcome).tried, None, (<Again>outcome).delay)
         elif kind is Fail and isinstance(outcome.reason, str):
             self.park(lease, str(outcome.reason))
         elif kind is Fail:

@@ -22,6 +22,7 @@ from pgtask.errors import AppLoadError, DefinitionError
 from pgtask.outcome import Done, Fail, Next
 from pgtask.policy import Policy
 from pgtask.task import Task
+from pgtask.workflow import STEP, Workflow
 
 __all__ = ["App", "StepDefinition", "load_app"]
 
@@ -48,9 +49,9 @@ class StepDefinition(msgspec.Struct, frozen=True):
 
 
 class App:
-    """The tasks that a worker runs.
+    """The tasks and workflows that a worker runs.
 
-        app = App(Greeter, Mailer, lifespan=open_http_client)
+        app = App(Greeter, Mailer, zip_files, lifespan=open_http_client)
 
     `lifespan` is a function without arguments that returns an async context manager (`@asynccontextmanager`); it is
     entered once in each worker process and what it yields is `ctx.resources`; it is left after the last step.
@@ -60,7 +61,7 @@ class App:
     attribute of `Task`, a field of a class that cannot be read from JSON, a lifespan that cannot be entered.
     """
 
-    def __init__(self, *tasks: type[Task], lifespan: Lifespan | None = None) -> None:
+    def __init__(self, *tasks: type[Task] | Workflow[Any, Any], lifespan: Lifespan | None = None) -> None:
         if not tasks:
             raise DefinitionError("App() has no tasks: pass the classes that derive from Task, as in App(Greeter)")
         if lifespan is not None and (reason := _lifespan_flaw(lifespan)) is not None:
@@ -71,8 +72,12 @@ class App:
         self.lifespan = lifespan
         self.tasks: dict[str, type[Task]] = {}
         self.steps: dict[type[Task], StepDefinition] = {}
+        self.workflows: dict[str, list[Workflow[Any, Any]]] = {}
         for task in tasks:
-            self._add(task)
+            if isinstance(task, Workflow):
+                self._add_workflow(task)
+            else:
+                self._add(task)
 
     def __iter__(self) -> Iterator[StepDefinition]:
         return iter(self.steps.values())
@@ -98,6 +103,25 @@ class App:
         self.tasks[task.__name__] = task
         for cls in steps:
             self.steps[cls] = _define(task, cls, by_name)
+
+    def _add_workflow(self, flow: Workflow[Any, Any]) -> None:
+        """A workflow is a family of tasks with one step; its versions are functions for the same one."""
+        flow.check()
+        flows = self.workflows.setdefault(flow.name, [])
+        if not flows:
+            if flow.name in self.tasks:
+                raise DefinitionError(f"App: a task and a workflow are named {flow.name}; rename one, rows store it")
+            definition = _define_workflow(flow)
+            self.tasks[flow.name] = definition.cls.__mro__[1]
+            self.steps[definition.cls] = definition
+        for other in flows:
+            if flow.since <= other.version and other.since <= flow.version:
+                raise DefinitionError(
+                    f"App: workflow {flow.name} is there twice for version {max(flow.since, other.since)}; "
+                    "give one of them another version= or since="
+                )
+        flows.append(flow)
+        flows.sort(key=attrgetter("version"))
 
 
 def load_app(reference: str) -> App:
@@ -195,6 +219,25 @@ def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]]) ->
         finishes=Done in members,
         fields=fields,
         transparent=_transparent(label, cls),
+    )
+
+
+def _define_workflow(flow: Workflow[Any, Any]) -> StepDefinition:
+    family = type(flow.name, (Task,), {})
+    # The timeout of a workflow is that of each of its steps.
+    policy = msgspec.structs.replace(flow.policy, timeout=None)
+    names = {"transparent": True, "policy": policy, "workflow": flow.name}
+    run = msgspec.defstruct(STEP, [("input", msgspec.Raw)], bases=(family,), namespace=names)
+    return StepDefinition(
+        cls=run,
+        task=flow.name,
+        name=STEP,
+        policy=policy,
+        is_async=True,
+        edges=(),
+        finishes=True,
+        fields=("input",),
+        transparent=True,
     )
 
 

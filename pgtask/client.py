@@ -20,11 +20,13 @@ from pgtask._fastpath import CopyRows
 from pgtask._ids import TaskIds, first_id
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.embedded import start
+from pgtask._postgres.ends import Ends
 from pgtask._postgres.migrate import migrate
 from pgtask._postgres.pools import client_pool
 from pgtask._postgres.store import statement
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, load_config
 from pgtask.errors import EnqueueError
+from pgtask.runs import Runs
 from pgtask.task import Task
 
 __all__ = ["Client"]
@@ -33,8 +35,8 @@ CHUNK_BYTES = 128 * 1024
 CHUNK_TASKS = 1000
 
 
-class Client:
-    """Enqueues tasks.
+class Client(Runs):
+    """Enqueues tasks, and triggers workflows and looks after their runs.
 
         async with Client("postgresql:///app") as client:
             task_id = await client.enqueue(ReadName("name.txt"))
@@ -71,6 +73,7 @@ class Client:
             self._dsn = await asyncio.to_thread(start, Path.cwd())
             await migrate(self._dsn)
         self._dsn = self._dsn or config.dsn
+        self._listens = config.listen
         self._pool = await client_pool(self.dsn, size=self._pool_size, pooled=not config.listen)
         return self
 
@@ -85,6 +88,9 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         pool, self._pool = self._pool, None
+        if self._ends is not None:
+            await self._ends.close()
+            self._ends = None
         await pool.close()
 
     async def enqueue(
@@ -226,6 +232,14 @@ class Client:
             yield connection
         finally:
             await pool.release(connection)
+
+    def _open_ends(self) -> Ends:
+        return Ends(self.dsn, self._fetch, listens=self._listens)
+
+    async def _fetch(self, query: str, *args: Any) -> list[Any]:
+        async with self._connection(None) as connection:
+            rows: list[Any] = await connection.fetch(query, *args)
+            return rows
 
     # --- many
 

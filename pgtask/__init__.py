@@ -35,7 +35,8 @@ from pgtask.outcome import Done, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
 from pgtask.task import Context, Task
-from pgtask.workflow import Child, Permanent, Transient, Workflow, WorkflowContext, workflow
+from pgtask.workflow import Permanent, Transient, Workflow, workflow
+from pgtask.workflow_context import Child, WorkflowContext
 
 __all__ = [
     # define

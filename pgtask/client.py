@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, overload
 from uuid import UUID
 
+from pgtask._bulk import Source, insert_chunk
 from pgtask._encode import check_delay, check_key, check_time, encode, lane_of
 from pgtask._fastpath import CopyRows
 from pgtask._ids import TaskIds, first_id
@@ -173,7 +174,7 @@ class Client(Runs):
         """
         if key is not None and not callable(key):
             raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")
-        source = _Source(steps, key)
+        source = Source(steps, key)
         async with self._connection(conn) as connection:
             try:
                 with map_errors():
@@ -243,7 +244,7 @@ class Client(Runs):
 
     # --- many
 
-    async def _copy(self, connection: Any, source: _Source, queue: str | None, priority: int | None) -> TaskIds:
+    async def _copy(self, connection: Any, source: Source, queue: str | None, priority: int | None) -> TaskIds:
         first = UUID(int=first_id())
         rows = CopyRows(first.int)
 
@@ -261,7 +262,7 @@ class Client(Runs):
         return TaskIds(first, rows.count)
 
     async def _insert_keyed(
-        self, connection: Any, source: _Source, queue: str | None, priority: int | None
+        self, connection: Any, source: Source, queue: str | None, priority: int | None
     ) -> list[UUID]:
         ids: list[UUID] = []
         keys: list[str] = []
@@ -271,43 +272,6 @@ class Client(Runs):
             keys.append(check_key(key))
             chunk.setdefault(keys[-1], ((codec.prefix + payload + b"}}").decode(), *lane_of(step, queue, priority)))
             if len(chunk) >= CHUNK_TASKS:
-                ids += await _insert_chunk(connection, keys, chunk)
+                ids += await insert_chunk(connection, keys, chunk)
                 keys, chunk = [], {}
-        return ids + await _insert_chunk(connection, keys, chunk)
-
-
-class _Source:
-    """The caller's iterable, plain or async, with the key of each step. What the caller's code raises is kept in
-    `error`, since on its way through a COPY it would be taken for an error of the database."""
-
-    def __init__(self, steps: Iterable[Task] | AsyncIterable[Task], key: Callable[[Any], str] | None) -> None:
-        if not isinstance(steps, (Iterable, AsyncIterable)):
-            raise EnqueueError(f"enqueue_many() takes an iterable of steps, not {steps!r:.80}")
-        self._steps = steps
-        self._key = key
-        self.error: Exception | None = None
-
-    async def __aiter__(self) -> AsyncIterator[tuple[Task, str | None]]:
-        try:
-            if isinstance(self._steps, AsyncIterable):
-                async for step in self._steps:
-                    yield step, self._key and self._key(step)
-            else:
-                for step in self._steps:
-                    yield step, self._key and self._key(step)
-        except Exception as error:
-            self.error = error
-            raise
-
-
-async def _insert_chunk(connection: Any, keys: list[str], chunk: dict[str, tuple[str, str, int]]) -> list[UUID]:
-    found: dict[str, UUID] = {}
-    # In one order for all: two batches that share keys wait for each other's rows.
-    while missing := sorted(key for key in chunk if key not in found):
-        first = first_id()
-        ids = [UUID(int=first + at) for at in range(len(missing))]
-        columns = [list(column) for column in zip(*(chunk[key] for key in missing), strict=True)]
-        rows = await connection.fetch(statement("enqueue_keyed"), ids, *columns, missing)
-        rows += await connection.fetch(statement("find_keys"), missing)
-        found.update((row[0], UUID(int=row[1].int)) for row in rows)
-    return [found[key] for key in keys]
+        return ids + await insert_chunk(connection, keys, chunk)

@@ -5,13 +5,13 @@ Invariants: what cannot be triggered or sent is refused before anything is sent;
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, overload
 from uuid import UUID
 
-import asyncio
 import msgspec
 
 from pgtask._encode import check_delay, check_key, check_time
@@ -20,7 +20,15 @@ from pgtask._postgres.connection import map_errors
 from pgtask._postgres.ends import Ends
 from pgtask._postgres.runs import RunStatus, cancel_runs, list_runs, read_statuses, resume_runs, send_signal
 from pgtask._postgres.store import statement
-from pgtask.errors import DecodeError, DefinitionError, EnqueueError, ResultTimeout, RunCancelled, RunFailed, RunNotFound
+from pgtask.errors import (
+    DecodeError,
+    DefinitionError,
+    EnqueueError,
+    ResultTimeout,
+    RunCancelled,
+    RunFailed,
+    RunNotFound,
+)
 from pgtask.policy import check_priority, check_queue
 from pgtask.workflow import RunState, Workflow, check_name
 

@@ -38,8 +38,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A run as it was at `seen_at`, by the clock of the database.
 
     - `name`, `version`: its workflow; the version is None before its first checkpoint.
-    - `state`: QUEUED (due, scheduled, or to be tried again at `due_at`), RUNNING, PAUSED (it waits for `waits_on`, until
-      `due_at`; the year 9999 is for ever), SUCCESS, ERROR (parked with `error`) or CANCELLED.
+    - `state`: QUEUED (due, scheduled, or to be tried again at `due_at`), RUNNING, PAUSED (it waits for `waits_on`,
+      until `due_at`; the year 9999 is for ever), SUCCESS, ERROR (parked with `error`) or CANCELLED.
     - `last_step`, `recorded`: the last thing it recorded, and how many these are.
     - `tried`: failed tries since then. `parent`: the run that has spawned it.
     - `step`: the workflow and its input, as in `pg_task.step`. `output`: what it has returned, as JSON.
@@ -133,7 +133,7 @@ async def cancel_runs(connection: Any, runs: Sequence[UUID]) -> list[UUID]:
 
 
 async def resume_runs(connection: Any, runs: Sequence[UUID]) -> list[UUID]:
-    """Let runs go on that have ended as ERROR or were cancelled, wake those that pause; those for which that was done."""
+    """Let runs go on that have ended as ERROR or were cancelled, wake those that pause; the runs that were changed."""
     rows = await connection.fetch(statement("runs/resume"), runs)
     return [UUID(int=row[0].int) for row in rows]
 

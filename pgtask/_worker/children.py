@@ -15,7 +15,8 @@ from pgtask._ids import TaskIds, first_id
 from pgtask._worker.entries import ChildRow
 from pgtask.errors import DecodeError, EnqueueError, ReplayError, RunCancelled, RunFailed
 from pgtask.policy import check_priority, check_queue
-from pgtask.workflow import Child, Workflow
+from pgtask.workflow import Workflow
+from pgtask.workflow_context import Child
 
 if TYPE_CHECKING:
     from pgtask._worker.run import Run

@@ -225,7 +225,9 @@ class Journal:
             elif not entry.written.done():
                 if is_lost:
                     self._lost += 1
-                    log_event(log, logging.WARNING, "run.lost", run=entry.lease.id, flow=entry.lease.label, dropped=kind)
+                    log_event(
+                        log, logging.WARNING, "run.lost", run=entry.lease.id, step=entry.lease.label, dropped=kind
+                    )
                     entry.written.set_exception(RunStopped("the lease of the run was lost"))
                 else:
                     entry.written.set_result(None)

@@ -1,7 +1,7 @@
 """What a replayed workflow asks for, held against what its run has recorded.
 
-Invariants: a checkpoint is given to who asks for it at its place, by its kind and name, or there is a `ReplayError` that
-names both sides; a name of a step, sleep or spawn is asked for once in a run. Nothing here awaits.
+Invariants: a checkpoint is given to who asks for it at its place, by its kind and name, or there is a `ReplayError`
+that names both sides; a name of a step, sleep or spawn is asked for once in a run. Nothing here awaits.
 
 A *place* is where in the workflow something is asked for: `3` is the third thing, `3.0.2` the second thing in the first
 branch of a gather that is the third thing. It does not depend on which branch was faster.
@@ -51,7 +51,8 @@ class Replay:
         if kind not in _ANY_NUMBER:
             if (kind, name) in self._asked:
                 raise ReplayError(
-                    f"{kind} {name!r} is asked for twice in one run; give each a name of its own, as in f'{name}/{{item}}'"
+                    f"{kind} {name!r} is asked for twice in one run; give each a name of its own, "
+                    f"as in f'{name}/{{item}}'"
                 )
             self._asked.add((kind, name))
         found = self._by_place.get(place)

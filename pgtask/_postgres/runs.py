@@ -18,6 +18,7 @@ from pgtask._postgres.tasks import plain_values
 
 __all__ = [
     "CheckpointRow",
+    "RunState",
     "RunStatus",
     "cancel_runs",
     "list_runs",
@@ -112,8 +113,9 @@ async def read_checkpoints(connection: Any, run: UUID, characters: int | None = 
     return [CheckpointRow(**plain_values(row)) for row in rows]
 
 
-async def cancel_runs(connection: Any, runs: Sequence[UUID]) -> list[UUID]:
-    """End runs and all their children that have not ended, in one transaction; those for which that was done.
+async def cancel_runs(connection: Any, runs: Sequence[UUID], *, force: bool = True) -> list[UUID]:
+    """End runs and all their children that have not ended, in one transaction; those for which that was done. Without
+    `force` a run that a worker has is left alone, with its children.
 
     Level by level: when a run is gone it spawns nothing any more, so its children are all there to be seen.
     """
@@ -123,7 +125,8 @@ async def cancel_runs(connection: Any, runs: Sequence[UUID]) -> list[UUID]:
                 cancelled: list[UUID] = []
                 level: list[Any] = sorted(runs)
                 while level:
-                    gone = [row[0] for row in await connection.fetch(statement("runs/cancel"), level)]
+                    is_forced = force or bool(cancelled)
+                    gone = [row[0] for row in await connection.fetch(statement("runs/cancel"), level, is_forced)]
                     cancelled += gone
                     level = sorted(row[0] for row in await connection.fetch(statement("runs/children"), gone))
                 return [UUID(int=run.int) for run in cancelled]

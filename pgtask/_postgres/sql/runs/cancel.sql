@@ -1,11 +1,13 @@
--- End those of the runs $1 that have not ended, as cancelled, whoever has them. Locks in the order of ids; the tasks go
--- first, so that nobody spawns children of these any more.
+-- End those of the runs $1 that have not ended, as cancelled; those under a live lease only if $2. Locks in the order of
+-- ids; the tasks go first, so that nobody spawns children of these any more.
 --
 -- Wakes the parents that wait for them, and tells those who wait for results.
 WITH free AS MATERIALIZED (
     SELECT id
     FROM pg_task
     WHERE id = ANY ($1::uuid[])
+      AND ($2 OR locked_by IS NULL OR lock_expires_at < now())
+      AND EXISTS (SELECT FROM pg_task_runs WHERE pg_task_runs.id = pg_task.id)
     ORDER BY id
     FOR UPDATE
 ),

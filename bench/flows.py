@@ -25,7 +25,7 @@ from bench.server import Server, open_server
 from bench.spread import Spread, percentile, spread
 from pgtask import Client
 
-__all__ = ["FlowsReport", "flows_card", "measure_flows"]
+__all__ = ["FlowsReport", "fill_sleeping", "flows_card", "measure_flows"]
 
 _STEPS = 5
 _WARM_UP = 5
@@ -177,7 +177,7 @@ def _wait_until_paused(server: Server, dsn: str) -> None:
         time.sleep(_PAUSE)
 
 
-def fill_sleeping(dsn: str, runs: int, directory: Path) -> None:
+def fill_sleeping(dsn: str, runs: int) -> None:
     """So many runs that sleep for a day, each put to sleep by a worker."""
 
     async def fill() -> None:
@@ -185,12 +185,10 @@ def fill_sleeping(dsn: str, runs: int, directory: Path) -> None:
             await client.trigger_many(sleeper, [None] * runs)
 
     asyncio.run(fill())
-    run_measured(
-        command_of(dsn, 2, "--burst", "--burst-horizon", "0"),
-        directory=directory,
-        env=environment(directory),
-        timeout=600,
-    )
+    with tempfile.TemporaryDirectory(prefix="pgtask-bench-") as name:
+        directory = Path(name)
+        command = command_of(dsn, 2, "--burst", "--burst-horizon", "0")
+        run_measured(command, directory=directory, env=environment(directory), timeout=600)
 
 
 def flows_card(report: FlowsReport) -> str:

@@ -199,7 +199,7 @@ async def swallows(ctx: WorkflowContext) -> str:
 
 @workflow("stray")
 async def stray(ctx: WorkflowContext) -> None:
-    await asyncio.create_task(ctx.step("lost", double, 1))  # type: ignore[arg-type]
+    await asyncio.create_task(ctx.step("lost", double, 1))
 
 
 @workflow("child")

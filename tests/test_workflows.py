@@ -111,9 +111,9 @@ def test_a_run_that_fails_transiently_five_times_runs_its_finished_steps_once(ds
         return run.id, await run.result(timeout=SOON)
 
     with working(dsn):
-        id, tries = ask(dsn, question)
+        run_id, tries = ask(dsn, question)
     assert tries == 6
-    assert marks(rows, id) == ["before", "after"]
+    assert marks(rows, run_id) == ["before", "after"]
 
 
 def test_the_sixth_failure_is_one_too_many(dsn: str, rows: Rows) -> None:
@@ -141,24 +141,24 @@ def test_a_failed_run_is_a_parked_task_and_goes_on_when_the_error_is_cleared(
         return run.id
 
     async def mend(client: Client) -> Any:
-        run = client.run(id, flows.repairable)
+        run = client.run(run_id, flows.repairable)
         if repair == "resume":
             assert await run.resume()
         async with client._connection(None) as connection:
             if repair == "sql":
                 await connection.execute("UPDATE pg_task SET error = NULL")
             elif repair == "retry":
-                await retry(connection, [id])
+                await retry(connection, [run_id])
         result = await run.result(timeout=SOON)
         return result, await run.status(), await run.resume()
 
     with working(dsn):
-        id = ask(dsn, fail)
-        assert rows.value("SELECT error FROM pg_task WHERE id = $1", id).startswith("read: FileNotFoundError")
+        run_id = ask(dsn, fail)
+        assert rows.value("SELECT error FROM pg_task WHERE id = $1", run_id).startswith("read: FileNotFoundError")
         file.write_text("here")
         result, status, again = ask(dsn, mend)
     assert (result, status.state, status.error, again) == ("here", "SUCCESS", None, False)
-    assert marks(rows, id) == ["before"]
+    assert marks(rows, run_id) == ["before"]
 
 
 def test_a_failed_step_can_be_compensated(dsn: str, rows: Rows) -> None:
@@ -167,10 +167,10 @@ def test_a_failed_step_can_be_compensated(dsn: str, rows: Rows) -> None:
         return run.id, await run.result(timeout=SOON)
 
     with working(dsn):
-        id, result = ask(dsn, question)
+        run_id, result = ask(dsn, question)
     assert result.startswith("undone: step pay failed: ")
     assert "Permanent: it cannot be" in result
-    assert marks(rows, id) == ["book", "unbook"]
+    assert marks(rows, run_id) == ["book", "unbook"]
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def test_branches_wait_together(dsn: str, rows: Rows) -> None:
         return run.id, await run.result(timeout=SOON)
 
     with working(dsn):
-        id, result = ask(dsn, question)
+        run_id, result = ask(dsn, question)
     assert result == ["left", "right", None, "mark"]
-    assert marks(rows, id) == ["mark"]
+    assert marks(rows, run_id) == ["mark"]
 
 
 def test_except_exception_does_not_swallow_a_pause(dsn: str, rows: Rows) -> None:
@@ -281,9 +281,9 @@ def test_a_replay_sees_the_same_values(dsn: str, rows: Rows) -> None:
         return run.id, await run.result(timeout=SOON)
 
     with working(dsn):
-        id, (now, number, uuid, key) = ask(dsn, question)
-    assert key == f"{id}/pay"
-    (seen,) = marks(rows, id)
+        run_id, (now, number, uuid, key) = ask(dsn, question)
+    assert key == f"{run_id}/pay"
+    (seen,) = marks(rows, run_id)
     assert repr(number) in seen
     assert uuid in seen
     assert now[:19].replace("-", ", ")[:4] in seen
@@ -306,10 +306,10 @@ def test_a_cancelled_run_stops_at_its_next_step(dsn: str, rows: Rows, tmp_path: 
         return run.id, await run.status()
 
     with working(dsn) as fleet:
-        id, status = ask(dsn, question)
+        run_id, status = ask(dsn, question)
         fleet.until("run.lost")
     assert status.state == "CANCELLED"
-    assert [step.partition(" ")[0] for step in marks(rows, id)] == ["begin"]
+    assert [step.partition(" ")[0] for step in marks(rows, run_id)] == ["begin"]
 
 
 def test_children_are_cancelled_with_their_parent_and_waits_end_at_once(dsn: str, rows: Rows) -> None:
@@ -370,9 +370,9 @@ def test_runs_finish_on_the_version_they_began_under(dsn: str, rows: Rows, monke
 
     async def finish(client: Client) -> Any:
         ids = [old, (await client.trigger(flows.changing)).id]
-        for id in ids:
-            await client.signal(id, "go")
-        return [await client.run(id).result(timeout=SOON) for id in ids]
+        for run_id in ids:
+            await client.signal(run_id, "go")
+        return [await client.run(run_id).result(timeout=SOON) for run_id in ids]
 
     monkeypatch.setenv(flows.OLD, "1")
     with working(dsn):
@@ -394,8 +394,8 @@ def test_a_run_of_a_newer_version_is_put_back_by_older_code(
         ask(dsn, begin)
     monkeypatch.setenv(flows.OLD, "1")
     with working(dsn) as fleet:
-        id = rows.value("SELECT id FROM pg_task")
-        ask(dsn, lambda client: client.signal(id, "go"))
+        run_id = rows.value("SELECT id FROM pg_task")
+        ask(dsn, lambda client: client.signal(run_id, "go"))
         assert "changing version 3" in fleet.until("step.unknown")
         rows.until("SELECT locked_by IS NULL AND error IS NULL AND wakeup_at > now() FROM pg_task")
 
@@ -409,14 +409,14 @@ def test_an_order_that_contradicts_the_journal_names_both_sides(
         return run.id
 
     async def finish(client: Client) -> Any:
-        await client.signal(id, "go")
+        await client.signal(run_id, "go")
         with pytest.raises(RunFailed) as failed:
-            await client.run(id).result(timeout=SOON)
+            await client.run(run_id).result(timeout=SOON)
         return failed.value.error
 
     monkeypatch.setenv(flows.OLD, "1")
     with working(dsn):
-        id = ask(dsn, begin)
+        run_id = ask(dsn, begin)
     monkeypatch.delenv(flows.OLD)
     with working(dsn):
         assert "asks for step 'b' at place 1, where the journal has step 'a'" in ask(dsn, finish)
@@ -433,22 +433,22 @@ def test_two_workers_never_record_for_one_run(dsn: str, rows: Rows, tmp_path: Pa
         return (await client.trigger(flows.held, str(file))).id
 
     async def result(client: Client) -> Any:
-        return await client.run(id).result(timeout=SOON)
+        return await client.run(run_id).result(timeout=SOON)
 
     with working(dsn, *SHORT_LEASE, procs=2) as fleet:
-        id = ask(dsn, trigger)
+        run_id = ask(dsn, trigger)
         pid = rows.until("SELECT max(pid) FROM mark")
         frozen = psutil.Process(pid)
         frozen.suspend()
         try:
-            rows.until("SELECT claims > 1 AND locked_by IS NOT NULL FROM pg_task WHERE id = $1", id, timeout=20)
+            rows.until("SELECT claims > 1 AND locked_by IS NOT NULL FROM pg_task WHERE id = $1", run_id, timeout=20)
             file.touch()
             assert ask(dsn, result) == "end"
             assert rows.value("SELECT count(DISTINCT pid) FROM mark") == 2
         finally:
             frozen.resume()
         fleet.until("lost")
-    assert [step.partition(" ")[0] for step in marks(rows, id)] == ["begin", "end"]
+    assert [step.partition(" ")[0] for step in marks(rows, run_id)] == ["begin", "end"]
     assert rows.value("SELECT count(*) FROM pg_task_checkpoints") == 3
 
 
@@ -461,7 +461,7 @@ def test_a_worker_that_is_told_to_leave_gives_its_runs_back_between_two_steps(
         return (await client.trigger(flows.held, str(file))).id
 
     with working(dsn) as fleet:
-        id = ask(dsn, trigger)
+        run_id = ask(dsn, trigger)
         rows.until("SELECT count(*) = 1 FROM mark")
         fleet.send(signal.SIGTERM)
         fleet.until("supervisor.stopping")
@@ -470,15 +470,15 @@ def test_a_worker_that_is_told_to_leave_gives_its_runs_back_between_two_steps(
     assert rows.value("SELECT locked_by IS NULL AND tried = 0 AND claims = 0 FROM pg_task")
     assert rows.value("SELECT count(*) FROM pg_task_checkpoints") == 2
     with working(dsn):
-        assert ask(dsn, lambda client: client.run(id).result(timeout=SOON)) == "end"
-    assert [step.partition(" ")[0] for step in marks(rows, id)] == ["begin", "end"]
+        assert ask(dsn, lambda client: client.run(run_id).result(timeout=SOON)) == "end"
+    assert [step.partition(" ")[0] for step in marks(rows, run_id)] == ["begin", "end"]
 
 
 def test_a_run_triggered_by_sql_is_a_run(dsn: str, rows: Rows) -> None:
     with working(dsn):
-        id = rows.value('INSERT INTO pg_task (step) VALUES (\'{"child": {"Run": 21}}\') RETURNING id')
+        run_id = rows.value('INSERT INTO pg_task (step) VALUES (\'{"child": {"Run": 21}}\') RETURNING id')
         rows.until("SELECT count(*) = 0 FROM pg_task")
-        assert ask(dsn, lambda client: client.run(id).result(timeout=SOON)) == 42
+        assert ask(dsn, lambda client: client.run(run_id).result(timeout=SOON)) == 42
 
 
 # --- triggering
@@ -516,7 +516,7 @@ def test_what_cannot_be_triggered_is_refused_before_it_is_sent() -> None:
     async def question() -> None:
         for refused, text in (
             (client.trigger(flows.child, "one"), "Expected `int`"),  # type: ignore[misc]
-            (client.trigger(flows.twice, 1), "takes no input"),  # type: ignore[arg-type]
+            (client.trigger(flows.twice, 1), "takes no input"),  # type: ignore[misc]
             (client.trigger(flows.Params), "is not a workflow"),  # type: ignore[arg-type]
             (client.trigger(flows.child, 1, queue=""), "queue"),
             (client.signal(uuid4(), "", 1), "signal ''"),
@@ -579,7 +579,7 @@ def test_definitions_that_cannot_work_are_refused() -> None:
     with pytest.raises(DefinitionError, match="not an async def"):
         workflow("w")(plain)  # type: ignore[arg-type]
     with pytest.raises(DefinitionError, match="must take the context"):
-        workflow("w")(no_argument)  # type: ignore[call-overload]
+        workflow("w")(no_argument)  # type: ignore[arg-type]
     with pytest.raises(DefinitionError, match="version=0"):
         workflow("w", version=0)
     with pytest.raises(DefinitionError, match="later than"):

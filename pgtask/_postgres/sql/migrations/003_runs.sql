@@ -62,7 +62,7 @@ COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: what is known of each besid
 COMMENT ON COLUMN pg_task_runs.id IS 'The run, and its task in pg_task for as long as it has not ended.';
 COMMENT ON COLUMN pg_task_runs.name IS 'The workflow, as in @workflow(name).';
 COMMENT ON COLUMN pg_task_runs.version IS 'The version of the workflow under which its first checkpoint was recorded; its code must be able to replay that.';
-COMMENT ON COLUMN pg_task_runs.parent IS 'The run that has spawned it; it is cancelled with that one.';
+COMMENT ON COLUMN pg_task_runs.parent IS 'The run that has spawned it; it is cancelled with its parent.';
 COMMENT ON COLUMN pg_task_runs.state IS 'How it has ended. ERROR is provisional: its task is parked in pg_task and goes on when the error is cleared. Null: it has not ended.';
 COMMENT ON COLUMN pg_task_runs.step IS 'Of an ended run, what was pg_task.step: the workflow and its input.';
 COMMENT ON COLUMN pg_task_runs.output IS 'What the workflow has returned, as JSON.';
@@ -83,7 +83,7 @@ COMMENT ON COLUMN pg_task_checkpoints.name IS 'Its name in the workflow.';
 COMMENT ON COLUMN pg_task_checkpoints.result IS 'What it gave, as JSON. Null: it failed, or is still waited for.';
 COMMENT ON COLUMN pg_task_checkpoints.error IS 'Why a step failed for good; of a signal, that its time was over.';
 COMMENT ON COLUMN pg_task_checkpoints.due_at IS 'When a sleep, or the wait for a signal, is over.';
-COMMENT ON COLUMN pg_task_checkpoints.seconds IS 'How long the step took, its last try alone.';
+COMMENT ON COLUMN pg_task_checkpoints.seconds IS 'How long the step took, its last try only.';
 COMMENT ON COLUMN pg_task_checkpoints.recorded_at IS 'When it was recorded.';
 
 COMMENT ON TABLE pg_task_signals IS 'Signals that were sent to runs and not yet taken. One that is taken becomes a checkpoint.';

@@ -202,7 +202,7 @@ def _add_depth(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--shallow", 100_000, "few runnable tasks")
     add_number(parser, "--deep", 3_000_000, "many runnable tasks")
-    for kind, default in zip(DEAD_WEIGHT, (3_000_000, 1_000_000, 1_000_000, 0), strict=True):
+    for kind, default in (("future", 3_000_000), ("parked", 1_000_000), ("leased", 1_000_000)):
         parser.add_argument(
             f"--{kind}", type=count, default=default, metavar="N", help=f"dead weight, {kind} (default: {default:,})"
         )

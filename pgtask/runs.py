@@ -64,7 +64,7 @@ class Run(Generic[OutputT]):
     async def result(self, timeout: timedelta | float | None = None) -> OutputT:
         """What it returns, as soon as it has ended; `timeout` is a timedelta or seconds.
 
-        Raises `RunFailed` if it ends as ERROR, `RunCancelled` and `ResultTimeout`. A run that is not there yet, since the
+        Raises `RunFailed` if it ends as ERROR, `RunCancelled` and `ResultTimeout`. A run that is not there yet, as the
         transaction that triggers it is not committed, is waited for too. Cancelling this leaves the run alone.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from pgtask._fastpath import Dispatcher, Lease
@@ -20,42 +20,44 @@ from pgtask._json_types import JsonCodec, codec_of
 from pgtask.errors import DefinitionError, StepTimeout
 from pgtask.policy import Policy
 
-__all__ = ["Calls", "result_codec"]
-
-_codecs: WeakKeyDictionary[Any, JsonCodec] = WeakKeyDictionary()
+__all__ = ["Called", "Calls", "called"]
 
 
-def result_codec(name: str, function: Callable[..., Any]) -> JsonCodec:
-    """The codec of what a step's function is annotated to return; of anything, without an annotation.
+class Called(NamedTuple):
+    """What is known of a function that is called as a step."""
 
-    Raises `DefinitionError`.
-    """
-    while isinstance(function, partial):
-        function = function.func
-    function = getattr(function, "__func__", function)
+    codec: JsonCodec  # of what it is annotated to return; of anything, without an annotation
+    is_async: bool
+
+
+_called: WeakKeyDictionary[Any, Called] = WeakKeyDictionary()
+
+
+def called(name: str, function: Callable[..., Any]) -> Called:
+    """What is known of the function of the step `name`. Raises `DefinitionError`."""
     try:
-        found = _codecs.get(function)
+        found = _called.get(function)
+        if found is None:
+            found = _called[function] = Called(_result_codec(name, function), inspect.iscoroutinefunction(function))
+        return found
     except TypeError:  # no weak references, or not hashable: a callable object
-        return _result_codec(name, function)
-    if found is None:
-        found = _codecs[function] = _result_codec(name, function)
-    return found
+        return Called(_result_codec(name, function), inspect.iscoroutinefunction(function))
 
 
 def _result_codec(name: str, function: Any) -> JsonCodec:
+    while isinstance(function, partial):
+        function = function.func
     if not callable(function):
         raise DefinitionError(f"step {name!r}: {function!r:.80} is not a function; give it and its arguments apart")
     subject = function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
     try:
         hints = typing.get_type_hints(subject)
     except (NameError, TypeError, AttributeError) as error:
-        if not getattr(subject, "__annotations__", None):
-            hints = {}
-        else:
+        if getattr(subject, "__annotations__", None):
             raise DefinitionError(f"step {name!r}: the annotations of its function cannot be read: {error}") from None
-    annotation = function if isinstance(function, type) else hints.get("return", Any)
+        hints = {}
     try:
-        return codec_of(annotation)
+        return codec_of(function if isinstance(function, type) else hints.get("return", Any))
     except TypeError as error:
         raise DefinitionError(f"step {name!r}: its result: {error}") from None
 
@@ -83,14 +85,16 @@ class Calls:
         self._dispatcher.errors += 1
         self._dispatcher.failed(lease, error, delay)
 
-    async def call(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], policy: Policy) -> Any:
+    async def call(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], policy: Policy, *, is_async: bool
+    ) -> Any:
         """Call a step; raises what it raises. Its thread, if it has one, goes on after a timeout or a cancellation."""
         if policy.timeout is None:
-            return await self._call(function, args)
+            return await (function(*args) if is_async else self._call(function, args))
         timeout = asyncio.timeout(policy.timeout.total_seconds())
         try:
             async with timeout:
-                return await self._call(function, args)
+                return await (function(*args) if is_async else self._call(function, args))
         except TimeoutError as error:
             if not timeout.expired():
                 raise
@@ -98,8 +102,6 @@ class Calls:
             raise StepTimeout(f"step {name} ran longer than its timeout of {seconds:g} s") from error
 
     async def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if inspect.iscoroutinefunction(function):
-            return await function(*args)
         context = contextvars.copy_context()
         result = await self._loop.run_in_executor(self._threads, context.run, function, *args)
         return await result if inspect.isawaitable(result) else result

@@ -240,7 +240,11 @@ class Journal:
 def _parameters(kind: str, entries: list[Entry]) -> list[list[Any]]:
     """The parameters of a statement: columns of runs and tokens, then those of the entries."""
     runs = [entry.lease.id for entry in entries]
-    columns = [list(column) for column in zip(*(entry.columns for entry in entries), strict=True)]
+    # An array of nulls is as good as an empty one, which costs nothing to send.
+    columns = [
+        list(column) if column.count(None) < len(entries) else []
+        for column in zip(*(entry.columns for entry in entries), strict=True)
+    ]
     leases = [runs, [entry.lease.token for entry in entries]]
     if kind == "spawn":
         number, place, _, name, result, _, _, _, version = columns

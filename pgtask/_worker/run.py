@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from pgtask._json_types import codec_of
-from pgtask._worker.calls import result_codec
+from pgtask._worker.calls import called
 from pgtask._worker.children import MOST_CHILDREN, ChildRun, Family, child_rows
 from pgtask._worker.entries import Checkpoint
 from pgtask._worker.error_text import describe
@@ -39,7 +39,7 @@ class Run(Recording):
         self, name: str, function: Any, /, *args: Any, policy: Policy | None = None
     ) -> Any:
         place, found = self._find("step", name)
-        codec = result_codec(name, function)
+        codec, is_async = called(name, function)
         if found is not None:
             if found.error is not None:
                 self.failed_checkpoints[name] = found.number
@@ -51,7 +51,7 @@ class Run(Recording):
             self._begin()
             began = time.monotonic()
             try:
-                value = await self._calls.call(name, function, args, policy)
+                value = await self._calls.call(name, function, args, policy, is_async=is_async)
                 payload = self._encode(f"step {name}", codec, value)
                 break
             except Exception as error:

@@ -361,3 +361,43 @@ def test_seconds_of_a_pause_are_told(dsn: str) -> None:
         assert 6 < told[0] <= 7
 
     run(main())
+
+
+def test_what_comes_between_the_look_and_the_pause_is_seen(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id, child = world.runs[:2]
+            await world.claim(id)
+            (lease,), journal = world.leases[id], world.journals[0]
+            taken = await journal.take(lease, world.checkpoint(lease, "signal"), 1)
+            assert taken.result is None
+            await world.signal(id)
+            seen = await journal.pause(lease, Pause(taken.wakeup_at, None, 0, "signal go", False, []))
+            assert seen is not None
+            assert seen > taken.wakeup_at
+            await world.spawn(lease, journal)
+            await world.claim(child)
+            await world.end(world.leases[child][0], journal)
+            assert await journal.pause(lease, Pause(seen, None, 0, "children", False, [child])) == seen
+
+    run(main())
+
+
+def test_nobody_takes_a_run_over_while_it_is_recorded(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id = world.runs[0]
+            await world.claim(id)
+            (lease,) = world.leases[id]
+            columns = [[1], ["1"], ["step"], ["a"], ["1"], [], [], [0.0], [1]]
+            async with world.pool.acquire() as connection:
+                transaction = connection.transaction()
+                await transaction.start()
+                assert await connection.fetchval(statement("journal/record"), [id], [lease.token], *columns) is None
+                await world.expire(id)
+                assert await world.pool.fetchval("SELECT locked_by FROM pg_task WHERE id = $1", id) == lease.token
+                await transaction.commit()
+            await world.expire(id)
+            assert await world.pool.fetchval("SELECT locked_by FROM pg_task WHERE id = $1", id) is None
+
+    run(main())

@@ -14,6 +14,7 @@ from bench.depth import SCENARIOS, DepthTerms, depth_card, measure_depth
 from bench.drain import Terms, drain
 from bench.enqueue import enqueue_card, measure_enqueue
 from bench.flags import add_number, add_peers, add_report, add_server, count, numbers, seconds, whole, write
+from bench.flows import flows_card, measure_flows
 from bench.idle import DEAD_WEIGHT, idle_card, measure_idle
 from bench.latency import latency_card, latency_report
 from bench.plot import plot
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_idle(commands.add_parser("idle", help="what a fleet costs that has nothing to do"))
     _add_depth(commands.add_parser("depth", help="a deep backlog, dead weight, a foreign snapshot, a cold plan"))
     _add_procs(commands.add_parser("procs", help="how the rate goes with the number of processes"))
+    _add_flows(commands.add_parser("flows", help="workflows: recorded steps, trigger to result, replay"))
     _add_recover(commands.add_parser("recover", help="kill -9 of a worker: how long its tasks wait"))
     _add_plot(commands.add_parser("plot", help="draw the JSON of a drain as an SVG"))
     tiny = commands.add_parser("tiny", help="each of our own benchmarks once, very small: does it still run?")
@@ -200,7 +202,7 @@ def _add_depth(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--shallow", 100_000, "few runnable tasks")
     add_number(parser, "--deep", 3_000_000, "many runnable tasks")
-    for kind, default in zip(DEAD_WEIGHT, (3_000_000, 1_000_000, 1_000_000), strict=True):
+    for kind, default in (("future", 3_000_000), ("parked", 1_000_000), ("leased", 1_000_000)):
         parser.add_argument(
             f"--{kind}", type=count, default=default, metavar="N", help=f"dead weight, {kind} (default: {default:,})"
         )
@@ -273,6 +275,37 @@ def _add_recover(parser: argparse.ArgumentParser) -> None:
     add_server(parser)
     add_report(parser)
     parser.set_defaults(run=_recover)
+
+
+# --- flows
+
+
+def _flows(arguments: argparse.Namespace) -> int:
+    report = measure_flows(
+        runs=arguments.runs,
+        procs=arguments.procs,
+        concurrent=arguments.concurrent,
+        rounds=arguments.rounds,
+        samples=arguments.samples,
+        steps=arguments.steps,
+        dsn=arguments.dsn,
+        say=_say,
+    )
+    print(flows_card(report))
+    write(arguments.json, report)
+    return 0
+
+
+def _add_flows(parser: argparse.ArgumentParser) -> None:
+    add_number(parser, "--runs", 10_000, "runs of five steps")
+    add_number(parser, "--procs", default_procs(), "worker processes")
+    add_number(parser, "--concurrent", 500, "runs under way at once, in all of them")
+    add_number(parser, "--rounds", 5, "how often")
+    add_number(parser, "--samples", 100, "times from the trigger to the result")
+    add_number(parser, "--steps", 1000, "recorded steps of the run that is replayed")
+    add_server(parser)
+    add_report(parser)
+    parser.set_defaults(run=_flows)
 
 
 # --- plot

@@ -15,13 +15,14 @@ import msgspec
 import psutil
 
 from bench.contender import RunFailed
+from bench.flows import fill_sleeping
 from bench.ours import running_supervisor
 from bench.parts import Setting, fill_by_sql, head, setting_of
 from bench.server import Server, open_server
 
 __all__ = ["DEAD_WEIGHT", "IdleReport", "fill_dead_weight", "idle_card", "measure_idle"]
 
-DEAD_WEIGHT = ("future", "parked", "leased")
+DEAD_WEIGHT = ("future", "parked", "leased", "sleeping")
 
 # A transaction of an idle worker may be minutes old; what it has done is counted when it next says so.
 _STATEMENTS = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1"
@@ -97,7 +98,8 @@ def idle_card(report: IdleReport) -> str:
 
 
 def fill_dead_weight(server: Server, dsn: str, weight: dict[str, int]) -> None:
-    """Tasks that nobody may run now: due in the future, parked, or under the lease of a worker elsewhere."""
+    """Tasks that nobody may run now: due in the future, parked, under the lease of a worker elsewhere, or runs of a
+    workflow that sleep."""
     fill_by_sql(server, dsn, weight.get("future", 0), "wakeup_at", "now() + interval '1 day' + n * interval '1 ms'")
     fill_by_sql(server, dsn, weight.get("parked", 0), "error, tried", "'it went wrong', 5")
     fill_by_sql(
@@ -107,6 +109,8 @@ def fill_dead_weight(server: Server, dsn: str, weight: dict[str, int]) -> None:
         "locked_by, lock_expires_at, claims",
         "'00000000-0000-4000-8000-000000000001', now() + interval '1 day', 1",
     )
+    if sleeping := weight.get("sleeping", 0):
+        fill_sleeping(dsn, sleeping)
     server.query("VACUUM (ANALYZE) pg_task", dsn=dsn)
     server.query("CHECKPOINT", dsn=dsn)
 

@@ -24,12 +24,13 @@ _RUNS: Sequence[tuple[str, ...]] = (
     ),
     ("latency", "--procs=1", "--per-second=100", "--seconds=0.3"),
     ("enqueue", "--tasks=2000", "--rounds=1"),
-    ("idle", "--procs=1", "--settle=0.5", "--seconds=0.5", "--future=100", "--parked=100", "--leased=100"),
+    ("idle", "--procs=1", "--settle=0.5", "--seconds=0.5", "--future=100", "--leased=100", "--sleeping=100"),
     (
         *("depth", "--scenarios=weight,cold", "--procs=1", "--rounds=1", "--shallow=500", "--deep=1000", "--claims=3"),
         *("--future=100", "--parked=100", "--leased=100"),
     ),
     ("procs", "--counts=1,2", "--tasks=500", "--rounds=1"),
+    ("flows", "--runs=100", "--procs=2", "--rounds=1", "--samples=5", "--steps=20"),
     ("recover", "--tasks=10", "--rounds=1", "--step-seconds=1.5", "--lease-timeout=1"),
 )
 

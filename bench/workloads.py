@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.flow_workloads import five_steps, many_steps, one_step, sleeper
 from pgtask import App, Context, Done, Next, Task
 
 __all__ = ["REPORTS", "WORKLOADS", "Doze", "Measure", "Nothing", "WorkerReport", "Workload", "app", "read_reports"]
@@ -253,4 +254,5 @@ def read_reports(directory: Path) -> list[WorkerReport]:
     return [msgspec.json.decode(path.read_bytes(), type=WorkerReport) for path in sorted(directory.glob("*.json"))]
 
 
-app = App(Noop, Chain5, Sleep0, Cpu1ms, SqlWrite, DbQuery, Payload, Slow, Probe, lifespan=_report)
+_TASKS = (Noop, Chain5, Sleep0, Cpu1ms, SqlWrite, DbQuery, Payload, Slow, Probe)
+app = App(*_TASKS, one_step, five_steps, many_steps, sleeper, lifespan=_report)

@@ -18,15 +18,27 @@ from pgtask.errors import (
     LifespanError,
     OutcomeError,
     PgtaskError,
+    ReplayError,
+    ResultTimeout,
     RowError,
     RowsLocked,
+    RunCancelled,
+    RunError,
+    RunFailed,
+    RunNotFound,
+    RunStopped,
     SchemaError,
+    SignalTimeout,
+    StepFailed,
     StepTimeout,
     UnknownStepError,
 )
 from pgtask.outcome import Done, Fail, Next, Outcome
 from pgtask.policy import Policy
+from pgtask.runs import Run, RunStatus
 from pgtask.task import Context, Task
+from pgtask.workflow import Permanent, Transient, Workflow, workflow
+from pgtask.workflow_context import Child, WorkflowContext
 
 __all__ = [
     # define
@@ -39,8 +51,17 @@ __all__ = [
     "Fail",
     "Next",
     "Outcome",
+    # make functions durable
+    "Child",
+    "Permanent",
+    "Transient",
+    "Workflow",
+    "WorkflowContext",
+    "workflow",
     # produce
     "Client",
+    "Run",
+    "RunStatus",
     # consume by hand
     "Consumer",
     "Lease",
@@ -59,9 +80,18 @@ __all__ = [
     "LifespanError",
     "OutcomeError",
     "PgtaskError",
+    "ReplayError",
+    "ResultTimeout",
     "RowError",
     "RowsLocked",
+    "RunCancelled",
+    "RunError",
+    "RunFailed",
+    "RunNotFound",
+    "RunStopped",
     "SchemaError",
+    "SignalTimeout",
+    "StepFailed",
     "StepTimeout",
     "UnknownStepError",
 ]

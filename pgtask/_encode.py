@@ -5,17 +5,15 @@ Invariant: what is wrong raises `EnqueueError`, naming the thing and the remedy;
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
 
 from pgtask._fastpath import Codec
 from pgtask.errors import DecodeError, DefinitionError, EnqueueError
 from pgtask.policy import Policy, check_priority, check_queue
 from pgtask.task import Task, family_of
 
-__all__ = ["Source", "check_delay", "check_key", "check_time", "encode", "lane_of"]
+__all__ = ["check_delay", "check_key", "check_time", "encode", "lane_of"]
 
 MOST_KEY_CHARACTERS = 512
 LONGEST_DELAY = timedelta(days=365_000)
@@ -100,27 +98,3 @@ def check_time(at: object) -> datetime:
         return at.astimezone(UTC)
     except OverflowError:
         raise EnqueueError(f"at={at!r} is out of the range of times") from None
-
-
-class Source:
-    """The caller's iterable, plain or async, with the key of each step. What the caller's code raises is kept in
-    `error`, since on its way through a COPY it would be taken for an error of the database."""
-
-    def __init__(self, steps: Iterable[Task] | AsyncIterable[Task], key: Callable[[Any], str] | None) -> None:
-        if not isinstance(steps, (Iterable, AsyncIterable)):
-            raise EnqueueError(f"enqueue_many() takes an iterable of steps, not {steps!r:.80}")
-        self._steps = steps
-        self._key = key
-        self.error: Exception | None = None
-
-    async def __aiter__(self) -> AsyncIterator[tuple[Task, str | None]]:
-        try:
-            if isinstance(self._steps, AsyncIterable):
-                async for step in self._steps:
-                    yield step, self._key and self._key(step)
-            else:
-                for step in self._steps:
-                    yield step, self._key and self._key(step)
-        except Exception as error:
-            self.error = error
-            raise

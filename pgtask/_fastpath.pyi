@@ -107,6 +107,14 @@ class Outcomes:
     def extend(self, other: Outcomes, ids: set[UUID], among: bool) -> None: ...
     def halves(self) -> tuple[Outcomes, Outcomes]: ...
 
+class Written:
+    def __init__(self) -> None: ...
+
+class Again:
+    delay: float
+    tried: int
+    def __init__(self, delay: float, tried: int) -> None: ...
+
 class Dispatcher:
     table: Table
     leases: Leases

@@ -228,7 +228,7 @@ cdef class Entry:
         self.edges = frozenset(definition.edges)
         self.queue = definition.policy.queue
         self.priority = definition.policy.priority
-        self.run = definition.cls.run
+        self.run = getattr(definition.cls, "run", None)  # a workflow's is set by the worker
         self.is_async = definition.is_async
         self.archive = definition.archive
         timeout = definition.policy.timeout
@@ -545,6 +545,23 @@ cdef class Outcomes:
                 )
 
 
+@cython.final
+cdef class Written:
+    """What a handler of the engine's returns when the journal has written the row: nothing is left to do for it."""
+
+
+@cython.final
+cdef class Again:
+    """What a handler of the engine's returns to have its step run again after `delay` seconds, as tried so often."""
+
+    cdef readonly double delay
+    cdef readonly int tried
+
+    def __init__(self, double delay, int tried):
+        self.delay = delay
+        self.tried = tried
+
+
 # --- dispatch -----------------------------------------------------------------------------------------------------
 
 cdef double SLICE = 0.005  # seconds in one turn of the loop after which no further step is started
@@ -570,7 +587,7 @@ cdef class Dispatcher:
     cdef public object db
     cdef public object resources
     cdef readonly long long steps  # steps started
-    cdef readonly long long errors  # failed tries, and rows that cannot be decoded
+    cdef public long long errors  # failed tries, and rows that cannot be decoded
     cdef object loop
     cdef readonly object context  # of who admits: each runner runs in it, each step in a copy of it
     cdef int concurrency
@@ -769,6 +786,11 @@ cdef class Dispatcher:
                 self.go_to(lease, outcome)
             except OutcomeError as wrong:
                 self.fail(lease, wrong)
+        elif kind is Written:
+            lease.state = ENDED
+            self.leases.remove(lease)
+        elif kind is Again:
+            self.move(lease, None, (<Again>outcome).tried, None, (<Again>outcome).delay)
         elif kind is Fail and isinstance(outcome.reason, str):
             self.park(lease, str(outcome.reason))
         elif kind is Fail:

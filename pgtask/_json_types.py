@@ -1,4 +1,4 @@
-"""Which classes within the fields of a step msgspec cannot make of JSON.
+"""Values of annotated types as JSON, and which classes within a type msgspec cannot make of JSON.
 
 It would hand them to a hook of the user's, of which there is none here, so that every row would fail to decode.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
-__all__ = ["strange_class"]
+__all__ = ["JsonCodec", "codec_of", "strange_class"]
 
 _SAMPLES: tuple[Any, ...] = (None, True, 1, 1.5, "", [], {})  # what JSON is read as where its type is not known
 
@@ -44,3 +44,31 @@ def _is_met_by_a_plain_value(cls: type) -> bool:
         return any(isinstance(sample, cls) for sample in _SAMPLES)
     except TypeError:  # a protocol that is not runtime_checkable
         return False
+
+
+class JsonCodec:
+    """Values of one type, to JSON and back. Raises `TypeError` for a type that cannot be read from JSON."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.decode = msgspec.json.Decoder(annotation).decode
+        self.encode = _encoder.encode
+        for stranger in _strangers(msgspec.inspect.type_info(annotation), set()):
+            raise TypeError(
+                f"the class {stranger.__name__} cannot be read from JSON; make it a msgspec.Struct, a dataclass or an "
+                "Enum, or store plain values that it can be made from"
+            )
+
+
+_encoder = msgspec.json.Encoder()
+_codecs: dict[Any, JsonCodec] = {}
+
+
+def codec_of(annotation: Any) -> JsonCodec:
+    """The codec of a type, made once."""
+    try:
+        found = _codecs.get(annotation)
+    except TypeError:  # not hashable
+        return JsonCodec(annotation)
+    if found is None:
+        found = _codecs[annotation] = JsonCodec(annotation)
+    return found

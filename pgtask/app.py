@@ -7,22 +7,22 @@ without I/O, and named with its remedy.
 from __future__ import annotations
 
 import inspect
-import types
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
+from pgtask._annotations import edges_among, return_members, shown
 from pgtask._json_types import strange_class
 from pgtask._lifespan import lifespan_flaw
 from pgtask._place import one_line, place_of
 from pgtask.errors import AppLoadError, DefinitionError
-from pgtask.outcome import Done, Fail, Next
+from pgtask.outcome import Done
 from pgtask.policy import Policy
 from pgtask.task import Task
+from pgtask.workflow import STEP, Workflow
 
 __all__ = ["App", "StepDefinition", "load_app"]
 
@@ -51,9 +51,9 @@ class StepDefinition(msgspec.Struct, frozen=True):
 
 
 class App:
-    """The tasks that a worker runs.
+    """The tasks and workflows that a worker runs.
 
-        app = App(Greeter, Mailer, lifespan=open_http_client)
+        app = App(Greeter, Mailer, zip_files, lifespan=open_http_client)
 
     `lifespan` is a function without arguments that returns an async context manager (`@asynccontextmanager`); it is
     entered once in each worker process and what it yields is `ctx.resources`; it is left after the last step.
@@ -64,7 +64,12 @@ class App:
     attribute of `Task`, a field of a class that cannot be read from JSON, a lifespan that cannot be entered.
     """
 
-    def __init__(self, *tasks: type[Task], lifespan: Lifespan | None = None, archive: bool = False) -> None:
+    def __init__(
+        self,
+        *tasks: type[Task] | Workflow[Any, Any],
+        lifespan: Lifespan | None = None,
+        archive: bool = False,
+    ) -> None:
         if not tasks:
             raise DefinitionError("App() has no tasks: pass the classes that derive from Task, as in App(Greeter)")
         if lifespan is not None and (reason := lifespan_flaw(lifespan)) is not None:
@@ -76,8 +81,12 @@ class App:
         self.archive = archive
         self.tasks: dict[str, type[Task]] = {}
         self.steps: dict[type[Task], StepDefinition] = {}
+        self.workflows: dict[str, list[Workflow[Any, Any]]] = {}
         for task in tasks:
-            self._add(task)
+            if isinstance(task, Workflow):
+                self._add_workflow(task)
+            else:
+                self._add(task)
 
     def __iter__(self) -> Iterator[StepDefinition]:
         return iter(self.steps.values())
@@ -103,6 +112,25 @@ class App:
         self.tasks[task.__name__] = task
         for cls in steps:
             self.steps[cls] = _define(task, cls, by_name, self.archive)
+
+    def _add_workflow(self, flow: Workflow[Any, Any]) -> None:
+        """A workflow is a family of tasks with one step; its versions are functions for the same one."""
+        flow.check()
+        flows = self.workflows.setdefault(flow.name, [])
+        if not flows:
+            if flow.name in self.tasks:
+                raise DefinitionError(f"App: a task and a workflow are named {flow.name}; rename one, rows store it")
+            definition = _define_workflow(flow)
+            self.tasks[flow.name] = definition.cls.__mro__[1]
+            self.steps[definition.cls] = definition
+        for other in flows:
+            if flow.since <= other.version and other.since <= flow.version:
+                raise DefinitionError(
+                    f"App: workflow {flow.name} is there twice for version {max(flow.since, other.since)}; "
+                    "give one of them another version= or since="
+                )
+        flows.append(flow)
+        flows.sort(key=attrgetter("version"))
 
 
 def load_app(reference: str) -> App:
@@ -166,18 +194,38 @@ def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]], ar
     _check_signature(label, run)
     if not isinstance(cls.policy, Policy):
         raise DefinitionError(f"step {label}: policy must be a pgtask.Policy, not {cls.policy!r}")
-    members = _return_members(label, run, family)
+    members = return_members(label, run, family)
     return StepDefinition(
         cls=cls,
         task=task.__name__,
         name=cls.__name__,
         policy=cls.policy,
         is_async=inspect.iscoroutinefunction(run),
-        edges=_edges(label, members, family),
+        edges=edges_among(label, members, family),
         finishes=Done in members,
         fields=fields,
         transparent=_transparent(label, cls),
         archive=archive if cls.archive is None else bool(cls.archive),
+    )
+
+
+def _define_workflow(flow: Workflow[Any, Any]) -> StepDefinition:
+    family = type(flow.name, (Task,), {})
+    # The timeout of a workflow is that of each of its steps.
+    policy = msgspec.structs.replace(flow.policy, timeout=None)
+    names = {"transparent": True, "policy": policy, "workflow": flow.name}
+    run: Any = msgspec.defstruct(STEP, [("input", msgspec.Raw)], bases=(family,), namespace=names)
+    return StepDefinition(
+        cls=run,
+        task=flow.name,
+        name=STEP,
+        policy=policy,
+        is_async=True,
+        edges=(),
+        finishes=True,
+        fields=("input",),
+        transparent=True,
+        archive=False,  # its run keeps a record of its own
     )
 
 
@@ -202,7 +250,7 @@ def _fields(label: str, cls: type[Task]) -> tuple[str, ...]:
     if strange is not None:
         field, stranger = strange
         raise DefinitionError(
-            f"step {label}: the field {field!r} needs the class {_text(stranger)}, which cannot be read from JSON; "
+            f"step {label}: the field {field!r} needs the class {shown(stranger)}, which cannot be read from JSON; "
             "make it a msgspec.Struct, a dataclass or an Enum, or store plain values that it can be made from"
         )
     return cls.__struct_fields__
@@ -214,69 +262,3 @@ def _transparent(label: str, cls: type[Task]) -> bool:
             f"step {label}: transparent = True needs exactly one field, it has {len(cls.__struct_fields__)}"
         )
     return bool(cls.transparent)
-
-
-def _return_members(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Sequence[Any]:
-    """The outcomes that the return annotation of `run` names, in its order."""
-    annotation = _return_annotation(label, run, family)
-    members = _members(annotation)
-    if not all(member is Done or member is Fail or typing.get_origin(member) is Next for member in members):
-        raise DefinitionError(
-            f"step {label}: run() is annotated -> {_text(annotation)}; "
-            "annotate it with outcomes, as in -> Next[SomeStep] | Done"
-        )
-    return members
-
-
-def _edges(label: str, members: Sequence[Any], family: dict[str, type[Task]]) -> tuple[type[Task], ...]:
-    """The steps that `Next[...]` names among the members of an annotation."""
-    edges: list[type[Task]] = []
-    for member in members:
-        if typing.get_origin(member) is not Next:
-            continue
-        for step in _members(typing.get_args(member)[0]):
-            name = step.__forward_arg__ if isinstance(step, typing.ForwardRef) else getattr(step, "__name__", "")
-            known = family.get(name)
-            if known is None or not (known is step or isinstance(step, typing.ForwardRef)):
-                raise DefinitionError(
-                    f"step {label}: the edge Next[{_text(step)}] does not lead to a step of the same task "
-                    f"({', '.join(family)})"
-                )
-            edges.append(known)
-    return tuple(dict.fromkeys(edges))
-
-
-def _return_annotation(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Any:
-    annotations = _annotations(run)
-    if "return" not in annotations:
-        raise DefinitionError(f"step {label}: run() has no return annotation; add one, as in -> Next[SomeStep] | Done")
-    annotation = annotations["return"]
-    if not isinstance(annotation, str):
-        return annotation
-    # Classes made inside a function are not in the globals; the family and the outcomes are all an edge can name.
-    known = {"Next": Next, "Done": Done, "Fail": Fail, "Outcome": Next | Done | Fail, **family}
-    scope = {**known, **run.__globals__, **family}
-    try:
-        return eval(annotation, scope)
-    except Exception as error:
-        raise DefinitionError(f"step {label}: the annotation -> {annotation} cannot be read: {error}") from error
-
-
-def _annotations(run: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        from annotationlib import Format, get_annotations  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return dict(run.__annotations__)
-    found: dict[str, Any] = get_annotations(run, format=Format.FORWARDREF)  # Python 3.14: names only known to checkers
-    return found
-
-
-def _members(annotation: Any) -> Sequence[Any]:
-    """The members of a union, or the annotation alone."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [member for part in typing.get_args(annotation) for member in _members(part)]
-    return [annotation]
-
-
-def _text(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -15,11 +15,13 @@ from types import TracebackType
 from typing import Any, overload
 from uuid import UUID
 
-from pgtask._encode import Source, check_delay, check_key, check_time, encode, lane_of
+from pgtask._bulk import Source, insert_chunk
+from pgtask._encode import check_delay, check_key, check_time, encode, lane_of
 from pgtask._fastpath import CopyRows
 from pgtask._ids import TaskIds, first_id
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.embedded import start
+from pgtask._postgres.ends import Ends
 from pgtask._postgres.migrate import migrate
 from pgtask._postgres.pools import client_pool
 from pgtask._postgres.store import statement
@@ -28,6 +30,7 @@ from pgtask.config import DEFAULT_MAX_STEP_BYTES, load_config
 from pgtask.consumer import Consumer
 from pgtask.errors import EnqueueError
 from pgtask.policy import DEFAULT_QUEUE
+from pgtask.runs import Runs
 from pgtask.task import Task
 
 __all__ = ["Client"]
@@ -36,8 +39,8 @@ CHUNK_BYTES = 128 * 1024
 CHUNK_TASKS = 1000
 
 
-class Client:
-    """Enqueues tasks.
+class Client(Runs):
+    """Enqueues tasks, and triggers workflows and looks after their runs.
 
         async with Client("postgresql:///app") as client:
             task_id = await client.enqueue(ReadName("name.txt"))
@@ -81,8 +84,8 @@ class Client:
             self._dsn = await asyncio.to_thread(start, Path.cwd())
             await migrate(self._dsn)
         self._dsn = self._dsn or config.dsn
-        self._pooled = not config.listen
-        self._pool = await client_pool(self.dsn, size=self._pool_size, pooled=self._pooled)
+        self._listens = config.listen
+        self._pool = await client_pool(self.dsn, size=self._pool_size, pooled=not self._listens)
         return self
 
     @property
@@ -96,6 +99,9 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         pool, self._pool = self._pool, None
+        if self._ends is not None:
+            await self._ends.close()
+            self._ends = None
         await pool.close()
 
     async def enqueue(
@@ -198,7 +204,7 @@ class Client:
 
         `lease_timeout` is how long a task waits when this process dies. Raises `ConsumeError` for a wrong argument.
         """
-        return Consumer(self.dsn, queue, app=self._app, lease_timeout=lease_timeout, pooled=self._pooled)
+        return Consumer(self.dsn, queue, app=self._app, lease_timeout=lease_timeout, pooled=not self._listens)
 
     # --- one
 
@@ -247,6 +253,14 @@ class Client:
         finally:
             await pool.release(connection)
 
+    def _open_ends(self) -> Ends:
+        return Ends(self.dsn, self._fetch, listens=self._listens)
+
+    async def _fetch(self, query: str, *args: Any) -> list[Any]:
+        async with self._connection(None) as connection:
+            rows: list[Any] = await connection.fetch(query, *args)
+            return rows
+
     # --- many
 
     async def _copy(self, connection: Any, source: Source, queue: str | None, priority: int | None) -> TaskIds:
@@ -277,19 +291,6 @@ class Client:
             keys.append(check_key(key))
             chunk.setdefault(keys[-1], ((codec.prefix + payload + b"}}").decode(), *lane_of(step, queue, priority)))
             if len(chunk) >= CHUNK_TASKS:
-                ids += await _insert_chunk(connection, keys, chunk)
+                ids += await insert_chunk(connection, keys, chunk)
                 keys, chunk = [], {}
-        return ids + await _insert_chunk(connection, keys, chunk)
-
-
-async def _insert_chunk(connection: Any, keys: list[str], chunk: dict[str, tuple[str, str, int]]) -> list[UUID]:
-    found: dict[str, UUID] = {}
-    # In one order for all: two batches that share keys wait for each other's rows.
-    while missing := sorted(key for key in chunk if key not in found):
-        first = first_id()
-        ids = [UUID(int=first + at) for at in range(len(missing))]
-        columns = [list(column) for column in zip(*(chunk[key] for key in missing), strict=True)]
-        rows = await connection.fetch(statement("enqueue_keyed"), ids, *columns, missing)
-        rows += await connection.fetch(statement("find_keys"), missing)
-        found.update((row[0], UUID(int=row[1].int)) for row in rows)
-    return [found[key] for key in keys]
+        return ids + await insert_chunk(connection, keys, chunk)

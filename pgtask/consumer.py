@@ -90,7 +90,7 @@ class Consumer:
             lease_timeout=self._lease_timeout,
             max_step_bytes=ANY_SIZE,
             shortest_poll=0.05 if self._pooled else 1.0,
-            longest_poll=1.0 if self._pooled else 20.0,
+            longest_poll=1.0 if self._pooled else 30.0,
         )
         self._sender = Sender(self._link, self._claim, self._held)
         self._renew = Renew(

@@ -19,6 +19,15 @@ __all__ = [
     "RowError",
     "DecodeError",
     "UnknownStepError",
+    "ReplayError",
+    "StepFailed",
+    "SignalTimeout",
+    "RunError",
+    "RunFailed",
+    "RunCancelled",
+    "RunNotFound",
+    "ResultTimeout",
+    "RunStopped",
     "DatabaseError",
     "DatabaseUnavailable",
     "RowsLocked",
@@ -85,6 +94,62 @@ class UnknownStepError(RowError):
     def __init__(self, name: str) -> None:
         super().__init__(f"unknown step {name}: this app does not define it")
         self.name = name
+
+
+# --- workflows and their runs -------------------------------------------------------------------------------------
+
+
+class ReplayError(PgtaskError):
+    """A workflow, replayed, does not ask for what its run has recorded. The run ends as ERROR; names both sides."""
+
+
+class StepFailed(PgtaskError):
+    """A step of a workflow has failed for good. Raised where it is awaited, the first time and in each replay.
+
+    `step` is its name; `error` the text of what it raised, which begins with the name of the exception's class.
+    """
+
+    def __init__(self, step: str, error: str) -> None:
+        first, _, _ = error.partition("\n")
+        super().__init__(f"step {step} failed: {first}")
+        self.step = step
+        self.error = error
+
+
+class SignalTimeout(PgtaskError, TimeoutError):
+    """No signal of this name has come in time. Raised by `ctx.wait_for_signal(..., timeout=...)`."""
+
+
+class RunError(PgtaskError):
+    """A run has no result to give."""
+
+
+class RunFailed(RunError):
+    """The run has ended as ERROR; `error` is the whole text. It goes on if somebody resumes it."""
+
+    def __init__(self, run: object, error: str) -> None:
+        first, _, _ = error.partition("\n")
+        super().__init__(f"run {run} failed: {first}")
+        self.run = run
+        self.error = error
+
+
+class RunCancelled(RunError):
+    """The run was cancelled."""
+
+
+class RunNotFound(RunError):
+    """There is no such run, or none any more that could be told anything."""
+
+
+class ResultTimeout(RunError, TimeoutError):
+    """The run has not ended within the time that `result(timeout=...)` was given. It goes on."""
+
+
+class RunStopped(BaseException):
+    """Raised within a workflow where it awaits something of `ctx`, when its run must not go on here: it pauses, its
+    lease was lost, it was cancelled, or its worker leaves. Not an `Exception`, so that `except Exception` lets it pass;
+    let it pass in `except BaseException` too. What awaits `ctx` after it gets it again, and nothing is recorded."""
 
 
 # --- the database is away, or refuses -----------------------------------------------------------------------------

@@ -324,6 +324,75 @@ def test_file_index_refuses_what_is_no_directory(dsn: str) -> None:
     assert (result.returncode, result.stderr) == (2, b"/nowhere is not a directory\n")
 
 
+# --- workflows
+
+
+def test_approval_pays_small_sums_at_once_and_asks_about_large_ones(dsn: str) -> None:
+    rows = Rows(dsn)
+    with Fleet(dsn, app="examples.approval:app") as fleet:
+        small = text(python("examples.approval", "80", dsn=dsn)).strip()
+        fleet.until(f"paid 80 for a chair ({small}/pay)")
+        large = text(python("examples.approval", "1200", dsn=dsn)).strip()
+        rows.until("SELECT wakeup_at > now() + interval '6 days' FROM pg_task WHERE locked_by IS NULL")
+        assert "PAUSED" in text(python("pgtask", "runs", "--state", "PAUSED", dsn=dsn))
+        decision = '{"approved": true, "by": "Ada"}'
+        text(python("pgtask", "signal", large, "approval", decision, dsn=dsn))
+        fleet.until("paid 1200 for a chair")
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+        page = text(python("pgtask", "run", large, dsn=dsn))
+    assert re.search(r"state +SUCCESS", page)
+    assert re.search(r'signal +approval .*\{"approved":true,"by":"Ada"\}', page)
+    assert "1 of" not in page
+    assert python("pgtask", "signal", large, "approval", decision, dsn=dsn).returncode == 1
+
+
+def test_saga_undoes_what_was_booked(dsn: str) -> None:
+    rows = Rows(dsn)
+    text(python("examples.saga", "4", dsn=dsn))
+    with Fleet(dsn, "--burst", app="examples.saga:app") as fleet:
+        assert fleet.ends() == 0, fleet.output
+    ledger: dict[int, list[str]] = {}
+    for row in rows("SELECT trip, what FROM trip_ledger WHERE what <> 'bank away' ORDER BY at"):
+        ledger.setdefault(row[0], []).append(row[1])
+    booked, undone = ["book flight", "book hotel", "charge"], ["book flight", "undo flight"]
+    assert ledger == {0: booked, 1: undone, 2: booked, 3: undone}
+
+
+def test_word_count_counts_a_tree_and_names_what_it_cannot_read(dsn: str, tree: Path) -> None:
+    (tree / "good.txt").write_text("many words, many of them the same words: words\n")
+    (tree / "below" / "more.md").write_text("words\n")
+    (tree / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    with Fleet(dsn, app="examples.word_count:app", procs=2) as fleet:
+        said = text(python("examples.word_count", str(tree), dsn=dsn))
+        assert "8 words in 3 files: words, many, same, them" in said
+        assert f"could not be read: {tree / 'bad.txt'}" in said
+        parked = Rows(dsn).value("SELECT id::text FROM pg_task WHERE error IS NOT NULL")
+        (tree / "bad.txt").write_text("mended")
+        text(python("pgtask", "resume", parked, dsn=dsn))
+        Rows(dsn).until("SELECT count(*) = 0 FROM pg_task")
+        assert '{"mended":1}' in text(python("pgtask", "run", parked, dsn=dsn))
+        assert "could not" not in fleet.output
+
+
+def test_agent_survives_its_worker_and_asks_now_and_then(dsn: str, here: Path) -> None:
+    rows, maze = Rows(dsn), here / "maze"
+    for number in range(120):
+        (maze / f"{number:03}").mkdir(parents=True)
+        (maze / f"{number:03}" / "file").write_bytes(b"x" * number)
+    with Fleet(dsn, "--lease-timeout=2", "--heartbeat-interval=0.5", app="examples.agent:app") as fleet:
+        run = text(python("examples.agent", str(maze), dsn=dsn)).strip()
+        rows.until("SELECT count(*) > 50 FROM pg_task_checkpoints")
+        fleet.family()[0].kill()
+        rows.until(
+            "SELECT waits_on = 'signal answer' FROM pg_task_runs JOIN pg_task USING (id) WHERE locked_by IS NULL"
+        )
+        text(python("pgtask", "signal", run, "answer", '"go on"', dsn=dsn))
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+    output = rows.value("SELECT output FROM pg_task_runs")
+    assert output == f'"{maze / "119" / "file"} (119 bytes) after 121 turns"'
+    assert rows.value("SELECT count(*) = count(DISTINCT name) FROM pg_task_checkpoints")
+
+
 # --- the reference
 
 
@@ -361,7 +430,7 @@ def test_the_reference_has_the_signature_of_each_class(made: type) -> None:
 
 METHODS = [
     getattr(made, name)
-    for made in (pgtask.Client, pgtask.Consumer)
+    for made in (pgtask.Client, pgtask.Client.__mro__[1], pgtask.Consumer)
     for name in vars(made)
     if not name.startswith("_") and name != "dsn"
 ]

@@ -103,12 +103,14 @@ class Session:
         for name in names:
             prepared = await self.db.prepare(statement(name))
             self.kinds[name] = [parameter.name for parameter in prepared.get_parameters()]
-            await self.db.execute(f"PREPARE {name} AS {statement(name)}")
+            await self.db.execute(f"PREPARE {name.replace('/', '_')} AS {statement(name)}")
 
     async def explain(self, name: str, *args: Any) -> Plan:
         """Run it, in a transaction that is rolled back."""
         values = ", ".join(map(literal, args, self.kinds[name]))
-        query = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name}{f'({values})' if args else ''}"
+        query = (
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name.replace('/', '_')}{f'({values})' if args else ''}"
+        )
         transaction = self.db.transaction()
         await transaction.start()
         try:

@@ -10,10 +10,11 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from pgtask import __version__
 from pgtask._postgres.listing import SCAN_LIMIT, STATES
+from pgtask._postgres.runs import RunState
 from pgtask.errors import ConfigError
 
 __all__ = ["SOME_FAILED", "parse"]
@@ -62,6 +63,23 @@ _CANCEL = """\
 Remove tasks from the table, waiting or parked ones. A task that a worker has is left alone and named.
 With --force it is removed as well: its worker is not told, it goes on until it notices at its next
 renewal; what it says then is dropped, but what the step has done in the world is done.
+"""
+_RUNS = """\
+List the runs of workflows, the latest first, also those that have ended. A page is --limit runs; what to
+give to --before for the next one is said on stderr. With --state, 100,000 runs are looked at and no more.
+"""
+_RUN = """\
+Show all of a run: how it is, what it waits for, and what it has recorded, step by step.
+"""
+_SIGNAL = """\
+Send a signal to a run. It is kept until the run waits for one of this name. The JSON is its value (null
+without it); - reads it from stdin.
+
+    pgtask signal 01a1fd57-7122-74df-8e6f-4aeddb706f1c approval '{"approved": true}'
+"""
+_RESUME = """\
+Let runs go on that have ended as ERROR or were cancelled, from what they have recorded, with all their
+retries; wake those that pause, to look again. One that a worker has, or that has ended well, is named.
 """
 _STATS = """\
 Count the tasks of each queue and priority by their state. Nothing is counted further than 100,000 (less
@@ -151,6 +169,14 @@ def _build() -> _Parser:
     _add_show(command("show", "show all of a task", "Show all of a task: every column, the step, the whole error."))
     _add_retry(command("retry", "make tasks due now, with all their retries", _RETRY))
     _add_cancel(command("cancel", "remove tasks", _CANCEL))
+    _add_runs(command("runs", "list runs of workflows", _RUNS))
+    _add_show(command("run", "show all of a run", _RUN))
+    signal = command("signal", "send a signal to a run", _SIGNAL)
+    signal.add_argument("id", metavar="ID", help="the id of the run")
+    signal.add_argument("name", metavar="NAME", help="for which the run waits, or will")
+    signal.add_argument("value", nargs="?", default="null", metavar="JSON", help="what is sent")
+    resume = command("resume", "let runs go on that failed or were cancelled", _RESUME)
+    resume.add_argument("ids", nargs="+", metavar="ID", help="the id of a run")
     _add_json(command("stats", "count tasks, weigh the table", _STATS))
     _add_prune(command("prune", "remove old finished tasks from the archive", _PRUNE))
     stop = command("stop", "tell all workers to finish and leave", _STOP)
@@ -192,6 +218,16 @@ def _add_list(parser: _Parser) -> None:
         "--limit", type=_whole(1, PAGE_LIMIT), default=50, metavar="N", help="tasks on a page (default: 50)"
     )
     parser.add_argument("--after", metavar="CURSOR", help="go on after this place")
+    _add_json(parser)
+
+
+def _add_runs(parser: _Parser) -> None:
+    parser.add_argument("--name", metavar="WORKFLOW", help="only of this workflow")
+    parser.add_argument("--state", choices=get_args(RunState), help="only in this state")
+    parser.add_argument(
+        "--limit", type=_whole(1, PAGE_LIMIT), default=50, metavar="N", help="runs on a page (default: 50)"
+    )
+    parser.add_argument("--before", metavar="ID", help="go on before this run")
     _add_json(parser)
 
 

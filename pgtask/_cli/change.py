@@ -11,12 +11,15 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from pgtask._cli.arguments import SOME_FAILED
 from pgtask._cli.database import say, with_connection
 from pgtask._cli.look import task_filter
 from pgtask._cli.names import TaskName
 from pgtask._cli.rows import refusal
 from pgtask._postgres.listing import TaskFilter, list_tasks
+from pgtask._postgres.runs import cancel_runs
 from pgtask._postgres.tasks import Verdict, cancel, retry
 from pgtask.errors import ConfigError
 
@@ -51,7 +54,17 @@ async def _retry_parked(connection: Any, wanted: TaskFilter, limit: int | None) 
 
 
 def cancel_command(args: argparse.Namespace) -> int:
-    return _change(args, partial(cancel, force=args.force), "cancelled")
+    return _change(args, partial(_cancel, force=args.force), "cancelled")
+
+
+async def _cancel(connection: Any, ids: list[UUID], *, force: bool) -> list[Verdict]:
+    """The runs of workflows among them keep their records, and their children go with them."""
+    runs = set(await cancel_runs(connection, ids, force=force))
+    verdicts = await cancel(connection, ids, force=force)
+    return [
+        msgspec.structs.replace(verdict, is_done=True, was_there=True) if verdict.id in runs else verdict
+        for verdict in verdicts
+    ]
 
 
 def _change(args: argparse.Namespace, change: Callable[[Any, list[UUID]], Awaitable[list[Verdict]]], done: str) -> int:

@@ -21,6 +21,7 @@ from pgtask._cli.enqueue import enqueue_command
 from pgtask._cli.look import graph_command, list_command, show_command, stats_command
 from pgtask._cli.prune import prune_command
 from pgtask._cli.psql import psql_command
+from pgtask._cli.runs import resume_command, run_command, runs_command, signal_command
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate, migration_sql
 from pgtask._postgres.tasks import stop_workers
@@ -99,6 +100,10 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": show_command,
     "retry": retry_command,
     "cancel": cancel_command,
+    "runs": runs_command,
+    "run": run_command,
+    "signal": signal_command,
+    "resume": resume_command,
     "stats": stats_command,
     "prune": prune_command,
     "stop": stop_command,

@@ -22,6 +22,7 @@ from pgtask.client import Client
 from pgtask.config import load_config
 from pgtask.errors import ConfigError, DecodeError, EnqueueError
 from pgtask.task import Task
+from pgtask.workflow import STEP, Workflow
 
 __all__ = ["enqueue_command"]
 
@@ -36,6 +37,8 @@ def split_words(words: list[str]) -> tuple[str | None, str, str | None]:
 
 def find_step(app: App, name: str) -> StepDefinition:
     """The step called `ReadName` or `Greeter.ReadName`. Raises `EnqueueError` that lists what there is."""
+    if name in app.workflows:
+        name = f"{name}.{STEP}"
     found = [definition for definition in app if name in (definition.name, definition.label)]
     if len(found) == 1:
         return found[0]
@@ -85,11 +88,20 @@ def due_time(text: str) -> datetime:
 
 def enqueue_command(args: argparse.Namespace) -> int:
     app, name, text = split_words(args.words)
-    definition = find_step(load_configured_app(app), name)
+    loaded = load_configured_app(app)
+    definition = find_step(loaded, name)
     step = read_step(definition, _read_stdin() if text == "-" else text)
+    flow = loaded.workflows[definition.task][-1] if definition.task in loaded.workflows else None
     at = None if args.at is None else due_time(args.at)
-    print(asyncio.run(_insert(args, find_database(vars(args)), step, at)))
+    print(asyncio.run(_insert(args, find_database(vars(args)), step, flow, at)))
     return 0
+
+
+def _read_input(flow: Workflow[Any, Any], payload: msgspec.Raw) -> Any:
+    try:
+        return flow.decode_input(payload)
+    except msgspec.DecodeError as error:
+        raise EnqueueError(f"the input of workflow {flow.name} cannot be decoded: {error}") from error
 
 
 def _read_stdin() -> str:
@@ -99,11 +111,16 @@ def _read_stdin() -> str:
         raise EnqueueError(f"stdin is not text: {error}") from error
 
 
-async def _insert(args: argparse.Namespace, database: Database, step: Task, at: datetime | None) -> UUID:
+async def _insert(
+    args: argparse.Namespace, database: Database, step: Any, flow: Workflow[Any, Any] | None, at: datetime | None
+) -> UUID:
     if database.is_embedded:
         await migrate(database.dsn)
     options: dict[str, Any] = {"queue": args.queue, "priority": args.priority, "key": args.key}
     async with Client(database.dsn, pool_size=1, max_step_bytes=load_config().max_step_bytes) as client:
+        if flow is not None:
+            after = None if args.delay is None else timedelta(seconds=args.delay)
+            return (await client.trigger(flow, _read_input(flow, step.input), at=at, after=after, **options)).id
         if at is not None:
             return await client.schedule(step, at, **options)
         if args.delay is not None:

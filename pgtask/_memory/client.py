@@ -14,7 +14,8 @@ from uuid import UUID
 
 import msgspec
 
-from pgtask._encode import Source, check_key, encode, lane_of
+from pgtask._bulk import Source
+from pgtask._encode import check_key, encode, lane_of
 from pgtask._fastpath import Codec
 from pgtask._ids import TaskIds, first_id
 from pgtask._memory.rows import MemoryTask, Rows

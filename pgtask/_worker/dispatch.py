@@ -42,7 +42,7 @@ class Dispatch(Dispatcher):
         super().__init__(
             asyncio.get_running_loop(), table, leases, concurrency=concurrency, max_step_bytes=max_step_bytes
         )
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pgtask-step")
+        self.threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pgtask-step")
         self._loop = asyncio.get_running_loop()
         self._wake = wake
         self._unknown = unknown
@@ -86,7 +86,7 @@ class Dispatch(Dispatcher):
         )
 
     def start_thread(self, lease: Lease, run: Callable[[Task, Context], Any], context: Context) -> None:
-        future = self._threads.submit(self.context.copy().run, run, lease.step, context)
+        future = self.threads.submit(self.context.copy().run, run, lease.step, context)
         future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._end_thread, lease, done))
 
     def _end_thread(self, lease: Lease, future: Any) -> None:
@@ -98,4 +98,4 @@ class Dispatch(Dispatcher):
 
     def close(self) -> None:
         """Take no more threads; those still running are left to themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,6 @@
 """The worker's loop: knows every stage, and reads as the way of a row.
 
-    claim -> decode -> dispatch -> (user code) -> outcome -> flush        beside it: renew, wake
+    claim -> decode -> dispatch -> (user code) -> outcome -> flush        beside it: renew, wake, journal
 
 Invariants: one *pump* owns the claiming and flushing connection and alternates between the two, so claims never outrun
 outcomes: what this worker holds is bounded by `concurrency` and a small prefetch, also while the database is away.
@@ -19,11 +19,14 @@ from typing import Any, Literal
 from pgtask._events import log_event
 from pgtask._fastpath import Lease, Leases, Outcomes
 from pgtask._postgres.store import Link
+from pgtask._worker.calls import Calls
 from pgtask._worker.claim import Claim
 from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of
 from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import RETRY_LOCKED, Flush
+from pgtask._worker.journal import Journal
 from pgtask._worker.renew import Renew
+from pgtask._worker.runs import Runs
 from pgtask._worker.status import Totals
 from pgtask._worker.wake import Wake
 from pgtask.app import App
@@ -100,6 +103,11 @@ class Loop:
             lost=lambda leases: self._call_soon(self._lose, leases),
             refused=lambda error: self._call_soon(self.fail, error),
         )
+        self.journal: Journal | None = None
+        if app.workflows:
+            self.journal = Journal(Link(dsn, f"{name} journal", pooled=pooled), due_in=self._claim.due_in)
+            calls = Calls(self.dispatch, self.dispatch.threads, most_bytes=config.max_step_bytes)
+            Runs(app, self._leases, self.dispatch, journal=self.journal, calls=calls)
         self.wake: Wake | None = None
         if config.listen:
             self.wake = Wake(
@@ -272,12 +280,13 @@ class Loop:
 
     def totals(self) -> Totals:
         """What it has done since it began."""
+        finished, parked, lost = (0, 0, 0) if self.journal is None else self.journal.totals()
         return Totals(
-            done=self._flush.done,
+            done=self._flush.done + finished,
             steps=self.dispatch.steps,
             errors=self.dispatch.errors,
-            parked=self._flush.parked,
-            lost=self._flush.lost,
+            parked=self._flush.parked + parked,
+            lost=self._flush.lost + lost,
         )
 
 

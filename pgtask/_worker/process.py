@@ -100,6 +100,8 @@ class _Process:
         services = [self._tick()]
         if self._loop.wake is not None:
             services.append(self._loop.wake.run())
+        if self._loop.journal is not None:
+            services.append(self._loop.journal.run())
         if self._counts_waiting:
             services.append(self._count_waiting())
         background = [asyncio.create_task(self._watch(service)) for service in services]

@@ -1,0 +1,111 @@
+"""Waiting for the ends of runs: any number of waiters on one connection.
+
+Invariants: a notification is a hint; what counts is the record, which is read for all waiters at once when they begin,
+when a notification names their run, when the connection was lost, and now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+from pgtask._postgres.connection import map_errors
+from pgtask._postgres.store import Link, statement
+from pgtask.errors import DatabaseUnavailable
+
+__all__ = ["CHANNEL", "Ends"]
+
+CHANNEL = "pg_task_ended"
+POLL, POLL_WITHOUT_LISTENING = 5.0, 0.25  # seconds
+CHUNK = 1000
+
+
+class Ends:
+    """The waiters of one client. `fetch` runs a query on one of its connections. To be closed."""
+
+    def __init__(self, dsn: str, fetch: Callable[..., Awaitable[list[Any]]], *, listens: bool) -> None:
+        self._fetch = fetch
+        self._link = Link(dsn, "pgtask results", on_open=self._listen) if listens else None
+        self._poll = POLL if listens else POLL_WITHOUT_LISTENING
+        self._waiting: dict[UUID, list[asyncio.Future[Any]]] = defaultdict(list)
+        self._to_read: set[UUID] = set()
+        self._changed = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def wait(self, run: UUID) -> tuple[str, str | None, str | None]:
+        """State, output and error of a run when it has ended. Raises `DatabaseRefused`."""
+        ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[run].append(ended)
+        self._to_read.add(run)
+        self._changed.set()
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read())
+        try:
+            found: tuple[str, str | None, str | None] = await ended
+            return found
+        finally:
+            if ended in self._waiting.get(run, ()):
+                self._waiting[run].remove(ended)
+                if not self._waiting[run]:
+                    del self._waiting[run]
+
+    async def close(self) -> None:
+        """End the connection; who still waits gets `CancelledError`."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        for waiters in self._waiting.values():
+            for ended in waiters:
+                ended.cancel()
+        if self._link is not None:
+            await self._link.close()
+
+    async def _listen(self, connection: Any) -> None:
+        connection.add_termination_listener(lambda _: self._changed.set())
+        await connection.add_listener(CHANNEL, self._notified)
+        self._to_read.update(self._waiting)
+
+    def _notified(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
+        for word in payload.split(","):
+            run = UUID(word)
+            if run in self._waiting:
+                self._to_read.add(run)
+                self._changed.set()
+
+    async def _read(self) -> None:
+        """For as long as somebody waits."""
+        try:
+            while self._waiting:
+                self._changed.clear()
+                await self._read_now()
+                if self._changed.is_set():
+                    continue
+                try:
+                    await asyncio.wait_for(self._changed.wait(), self._poll)
+                except TimeoutError:
+                    self._to_read.update(self._waiting)
+        except Exception as error:
+            for waiters in self._waiting.values():
+                for ended in waiters:
+                    if not ended.done():
+                        ended.set_exception(error)
+
+    async def _read_now(self) -> None:
+        """Listen, if that is not so yet, and then read, so that nothing is missed in between."""
+        try:
+            if self._link is not None:
+                await self._link.open()
+            while self._to_read:
+                runs = [self._to_read.pop() for _ in range(min(CHUNK, len(self._to_read)))]
+                with map_errors():
+                    rows = await self._fetch(statement("runs/result"), runs)
+                for run, *outcome in rows:
+                    for ended in self._waiting.pop(run, ()):
+                        if not ended.done():
+                            ended.set_result(tuple(outcome))
+        except DatabaseUnavailable:
+            self._to_read.update(self._waiting)
+            await asyncio.sleep(0.1)  # the database is away: it is asked again at the next poll

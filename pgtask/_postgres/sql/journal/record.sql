@@ -1,0 +1,31 @@
+-- Record a batch of checkpoints: runs $1 under the tokens $2, numbers $3, places $4, kinds $5, names $6, results $7,
+-- errors $8, due at $9, seconds $10, and the version $11 of the workflow (null unless it is the run's first checkpoint).
+--
+-- The row of the run's task is locked to the end, so that nobody takes the run over in between. What comes back are the
+-- runs whose lease is held, null for all: those that are missing have lost it, or somebody else has locked the row. May
+-- be sent again.
+WITH held AS MATERIALIZED (
+    SELECT checkpoint.*
+    FROM unnest(
+        $1::uuid[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+        $9::timestamptz[], $10::float8[], $11::integer[]
+    ) AS checkpoint (run, token, number, place, kind, name, result, error, due_at, seconds, version)
+    JOIN pg_task AS task ON task.id = checkpoint.run AND task.locked_by = checkpoint.token
+    FOR SHARE OF task SKIP LOCKED
+),
+begun AS (
+    UPDATE pg_task_runs AS run
+    SET version = held.version,
+        started_at = now()
+    FROM held
+    WHERE run.id = held.run
+      AND held.version IS NOT NULL
+),
+recorded AS (
+    INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result, error, due_at, seconds)
+    SELECT run, number, place, kind, name, result, error, due_at, seconds
+    FROM held
+    ON CONFLICT DO NOTHING
+)
+SELECT CASE WHEN count(*) < cardinality($1::uuid[]) THEN coalesce(array_agg(run), '{}') END
+FROM held

@@ -1,0 +1,49 @@
+-- Let those of the runs $1 go on that have ended as ERROR or were cancelled, from what they have recorded, with all their
+-- retries, now; wake those that pause. What comes back are the runs for which that was done.
+WITH free AS MATERIALIZED (
+    SELECT task.id
+    FROM pg_task AS task
+    JOIN pg_task_runs AS run USING (id)
+    WHERE task.id = ANY ($1::uuid[])
+      AND (task.locked_by IS NULL OR task.lock_expires_at < now())
+    ORDER BY task.id
+    FOR NO KEY UPDATE OF task
+),
+revived AS (
+    UPDATE pg_task AS task
+    SET error = NULL,
+        tried = 0,
+        claims = 0,
+        wakeup_at = least(wakeup_at, now()),
+        locked_by = NULL,
+        lock_expires_at = NULL
+    FROM free
+    WHERE task.id = free.id
+    RETURNING task.id
+),
+put_back AS (
+    INSERT INTO pg_task (id, step)
+    SELECT id, step
+    FROM pg_task_runs
+    WHERE id = ANY ($1::uuid[])
+      AND state = 'CANCELLED'
+      AND step IS NOT NULL
+    ON CONFLICT DO NOTHING
+    RETURNING id
+),
+resumed AS (
+    SELECT id FROM revived
+    UNION ALL
+    SELECT id FROM put_back
+),
+opened AS (
+    UPDATE pg_task_runs AS run
+    SET state = NULL,
+        error = NULL,
+        ended_at = NULL
+    FROM resumed
+    WHERE run.id = resumed.id
+      AND run.state IS NOT NULL
+)
+SELECT id
+FROM resumed

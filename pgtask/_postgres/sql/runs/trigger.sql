@@ -1,0 +1,12 @@
+-- Enqueue a run: id $1, workflow $2, step $3, at the time $4 or after $5 seconds (both null: now), queue $6, priority $7,
+-- key $8. No row comes back if a task with that key is in the table.
+WITH enqueued AS (
+    INSERT INTO pg_task (id, step, wakeup_at, queue, priority, key)
+    VALUES ($1, $3, coalesce($4, clock_timestamp() + make_interval(secs => coalesce($5::float8, 0))), $6, $7, $8)
+    ON CONFLICT DO NOTHING
+    RETURNING id
+)
+INSERT INTO pg_task_runs (id, name)
+SELECT id, $2
+FROM enqueued
+RETURNING id

@@ -1,0 +1,178 @@
+"""One run of a workflow in a worker, as its journal and its branches see it: where it is, what it has recorded, when it
+is let go.
+
+Invariants: nothing is asked or recorded in a run that was stopped: `RunStopped` is raised instead. `verdict` says what
+has become of it, and is set once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, NoReturn
+from uuid import UUID
+
+from pgtask._fastpath import Again, Lease, Written
+from pgtask._worker.calls import Calls
+from pgtask._worker.entries import Checkpoint, History, Journalled, Pause
+from pgtask._worker.replay import Branch, Replay
+from pgtask._worker.waits import Wait, Waits
+from pgtask.errors import ReplayError, RunStopped
+from pgtask.task import Context
+from pgtask.workflow import Workflow, check_name
+from pgtask.workflow_context import WorkflowContext
+
+__all__ = ["Recording"]
+
+
+class Recording(WorkflowContext):
+    """The part of a run that knows its journal and its branches."""
+
+    def __init__(
+        self,
+        flow: Workflow[Any, Any],
+        lease: Lease,
+        context: Context,
+        history: History,
+        *,
+        journal: Journalled,
+        calls: Calls,
+    ) -> None:
+        self.run_id = UUID(int=context.task_id.int)
+        self.attempt = context.attempt
+        self.version = flow.version if history.version is None else history.version
+        self.db, self.resources = context.db, context.resources
+        self.flow = flow
+        self.lease = lease
+        self.verdict: Written | Again | Exception | None = None
+        """Set when the run was stopped: what to tell the dispatcher, or what to raise there."""
+        self._journal = journal
+        self._calls = calls
+        self._replay = Replay(history.checkpoints)
+        self._unsaid_version = self.version if history.version is None else None
+        self._wakeup_at = history.wakeup_at
+        self._waits = Waits(self._let_go, journal.now)
+        self._branches: dict[Any, Branch] = {asyncio.current_task(): Branch()}
+        self._failed_before = lease.tried
+        self._failures: dict[str, int] = {}  # tries of steps that failed here
+        self.failed_checkpoints: dict[str, int] = {}
+        """The numbers of the checkpoints that say that a step has failed."""
+
+    # --- asking and recording
+
+    def _find(self, kind: str, name: str) -> tuple[str, Checkpoint | None]:
+        """The next place of this branch, and what is recorded there."""
+        self._refuse_if_stopped()
+        check_name(kind, name, ReplayError)
+        branch = self._branches.get(asyncio.current_task())
+        if branch is None:
+            raise ReplayError(
+                f"{kind} {name!r} is awaited in a task of its own, in which its place is not known; use ctx.gather(...)"
+            )
+        place = branch.next_place()
+        return place, self._replay.find(place, kind, name)
+
+    def _refuse_if_stopped(self) -> None:
+        if self.verdict is not None:
+            raise RunStopped("the run is stopped")
+
+    def _begin(self) -> None:
+        """Something is about to be done that is not recorded: not if the run is stopped, or its worker leaves."""
+        self._refuse_if_stopped()
+        if self._calls.is_draining:
+            self._stop(Again(0.0, self._failed_before), "its worker leaves")
+
+    def _stop(self, verdict: Written | Again | Exception, why: str) -> NoReturn:
+        """Stop the run: in branches that wait now, in the others when they ask for something."""
+        self.verdict = verdict
+        stopped = RunStopped(f"the run is stopped here: {why}")
+        self._waits.stop(stopped)
+        raise stopped
+
+    async def _written(self, entry: asyncio.Future[Any]) -> Any:
+        """What the journal answers. When the lease is lost the run is stopped, and its other branches are cancelled."""
+        try:
+            return await entry
+        except RunStopped as lost:
+            if self.verdict is None:
+                self.verdict = Written()
+                self._waits.stop(lost)
+                for task in self._branches.keys() - {asyncio.current_task()}:
+                    task.cancel()
+            raise
+
+    def _version(self) -> int | None:
+        """The version, for the first entry that tells the journal."""
+        version, self._unsaid_version = self._unsaid_version, None
+        return version
+
+    async def _record(self, checkpoint: Checkpoint) -> None:
+        await self._written(self._journal.record(self.lease, checkpoint, self._version()))
+        self._failed_before = 0
+
+    def check_end(self) -> None:
+        """The function has returned. Raises `ReplayError` for what it did not ask for."""
+        self._replay.check_end()
+
+    def tried(self, name: str = "") -> int:
+        """Count a failed try of a step, or of what is outside of steps."""
+        if name not in self._failures:
+            self._failures[name] = self._failed_before
+        self._failures[name] += 1
+        return self._failures[name]
+
+    # --- branches and waits
+
+    async def gather(self, *steps: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
+        branch = self._branches.get(asyncio.current_task())
+        if branch is None:
+            raise ReplayError("ctx.gather() is awaited in a task of its own; put it into another ctx.gather(...)")
+        place = branch.next_place()
+        if not steps:
+            return []
+        self._waits.begin(len(steps) - 1)  # this one is at work in them
+        left = [len(steps)]
+        tasks = [
+            asyncio.create_task(self._strand(Branch(f"{place}.{at}."), step, left)) for at, step in enumerate(steps)
+        ]
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
+        finally:
+            errors = [None if task.cancelled() else task.exception() for task in tasks if task.done()]
+        self._refuse_if_stopped()
+        for error in errors:
+            if error is not None and not (return_exceptions and isinstance(error, Exception)):
+                raise error
+        return [task.result() if error is None else error for task, error in zip(tasks, errors, strict=True)]
+
+    async def _strand(self, branch: Branch, step: Awaitable[Any], left: list[int]) -> Any:
+        task = asyncio.current_task()
+        self._branches[task] = branch
+        try:
+            return await step
+        finally:
+            del self._branches[task]
+            left[0] -= 1
+            if left[0]:
+                await self._waits.end()
+
+    async def _let_go(self, waits: list[Wait]) -> None:
+        """All branches wait: let go of the lease, unless something has come meanwhile; then all look again."""
+        due_at = min((wait.due_at for wait in waits if wait.due_at is not None), default=None)
+        tried = max(wait.tried for wait in waits)
+        if all(wait.tried for wait in waits):
+            assert due_at is not None
+            delay = max(0.0, (due_at - self._journal.now()).total_seconds())
+            self._stop(Again(delay, tried), "a step is to be tried again")
+        groups = [wait.children for wait in waits if wait.children]
+        seen_at = min((wait.seen_at for wait in waits if wait.seen_at is not None), default=self._wakeup_at)
+        what = ", ".join(dict.fromkeys(wait.what for wait in waits[:10]))
+        pause = Pause(seen_at, due_at, tried, what, len(groups) > 1, [child for ids in groups for child in ids])
+        self._wakeup_at = await self._written(self._journal.pause(self.lease, pause))
+        if self._wakeup_at is None:
+            self._stop(Written(), f"it waits for {what}")

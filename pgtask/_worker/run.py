@@ -1,0 +1,236 @@
+"""One run of a workflow in a worker: what its function asks of the context, answered from the journal or by doing it.
+
+Invariants: what user code gets to see is durable, and a replay sees what was seen the first time. Once a run is
+stopped, everything that is asked of it raises `RunStopped`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+
+from pgtask._json_types import codec_of
+from pgtask._worker.calls import called
+from pgtask._worker.children import MOST_CHILDREN, ChildRun, Family, child_rows
+from pgtask._worker.entries import Checkpoint
+from pgtask._worker.error_text import describe
+from pgtask._worker.recording import Recording
+from pgtask._worker.waits import Wait
+from pgtask.errors import DecodeError, ReplayError, SignalTimeout, StepFailed
+from pgtask.policy import Policy
+from pgtask.workflow import Permanent, Transient, Workflow
+from pgtask.workflow_context import Child
+
+__all__ = ["Run"]
+
+
+class Run(Recording):
+    """The context of one run, for as long as it is driven here under one lease."""
+
+    # --- steps
+
+    async def step(  # type: ignore[override]  # the overloads are for users
+        self, name: str, function: Any, /, *args: Any, policy: Policy | None = None
+    ) -> Any:
+        place, found = self._find("step", name)
+        codec, is_async = called(name, function)
+        if found is not None:
+            if found.error is not None:
+                self.failed_checkpoints[name] = found.number
+                raise StepFailed(name, found.error)
+            assert found.result is not None
+            return codec.decode(found.result)
+        policy = policy or self.flow.policy
+        while True:
+            self._begin()
+            began = time.monotonic()
+            try:
+                value = await self._calls.call(name, function, args, policy, is_async=is_async)
+                payload = self._encode(f"step {name}", codec, value)
+                break
+            except Exception as error:
+                await self._failed(name, place, error, policy, began)
+        number = self._replay.next_number()
+        seconds = time.monotonic() - began
+        await self._record(Checkpoint(number, place, "step", name, payload.decode(), seconds=seconds))
+        return codec.decode(payload)
+
+    def encode_output(self, output: Any) -> str:
+        """The output as JSON. Raises `Permanent`."""
+        return self._encode(f"workflow {self.flow.name}", codec_of(self.flow.types[1]), output).decode()
+
+    def _encode(self, what: str, codec: Any, value: Any) -> bytes:
+        """A value as JSON that can be read back. Raises `Permanent`."""
+        try:
+            payload: bytes = codec.encode(value)
+            codec.decode(payload)
+        except Exception as error:
+            raise Permanent(f"{what} returned what cannot be recorded: {error}") from error
+        if len(payload) > self._calls.most_bytes:
+            raise Permanent(
+                f"{what} returned {len(payload)} bytes of JSON, more than the {self._calls.most_bytes} allowed "
+                "(--max-step-bytes); store it elsewhere and return a reference to it"
+            )
+        return payload
+
+    async def _failed(self, name: str, place: str, error: Exception, policy: Policy, began: float) -> None:
+        """Wait for the next try of a step, or record that it has failed for good and raise `StepFailed`."""
+        if self._calls.is_interruption(error):
+            self._stop(error, "the database went away under a step")
+        tried = self.tried(name)
+        if isinstance(error, (Permanent, StepFailed)) or tried > policy.retry_limit:
+            number = self._replay.next_number()
+            text = describe(error)
+            seconds = time.monotonic() - began
+            await self._record(Checkpoint(number, place, "step", name, error=text, seconds=seconds))
+            self.failed_checkpoints[name] = number
+            raise StepFailed(name, text) from error
+        delay = policy.delay_before_retry(tried)
+        if isinstance(error, Transient) and error.retry_after is not None:
+            delay = error.retry_after.total_seconds()
+        self._calls.say_failed(self.lease, error, delay)
+        due_at = self._journal.now() + timedelta(seconds=delay)
+        await self._waits.wait(Wait(f"retry of step {name}", due_at, tried=tried))
+
+    # --- waits
+
+    async def sleep(self, name: str, duration: timedelta) -> None:
+        if not isinstance(duration, timedelta):
+            raise ReplayError(f"sleep {name!r} takes a timedelta, not {duration!r:.80}")
+        place, found = self._find("sleep", name)
+        if found is None:
+            self._begin()
+            found = Checkpoint(self._replay.next_number(), place, "sleep", name, due_at=self._journal.now() + duration)
+            await self._record(found)
+        assert found.due_at is not None
+        while self._journal.now() < found.due_at:
+            await self._waits.wait(Wait(f"sleep {name}", found.due_at))
+
+    async def wait_for_signal(self, name: str, type: Any = Any, *, timeout: timedelta | None = None) -> Any:
+        codec = codec_of(type)
+        place, found = self._find("signal", name)
+        if found is None:
+            due_at = None if timeout is None else self._journal.now() + timeout
+            found = Checkpoint(self._replay.next_number(), place, "signal", name, due_at=due_at)
+        result, error, due_at = found.result, found.error, found.due_at
+        while result is None and error is None:
+            self._begin()
+            taken = await self._written(self._journal.take(self.lease, found, self._version()))
+            result, error, due_at = taken.result, taken.error, taken.due_at
+            if result is None and error is None:
+                await self._waits.wait(Wait(f"signal {name}", due_at, taken.wakeup_at))
+        if result is None:
+            raise SignalTimeout(f"no signal {name} has come in time")
+        try:
+            return codec.decode(result)
+        except msgspec.DecodeError as wrong:
+            raise DecodeError(f"signal {name} cannot be read: {wrong}") from None
+
+    # --- children
+
+    async def spawn(
+        self,
+        name: str,
+        workflow: Workflow[Any, Any],
+        input: Any = None,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> Child[Any]:
+        return (await self._spawn(name, workflow, [input], queue, priority))[0]
+
+    async def spawn_many(
+        self,
+        name: str,
+        workflow: Workflow[Any, Any],
+        inputs: Iterable[Any],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> Sequence[Child[Any]]:
+        given = list(inputs)
+        children: list[Child[Any]] = []
+        for at in range(0, len(given), MOST_CHILDREN):
+            part = f"{name}+{at}" if at else name
+            children += await self._spawn(part, workflow, given[at : at + MOST_CHILDREN], queue, priority)
+        return children
+
+    async def _spawn(
+        self, name: str, flow: Workflow[Any, Any], inputs: list[Any], queue: str | None, priority: int | None
+    ) -> list[ChildRun]:
+        place, found = self._find("spawn", name)
+        if found is None:
+            self._begin()
+            family = Family.new(flow.name, len(inputs))
+            rows = child_rows(name, flow, family, inputs, queue, priority)
+            checkpoint = Checkpoint(self._replay.next_number(), place, "spawn", name, family.to_json())
+            await self._written(self._journal.spawn(self.lease, checkpoint, self._version(), rows))
+            self._failed_before = 0
+        else:
+            family = Family.from_json(name, found.result, flow.name, len(inputs))
+        return [ChildRun(self, name, flow, id) for id in family.ids]
+
+    async def results(self, children: Sequence[Child[Any]], *, return_exceptions: bool = False) -> list[Any]:
+        results: list[Any] = []
+        for at in range(0, len(children), MOST_CHILDREN):
+            results += await self._results(children[at : at + MOST_CHILDREN])
+        for result in results:
+            if isinstance(result, Exception) and not return_exceptions:
+                raise result
+        return results
+
+    async def _results(self, children: Sequence[Any]) -> list[Any]:
+        name = children[0].name
+        place, found = self._find("children", name)
+        if found is None:
+            self._begin()
+            ids = [child.id for child in children]
+            while len(ended := await self._written(self._journal.collect(ids))) < len(ids):
+                missing = tuple(id for id in ids if id not in ended)
+                await self._waits.wait(Wait(f"{len(missing)} children of {name}", children=missing))
+            outcomes = [ended[id] for id in ids]
+            payload = msgspec.json.encode(
+                [(state, msgspec.Raw((output or "null").encode()), error) for state, output, error in outcomes]
+            )
+            found = Checkpoint(self._replay.next_number(), place, "children", name, payload.decode())
+            await self._record(found)
+        return [child.read(*outcome) for child, outcome in zip(children, _outcomes(found), strict=True)]
+
+    # --- values
+
+    async def now(self) -> datetime:
+        found: datetime = await self._value("now", datetime, self._journal.now)
+        return found
+
+    async def random(self) -> float:
+        found: float = await self._value("random", float, random.random)
+        return found
+
+    async def uuid(self) -> UUID:
+        found: UUID = await self._value("uuid", UUID, uuid4)
+        return found
+
+    async def _value(self, name: str, type: Any, make: Any) -> Any:
+        place, found = self._find("value", name)
+        codec = codec_of(type)
+        if found is None:
+            self._begin()
+            payload = codec.encode(make()).decode()
+            found = Checkpoint(self._replay.next_number(), place, "value", name, payload)
+            await self._record(found)
+        assert found.result is not None
+        return codec.decode(found.result)
+
+    def idempotency_key(self, name: str) -> str:
+        return f"{self.run_id}/{name}"
+
+
+def _outcomes(checkpoint: Checkpoint) -> list[tuple[str, msgspec.Raw, str | None]]:
+    assert checkpoint.result is not None
+    return msgspec.json.decode(checkpoint.result, type=list[tuple[str, msgspec.Raw, str | None]])

@@ -1,0 +1,94 @@
+"""What the branches of a run wait for, and when all of them do.
+
+Invariant: as long as one branch is at work nothing is decided; when the last one begins to wait, the run as a whole is
+let go until the first of the waits may be over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+__all__ = ["Wait", "Waits"]
+
+
+class Wait(NamedTuple):
+    """What a branch waits for. `due_at`: when it looks again in any case; `seen_at`: the task's wakeup_at when it last
+    looked for a signal; `tried`: failed tries, if it is a retry."""
+
+    what: str
+    due_at: datetime | None = None
+    seen_at: datetime | None = None
+    children: tuple[UUID, ...] = ()
+    tried: int = 0
+
+
+class Waits:
+    """The waits of one run. `all_wait` is awaited when no branch is at work any more: when it returns all look again,
+    and what it raises is raised in each of them."""
+
+    def __init__(self, all_wait: Callable[[list[Wait]], Awaitable[None]], now: Callable[[], datetime]) -> None:
+        self._all_wait = all_wait
+        self._now = now
+        self._at_work = 1
+        self._is_deciding = False
+        self._waiting: dict[asyncio.Future[None], Wait] = {}
+
+    def begin(self, branches: int) -> None:
+        """So many branches begin to work, beside those that do."""
+        self._at_work += branches
+
+    async def end(self) -> None:
+        """A branch has ended."""
+        self._at_work -= 1
+        await self._decide()
+
+    async def wait(self, wait: Wait) -> None:
+        """Until it may be over. Raises what `all_wait` raises, and what `stop` is given."""
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        self._waiting[over] = wait
+        self._at_work -= 1
+        timer = None
+        try:
+            await self._decide()
+            if not over.done() and wait.due_at is not None:
+                seconds = (wait.due_at - self._now()).total_seconds()
+                timer = loop.call_later(max(0.0, seconds), self._look, over)
+            await over
+        finally:
+            if self._waiting.pop(over, None) is not None:  # cancelled
+                self._at_work += 1
+            if timer is not None:
+                timer.cancel()
+
+    def _look(self, over: asyncio.Future[None]) -> None:
+        """Let a branch look again; not while it is decided about all of them."""
+        if not self._is_deciding and self._waiting.pop(over, None) is not None:
+            self._at_work += 1
+            over.set_result(None)
+
+    def stop(self, error: BaseException) -> None:
+        """Raise an error in all branches that wait."""
+        while self._waiting:
+            over, _ = self._waiting.popitem()
+            self._at_work += 1
+            if not over.done():
+                over.set_exception(error)
+
+    async def _decide(self) -> None:
+        if self._at_work or not self._waiting or self._is_deciding:
+            return
+        self._is_deciding = True
+        try:
+            await self._all_wait(list(self._waiting.values()))
+        except BaseException as error:
+            self.stop(error)
+            return
+        finally:
+            self._is_deciding = False
+        for over in list(self._waiting):
+            self._look(over)

@@ -1,0 +1,403 @@
+"""The states of runs under races: whatever happens at once, on whichever connections, no run is in an illegal state.
+
+Hypothesis draws rounds of what happens at the same time to a run, its child and its grandchild: claims and their loss,
+checkpoints, looks for signals, pauses, ends, spawns, and from outside signals, cancels and resumes. Leases are kept
+after they were lost, so that late writers are among those who race.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from conftest import run
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pgtask._ids import first_id
+from pgtask._postgres.runs import cancel_runs, resume_runs, send_signal
+from pgtask._postgres.store import Link, statement
+from pgtask._worker.entries import Checkpoint, ChildRow, Pause
+from pgtask._worker.journal import Journal
+from pgtask.errors import DataRefused, RunStopped
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+CLAIM = """
+    UPDATE pg_task SET locked_by = $2, lock_expires_at = now() + interval '1 minute', claims = claims + 1
+    WHERE id = (SELECT id FROM pg_task WHERE id = $1 AND locked_by IS NULL AND error IS NULL AND wakeup_at <= now()
+                FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING id
+"""
+EXPIRE = """
+    UPDATE pg_task SET locked_by = NULL, lock_expires_at = NULL
+    WHERE id = (SELECT id FROM pg_task WHERE id = $1 AND locked_by IS NOT NULL FOR NO KEY UPDATE SKIP LOCKED)
+"""
+
+
+class World:
+    """Two workers' journals, connections of clients, and what each run was told by its journal."""
+
+    def __init__(self, pool: Any, journals: list[Journal]) -> None:
+        self.pool = pool
+        self.journals = journals
+        self.runs = [UUID(int=first_id() + at) for at in range(3)]
+        self.leases: dict[UUID, list[Any]] = {id: [] for id in self.runs}
+        self.numbers = dict.fromkeys(self.runs, 0)
+        self.spawned: set[UUID] = set()
+        self.sent = 0
+
+    async def trigger(self) -> None:
+        await self.pool.execute(
+            statement("runs/trigger"), self.runs[0], "flow", '{"flow":{"Run":null}}', None, None, "default", 0, None
+        )
+
+    def lease(self, id: UUID, age: int) -> Any:
+        """The latest lease of a run, or an older one: a late writer's."""
+        leases = self.leases[id]
+        return leases[max(0, len(leases) - 1 - age)] if leases else None
+
+    async def happen(self, what: str, at: int, age: int) -> None:
+        id = self.runs[at]
+        if what in ("claim", "expire", "cancel", "resume", "signal"):
+            await getattr(self, what)(id)
+            return
+        lease = self.lease(id, age)
+        if lease is not None:
+            with contextlib.suppress(RunStopped):
+                await getattr(self, what)(lease, self.journals[at % 2])
+
+    # --- from outside
+
+    async def claim(self, id: UUID) -> None:
+        token = uuid4()
+        if await self.pool.fetchval(CLAIM, id, token):
+            wakeup_at = await self.pool.fetchval("SELECT wakeup_at FROM pg_task WHERE id = $1", id)
+            self.leases[id].append(SimpleNamespace(id=id, token=token, label="flow.Run", seen_at=wakeup_at))
+
+    async def expire(self, id: UUID) -> None:
+        await self.pool.execute(EXPIRE, id)
+
+    async def cancel(self, id: UUID) -> None:
+        async with self.pool.acquire() as connection:
+            await cancel_runs(connection, [id])
+
+    async def resume(self, id: UUID) -> None:
+        async with self.pool.acquire() as connection:
+            await resume_runs(connection, [id])
+
+    async def signal(self, id: UUID) -> None:
+        async with self.pool.acquire() as connection:
+            self.sent += await send_signal(connection, id, "go", "1")
+
+    # --- under a lease
+
+    def checkpoint(self, lease: Any, kind: str, **more: Any) -> Checkpoint:
+        self.numbers[lease.id] += 1
+        number = self.numbers[lease.id]
+        return Checkpoint(number, str(number), kind, "go", **more)
+
+    async def record(self, lease: Any, journal: Journal) -> None:
+        await journal.record(lease, self.checkpoint(lease, "step", result="1"), 1)
+
+    async def take(self, lease: Any, journal: Journal, due_at: datetime | None = None) -> None:
+        taken = await journal.take(lease, self.checkpoint(lease, "signal", due_at=due_at), None)
+        lease.seen_at = taken.wakeup_at
+
+    async def time_out(self, lease: Any, journal: Journal) -> None:
+        await self.take(lease, journal, LONG_AGO)
+
+    async def pause(self, lease: Any, journal: Journal) -> None:
+        """As a run does: looks for a signal, and pauses for one if there is none."""
+        taken = await journal.take(lease, self.checkpoint(lease, "signal"), None)
+        if taken.result is None:
+            await journal.pause(lease, Pause(taken.wakeup_at, None, 0, "signal go", False, []))
+
+    async def wait_for_child(self, lease: Any, journal: Journal) -> None:
+        child = self.child_of(lease.id)
+        if child in self.spawned and not await journal.collect([child]):
+            wakeup_at = (await journal.load(lease.id)).wakeup_at
+            await journal.pause(lease, Pause(wakeup_at, None, 0, "1 children of go", False, [child]))
+
+    def child_of(self, id: UUID) -> UUID | None:
+        at = self.runs.index(id) + 1
+        return self.runs[at] if at < len(self.runs) else None
+
+    async def spawn(self, lease: Any, journal: Journal) -> None:
+        child = self.child_of(lease.id)
+        if child is not None and child not in self.spawned:
+            row = ChildRow(child, "flow", '{"flow":{"Run":null}}', "default", 0)
+            await journal.spawn(lease, self.checkpoint(lease, "spawn", result="1"), None, [row])
+            self.spawned.add(child)
+
+    async def end(self, lease: Any, journal: Journal) -> None:
+        await journal.end(lease, output="1", error=None, tried=0, forgotten=None, version=1)
+
+    async def fail(self, lease: Any, journal: Journal) -> None:
+        await journal.end(lease, output=None, error="it failed", tried=1, forgotten=None, version=1)
+
+
+ILLEGAL = {
+    "a record that says the run has ended, and a task that has not": """
+        SELECT count(*) FROM pg_task_runs r JOIN pg_task t USING (id) WHERE r.state IN ('SUCCESS', 'CANCELLED')""",
+    "a run without an end and without a task": """
+        SELECT count(*) FROM pg_task_runs r LEFT JOIN pg_task t USING (id)
+        WHERE t.id IS NULL AND r.state IS DISTINCT FROM 'SUCCESS' AND r.state IS DISTINCT FROM 'CANCELLED'""",
+    "ERROR, and the task is not parked": """
+        SELECT count(*) FROM pg_task_runs r JOIN pg_task t USING (id)
+        WHERE (r.state = 'ERROR') <> (t.error IS NOT NULL)""",
+    "a task without a record": """
+        SELECT count(*) FROM pg_task t LEFT JOIN pg_task_runs r USING (id) WHERE r.id IS NULL""",
+    "a run that waits for a signal that is there, and sleeps on": """
+        SELECT count(*) FROM pg_task_runs r JOIN pg_task t USING (id)
+        WHERE r.waits_on = 'signal go' AND t.locked_by IS NULL AND t.error IS NULL AND t.wakeup_at > now()
+          AND EXISTS (SELECT FROM pg_task_signals s WHERE s.run = r.id AND s.name = 'go')""",
+    "a run that waits for a child that has ended, and sleeps on": """
+        SELECT count(*) FROM pg_task_runs r JOIN pg_task t USING (id)
+        WHERE r.waits_on = '1 children of go' AND t.locked_by IS NULL AND t.error IS NULL AND t.wakeup_at > now()
+          AND NOT EXISTS (SELECT FROM pg_task_runs c WHERE c.parent = r.id AND c.state IS NULL)""",
+}
+SIGNALS = """
+    SELECT (SELECT count(*) FROM pg_task_signals)
+         + (SELECT count(*) FROM pg_task_checkpoints WHERE kind = 'signal' AND result IS NOT NULL)
+"""
+ORPHANS = """
+    SELECT count(*) FROM pg_task_runs p JOIN pg_task_runs c ON c.parent = p.id JOIN pg_task t ON t.id = c.id
+    WHERE p.state = 'CANCELLED'
+"""
+KINDS = ("claim", "claim", "expire", "cancel", "resume", "signal", "record", "take", "time_out", "pause", "spawn")
+MORE = ("wait_for_child", "wait_for_child", "end", "fail")
+EVENT = st.tuples(st.sampled_from(KINDS + MORE), st.integers(0, 2), st.sampled_from((0, 0, 0, 1)))
+ROUNDS = st.lists(st.lists(EVENT, min_size=1, max_size=4), min_size=1, max_size=10)
+
+
+@asynccontextmanager
+async def worlds(dsn: str) -> AsyncIterator[World]:
+    links = [Link(dsn, "journal"), Link(dsn, "journal")]
+    journals = [Journal(link, due_in=lambda _: None) for link in links]
+    writers = [asyncio.create_task(journal.run()) for journal in journals]
+    async with asyncpg.create_pool(dsn, min_size=4, max_size=4) as pool:
+        await pool.execute("TRUNCATE pg_task, pg_task_runs, pg_task_checkpoints, pg_task_signals")
+        world = World(pool, journals)
+        await world.trigger()
+        try:
+            yield world
+        finally:
+            for writer in writers:
+                writer.cancel()
+            await asyncio.gather(*writers, return_exceptions=True)
+
+
+async def play(dsn: str, rounds: list[list[tuple[str, int, int]]]) -> None:
+    async with worlds(dsn) as world:
+        resumed = False
+        for events in rounds:
+            await asyncio.gather(*(world.happen(*event) for event in events))
+            resumed = resumed or any(what == "resume" for what, _, _ in events)
+            for what, query in ILLEGAL.items():
+                assert await world.pool.fetchval(query) == 0, what
+            assert await world.pool.fetchval(SIGNALS) == world.sent
+            if not resumed:  # a child that is resumed outlives its parent on purpose
+                assert await world.pool.fetchval(ORPHANS) == 0
+
+
+CLAIMED = [("claim", 0, 0)]
+FAMILY = [CLAIMED, [("spawn", 0, 0)], [("claim", 1, 0)]]
+
+
+@given(rounds=ROUNDS)
+@example([CLAIMED, [("cancel", 0, 0), ("end", 0, 0)]])
+@example([CLAIMED, [("cancel", 0, 0), ("spawn", 0, 0)]])
+@example([CLAIMED, [("signal", 0, 0), ("time_out", 0, 0)]])
+@example([CLAIMED, [("signal", 0, 0), ("pause", 0, 0)]])
+@example([CLAIMED, [("expire", 0, 0)], CLAIMED, [("end", 0, 1), ("end", 0, 0)]])
+@example([*FAMILY, [("wait_for_child", 0, 0), ("end", 1, 0)]])
+@example([*FAMILY, [("wait_for_child", 0, 0), ("cancel", 1, 0)]])
+@example([*FAMILY, [("wait_for_child", 0, 0)], [("cancel", 0, 0), ("end", 1, 0)]])
+@example([*FAMILY, [("spawn", 1, 0), ("cancel", 0, 0)]])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.timeout(240)
+def test_no_race_leads_to_an_illegal_state(dsn: str, rounds: list[list[tuple[str, int, int]]]) -> None:
+    run(play(dsn, rounds))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "run_of_second"),
+    [("pause", "signal", 0), ("time_out", "signal", 0), ("end", "cancel", 0), ("spawn", "cancel", 0)],
+)
+def test_the_same_race_again_and_again(dsn: str, first: str, second: str, run_of_second: int) -> None:
+    """Each pair from both sides, thirty times: the moments differ by themselves."""
+    for _ in range(15):
+        run(play(dsn, [CLAIMED, [(first, 0, 0), (second, run_of_second, 0)]]))
+        run(play(dsn, [CLAIMED, [(second, run_of_second, 0), (first, 0, 0)]]))
+
+
+def test_a_child_ends_while_its_parent_begins_to_wait(dsn: str) -> None:
+    for _ in range(15):
+        run(play(dsn, [*FAMILY, [("wait_for_child", 0, 0), ("end", 1, 0)]]))
+        run(play(dsn, [*FAMILY, [("end", 1, 0), ("wait_for_child", 0, 0)]]))
+
+
+# --- the fence
+
+
+def test_nothing_is_recorded_without_the_lease(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id = world.runs[0]
+            await world.claim(id)
+            await world.expire(id)
+            await world.claim(id)
+            late, current = world.leases[id]
+            journal = world.journals[0]
+            checkpoint = Checkpoint(1, "1", "step", "a", "1")
+            row = ChildRow(world.runs[1], "flow", "{}", "default", 0)
+            pause = Pause(late.seen_at, None, 0, "signal go", False, [])
+            end: dict[str, Any] = {"output": "1", "error": None, "tried": 0, "forgotten": None, "version": 1}
+            await world.signal(id)
+            for entry in (
+                journal.record(late, checkpoint, 1),
+                journal.spawn(late, checkpoint, 1, [row]),
+                journal.take(late, Checkpoint(1, "1", "signal", "go"), 1),
+                journal.pause(late, pause),
+                journal.end(late, **end),
+                journal.end(late, **{**end, "error": "no"}),
+            ):
+                with pytest.raises(RunStopped):
+                    await entry
+            found = await world.pool.fetchrow(
+                "SELECT (SELECT count(*) FROM pg_task_checkpoints), (SELECT count(*) FROM pg_task_runs), "
+                "(SELECT count(*) FROM pg_task_signals), (SELECT locked_by FROM pg_task)"
+            )
+            assert tuple(found) == (0, 1, 1, current.token)
+            await journal.record(current, checkpoint, 1)
+            assert await world.pool.fetchval("SELECT count(*) FROM pg_task_checkpoints") == 1
+
+    run(main())
+
+
+def test_a_locked_row_holds_up_its_own_run_only(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            locked, free = world.runs[0], uuid4()
+            await world.pool.execute(
+                statement("runs/trigger"), free, "flow", '{"flow":{"Run":null}}', None, None, "default", 0, None
+            )
+            world.leases[free] = []
+            await world.claim(locked)
+            await world.claim(free)
+            journal = world.journals[0]
+            async with world.pool.acquire() as connection:
+                transaction = connection.transaction()
+                await transaction.start()
+                await connection.execute("SELECT FROM pg_task WHERE id = $1 FOR UPDATE", locked)
+                waits = journal.record(world.leases[locked][0], Checkpoint(1, "1", "step", "a", "1"), 1)
+                passes = journal.record(world.leases[free][0], Checkpoint(1, "1", "step", "a", "1"), 1)
+                await asyncio.wait_for(passes, 1.5)
+                assert not waits.done()
+                await transaction.rollback()
+            await asyncio.wait_for(waits, 5)
+
+    run(main())
+
+
+def test_waiters_are_released_together_after_one_commit(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id = world.runs[0]
+            await world.claim(id)
+            (lease,), journal = world.leases[id], world.journals[0]
+            await journal.record(lease, Checkpoint(1, "1", "step", "first", "1"), 1)
+            entries = [
+                journal.record(lease, Checkpoint(number, str(number), "step", f"s{number}", "1"), None)
+                for number in range(2, 302)
+            ]
+            await asyncio.gather(*entries)
+            assert await world.pool.fetchval("SELECT count(DISTINCT recorded_at) FROM pg_task_checkpoints") == 2
+            history = await journal.load(id)
+            assert sorted(checkpoint.number for checkpoint in history.checkpoints) == list(range(1, 302))
+            assert history.version == 1
+
+    run(main())
+
+
+def test_what_the_database_refuses_is_refused_to_its_own_run(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id = world.runs[0]
+            await world.claim(id)
+            (lease,), journal = world.leases[id], world.journals[0]
+            good = [journal.record(lease, Checkpoint(at, str(at), "step", f"s{at}", "1"), None) for at in range(1, 6)]
+            bad = journal.record(lease, Checkpoint(9, "9", "step", "a NUL \0", "1"), None)
+            await asyncio.gather(*good)
+            with pytest.raises(DataRefused, match="22021"):
+                await bad
+
+    run(main())
+
+
+def test_seconds_of_a_pause_are_told(dsn: str) -> None:
+    """The worker that lets a run go looks again when it falls due, without a notification."""
+
+    async def main() -> None:
+        told: list[float] = []
+        async with worlds(dsn) as world:
+            journal = world.journals[0]
+            journal._due_in = told.append
+            id = world.runs[0]
+            await world.claim(id)
+            history = await journal.load(id)
+            due_at = journal.now() + timedelta(seconds=7)
+            pause = Pause(history.wakeup_at, due_at, 0, "sleep nap", False, [])
+            assert await journal.pause(world.leases[id][0], pause) is None
+        assert len(told) == 1
+        assert 6 < told[0] <= 7
+
+    run(main())
+
+
+def test_what_comes_between_the_look_and_the_pause_is_seen(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id, child = world.runs[:2]
+            await world.claim(id)
+            (lease,), journal = world.leases[id], world.journals[0]
+            taken = await journal.take(lease, world.checkpoint(lease, "signal"), 1)
+            assert taken.result is None
+            await world.signal(id)
+            seen = await journal.pause(lease, Pause(taken.wakeup_at, None, 0, "signal go", False, []))
+            assert seen is not None
+            assert seen > taken.wakeup_at
+            await world.spawn(lease, journal)
+            await world.claim(child)
+            await world.end(world.leases[child][0], journal)
+            assert await journal.pause(lease, Pause(seen, None, 0, "children", False, [child])) == seen
+
+    run(main())
+
+
+def test_nobody_takes_a_run_over_while_it_is_recorded(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id = world.runs[0]
+            await world.claim(id)
+            (lease,) = world.leases[id]
+            columns = [[1], ["1"], ["step"], ["a"], ["1"], [], [], [0.0], [1]]
+            async with world.pool.acquire() as connection:
+                transaction = connection.transaction()
+                await transaction.start()
+                assert await connection.fetchval(statement("journal/record"), [id], [lease.token], *columns) is None
+                await world.expire(id)
+                assert await world.pool.fetchval("SELECT locked_by FROM pg_task WHERE id = $1", id) == lease.token
+                await transaction.commit()
+            await world.expire(id)
+            assert await world.pool.fetchval("SELECT locked_by FROM pg_task WHERE id = $1", id) is None
+
+    run(main())

@@ -19,7 +19,6 @@ from typing import Any, Literal
 from pgtask._events import log_event
 from pgtask._fastpath import Lease, Leases, Outcomes
 from pgtask._postgres.store import Link
-from pgtask._worker.calls import Calls
 from pgtask._worker.claim import Claim
 from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of
 from pgtask._worker.dispatch import Dispatch
@@ -46,10 +45,8 @@ Reason = Literal["drained", "notified", "burst"]
 
 
 class Loop:
-    """The stages of one worker, wired to each other, and the pump that drives them. To be made on the running loop.
-
-    `stopped` is called when `NOTIFY pg_task_changed, 'stop_worker'` came.
-    """
+    """The stages of one worker, wired to each other, and the pump that drives them. To be made on the running loop;
+    `stopped` is called when `NOTIFY pg_task_changed, 'stop_worker'` came."""
 
     def __init__(self, config: Config, app: App, *, stopped: Callable[[], None]) -> None:
         assert config.dsn is not None
@@ -103,11 +100,10 @@ class Loop:
             lost=lambda leases: self._call_soon(self._lose, leases),
             refused=lambda error: self._call_soon(self.fail, error),
         )
-        self.journal: Journal | None = None
-        if app.workflows:
-            self.journal = Journal(Link(dsn, f"{name} journal", pooled=pooled), due_in=self._claim.due_in)
-            calls = Calls(self.dispatch, self.dispatch.threads, most_bytes=config.max_step_bytes)
-            Runs(app, self._leases, self.dispatch, journal=self.journal, calls=calls)
+        link = Link(dsn, f"{name} journal", pooled=pooled)
+        self.journal = Journal(link, due_in=self._claim.due_in) if app.workflows else None
+        if self.journal is not None:
+            Runs(app, self._leases, self.dispatch, journal=self.journal, most_bytes=config.max_step_bytes)
         self.wake: Wake | None = None
         if config.listen:
             self.wake = Wake(
@@ -280,7 +276,7 @@ class Loop:
 
     def totals(self) -> Totals:
         """What it has done since it began."""
-        finished, parked, lost = (0, 0, 0) if self.journal is None else self.journal.totals()
+        finished, parked, lost = self.journal.totals() if self.journal else (0, 0, 0)
         return Totals(
             done=self._flush.done + finished,
             steps=self.dispatch.steps,

@@ -213,7 +213,9 @@ class Machine(RuleBasedStateMachine):
         tokens = [self.number() for _ in at]
         answers = self.connections.run(
             *(
-                self.connections.workers[worker].fetch(statement("claim"), *lane, limit, token, LEASE[worker], 1000, 0.0)
+                self.connections.workers[worker].fetch(
+                    statement("claim"), *lane, limit, token, LEASE[worker], 1000, 0.0
+                )
                 for worker, limit, token in zip(at, limits, tokens, strict=True)
             )
         )

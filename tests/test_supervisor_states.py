@@ -35,6 +35,8 @@ READY, _ = after(STARTING, Event.READY)
 STOPPING, _ = after(READY, Event.STOP)
 BACKOFF, _ = after(READY, Event.DIED)
 GONE, _ = after(Slot(), Event.STOP)
+TRIAL, _ = after(Slot(trial=True), Event.DUE)
+STALLED, _ = after(READY, Event.STALLED)
 SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)}
 
 
@@ -60,6 +62,20 @@ SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)
         (STOPPING, Event.LEFT, State.GONE, Action.NOTHING),
         (STOPPING, Event.FAILED, State.GONE, Action.NOTHING),
         (STOPPING, Event.DIED, State.GONE, Action.NOTHING),
+        (TRIAL, Event.READY, State.READY, Action.NOTHING),
+        (TRIAL, Event.FAILED, State.GONE, Action.KEEP_OLD),
+        (TRIAL, Event.DIED, State.GONE, Action.KEEP_OLD),
+        (TRIAL, Event.LEFT, State.GONE, Action.NOTHING),
+        (TRIAL, Event.STOP, State.STOPPING, Action.TERMINATE),
+        (READY, Event.SILENT, State.READY, Action.DUMP),
+        (READY, Event.STALLED, State.STOPPING, Action.DUMP_AND_TERMINATE),
+        (STALLED, Event.STALLED, State.STOPPING, Action.NOTHING),
+        (STALLED, Event.OVERDUE, State.STOPPING, Action.KILL),
+        (STALLED, Event.DIED, State.BACKOFF, Action.NOTHING),
+        (STALLED, Event.LEFT, State.BACKOFF, Action.NOTHING),
+        (STALLED, Event.FAILED, State.BACKOFF, Action.NOTHING),
+        (STALLED, Event.STOP, State.STOPPING, Action.NOTHING),
+        (STALLED, Event.QUIT, State.STOPPING, Action.QUIT),
         (BACKOFF, Event.DUE, State.STARTING, Action.SPAWN),
         (BACKOFF, Event.STOP, State.GONE, Action.NOTHING),
         (BACKOFF, Event.QUIT, State.GONE, Action.NOTHING),
@@ -104,6 +120,31 @@ def test_a_slot_that_was_ready_once_never_gives_up_on_crashes() -> None:
         assert (slot.state, action) == (State.STARTING, Action.SPAWN)
         slot, action = after(slot, Event.DIED, Event.DUE)
         assert (slot.state, action) == (State.STARTING, Action.SPAWN)
+
+
+def test_a_replacement_that_got_ready_is_a_worker_like_others() -> None:
+    slot, _ = after(TRIAL, Event.READY)
+    assert not slot.trial
+    assert after(slot, Event.DIED)[0].state is State.BACKOFF
+    assert after(slot, Event.FAILED)[1] is Action.GIVE_UP
+
+
+def test_a_worker_that_crashed_on_trial_is_not_tried_again() -> None:
+    assert after(TRIAL, Event.DIED)[0].state is State.GONE
+
+
+def test_who_is_silent_is_ready_for_as_long_as_before() -> None:
+    assert after(READY, Event.SILENT, now=NOW + 5)[0] == READY
+
+
+def test_a_stalled_worker_is_followed_by_another_unless_all_stop() -> None:
+    assert STALLED.timer == NOW + STOP_MARGIN, "it hears nothing, so a grace is of no use to it"
+    killed, _ = after(STALLED, Event.OVERDUE)
+    assert after(killed, Event.DIED)[0].state is State.BACKOFF
+    for order in Event.STOP, Event.QUIT:
+        assert after(STALLED, order, Event.DIED)[0].state is State.GONE
+        assert after(killed, order, Event.DIED)[0].state is State.GONE
+    assert after(STALLED, Event.STOP)[0].timer == STALLED.timer, "an order to drain does not put the kill off"
 
 
 def test_the_delay_doubles_up_to_a_limit() -> None:

@@ -11,31 +11,38 @@ import contextlib
 import faulthandler
 import logging
 import os
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import NoReturn, Protocol
 
 import msgspec
 
 from pgtask._events import log_event
+from pgtask._supervisor.source import directories, import_app
 from pgtask._supervisor.states import ExitCode
-from pgtask._worker.status import Gone, Message, Ready, StatusPipe, Totals, decode_messages
-from pgtask.app import App, load_app
+from pgtask._worker.status import Gone, Message, Ready, Sources, Stack, StatusPipe, Tick, Totals, decode_messages
+from pgtask.app import App
 from pgtask.config import Config
-from pgtask.errors import AppLoadError, ConfigError, DatabaseRefused, LifespanError, PgtaskError
+from pgtask.errors import AppLoadError, DatabaseRefused, LifespanError, PgtaskError
 
-__all__ = ["Order", "Process", "RunWorker", "combine", "fork_child"]
+__all__ = ["DUMP", "Order", "Process", "RunWorker", "combine", "fork_child"]
 
 log = logging.getLogger("pgtask.supervisor")
 
 # The parent's handlers end here. Until the worker has handlers of its own, an order to stop just kills it.
 _RESET = (
     *(signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
+    *(signal.SIGUSR1, signal.SIGUSR2),
 )
-# A terminal sends these to the whole process group. What they mean is for the parent to decide.
-_IGNORED = (signal.SIGINT, signal.SIGHUP)
+# A terminal sends these to the whole process group. What they mean is for the parent to decide. The last two it sends
+# when one of the group reads or writes in the background, but not for a process that ignores them: it may write.
+_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+DUMP = signal.SIGUSR2
+"""Makes a worker write what its threads are doing, however busy it is."""
+DUMP_TAKES, DUMP_LINES = 20, 100  # milliseconds between two of its lines, and how often those are waited for
 
 
 class RunWorker(Protocol):
@@ -60,6 +67,8 @@ class Order(msgspec.Struct, frozen=True):
     parent_fd: int
     counts_waiting: bool
     embedded: bool
+    cpu: int | None = None
+    """The one CPU to run on."""
 
 
 class Process:
@@ -71,28 +80,38 @@ class Process:
     def __init__(self, pid: int, pipe: int) -> None:
         self.pid = pid
         self.pipe = pipe
+        self.started = time.monotonic()
         self.ended = False
         self.gone: Gone | None = None
         self.totals = Totals()
         self._buffer = bytearray()
 
-    def read(self) -> list[Message]:
-        """Take the messages that have come; never waits."""
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self.pipe, 65536):
-                self._buffer += chunk
-            self.ended = True
+    def read(self) -> list[Message | Stack]:
+        """Take the messages that have come; waits for nothing but the rest of a stack that is being written."""
+        self._take()
+        more = select.poll()
+        more.register(self.pipe, select.POLLIN)
+        for _ in range(DUMP_LINES):
+            if self.ended or b" 0x" not in self._buffer or not more.poll(DUMP_TAKES):
+                break
+            self._take()
         try:
             messages = decode_messages(self._buffer)
         except msgspec.DecodeError as error:  # user code wrote to a descriptor that is not its own
             log_event(log, logging.WARNING, "worker.garbled", pid=self.pid, error=error)
             return []
         for message in messages:
-            if not isinstance(message, Ready):
+            if isinstance(message, Tick | Gone):
                 self.totals = combine(max, self.totals, message.totals)
             if isinstance(message, Gone):
                 self.gone = message
         return messages
+
+    def _take(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self.pipe, 65536):
+                self._buffer += chunk
+            self.ended = True
 
 
 def combine(how: Callable[[int, int], int], one: Totals, other: Totals) -> Totals:
@@ -128,7 +147,8 @@ def _be_the_child(
 ) -> NoReturn:
     code: int = ExitCode.BOOT
     try:
-        _leave_the_parent(order.number, mask, close)
+        _leave_the_parent(order, mask, close)
+        faulthandler.register(DUMP, writer, chain=False)
         code = _boot_and_work(config, work, order, _Status(writer))
     except BaseException as error:
         log_event(log, logging.ERROR, "worker.failed", exc_info=error)
@@ -136,7 +156,7 @@ def _be_the_child(
         _exit(code)
 
 
-def _leave_the_parent(number: int, mask: set[int], close: list[int]) -> None:
+def _leave_the_parent(order: Order, mask: set[int], close: list[int]) -> None:
     """Undo what the fork copied. `random` has reseeded itself, and `logging` has made its locks anew."""
     signal.set_wakeup_fd(-1)
     for default in _RESET:
@@ -145,20 +165,20 @@ def _leave_the_parent(number: int, mask: set[int], close: list[int]) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     for fd in close:
         os.close(fd)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask - set(_RESET))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask - {*_RESET, *_IGNORED})
     faulthandler.enable(2)
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:  # Linux: for ps and top
-        name.write(f"pgtask w{number}")
+        name.write(f"pgtask w{order.number}")
+    if order.cpu is not None:
+        try:
+            os.sched_setaffinity(0, {order.cpu})
+        except OSError as error:  # it was taken from us since the start
+            log_event(log, logging.WARNING, "worker.not_pinned", worker=order.number, cpu=order.cpu, error=error)
 
 
 def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Status) -> int:
     try:
-        directory = os.getcwd()
-        if sys.path[:1] != [directory]:
-            sys.path.insert(0, directory)
-        if config.app is None:
-            raise ConfigError("no app was given")
-        app = load_app(config.app)
+        app = _import(config, status)
         return work(
             config,
             app,
@@ -177,6 +197,18 @@ def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Statu
         return _fail(status, ExitCode.BOOT, str(error), error)
     except BaseException as error:
         return _fail(status, ExitCode.BOOT, f"{type(error).__name__}: {error}", error, expected=False)
+
+
+def _import(config: Config, status: _Status) -> App:
+    """With `--reload`, say where the code is, also if it cannot be loaded: the next try may come soon."""
+    if not config.reload:
+        return import_app(config.app)
+    sys.dont_write_bytecode = True  # it is found stale by a time in seconds: too coarse for a quick second change
+    try:
+        return import_app(config.app)
+    finally:
+        for directory in directories():
+            status.send(Sources(directory))
 
 
 class _Status(StatusPipe):

@@ -1,0 +1,62 @@
+"""A worker as the parent knows it: its slot in the table of states, and the process that is in it now.
+
+Invariant: one owner, the supervisor; the others that get to see it only read it, but for `silence` and `asked`, which
+are of `watch`.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+
+from pgtask._supervisor.child import Process
+from pgtask._supervisor.states import BOOT_TRIES, ExitCode, Slot, State
+
+__all__ = ["MOST_PROCS", "Worker", "cause_of", "signal_name"]
+
+MOST_PROCS = 1024
+
+
+class Worker:
+    """A slot of the fleet, the process in it now, and how the one before ended. `number` is unique among those that
+    are to stay; a replacement has that of its predecessor."""
+
+    def __init__(self, number: int, *, trial: bool = False) -> None:
+        self.number = number
+        self.slot = Slot(trial=trial)
+        self.process: Process | None = None
+        self.reason: str | None = None
+        self.failure = (ExitCode.BOOT, "")
+        self.luck = random.random()
+        """So that workers of one age do not reach a limit at the same time."""
+        self.silence = 0.0
+        """Seconds since its loop was heard of, as far as we listened."""
+        self.asked = False
+        """Whether it was asked for its stacks in this silence."""
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
+    @property
+    def stays(self) -> bool:
+        """Counts among those that are wanted: not told to leave, and no replacement on trial."""
+        leaves = self.slot.state is State.STOPPING and not self.slot.again
+        return not (leaves or self.slot.state is State.GONE or self.slot.trial)
+
+    def heard(self) -> None:
+        self.silence, self.asked = 0.0, False
+
+
+def signal_name(code: int) -> str:
+    """The name of the signal that an exit code below zero stands for."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        return f"signal {-code}"
+
+
+def cause_of(code: int, trial: bool) -> str:
+    """How a process died that was never ready."""
+    how = f"was killed by {signal_name(code)}" if code < 0 else f"ended with exit code {code}"
+    return f"it {how} before it was ready" + ("" if trial else f", {BOOT_TRIES} times in a row")

@@ -16,7 +16,7 @@ from pathlib import Path
 import apps
 import psutil
 import pytest
-from fleet import Fleet, Rows, put
+from fleet import TESTS, Fleet, Rows, put
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -248,6 +248,19 @@ def test_preload_imports_the_app_once(dsn: str, rows: Rows, tmp_path: Path) -> N
         fleet.until("reload.done")
 
 
+def test_preload_leaves_what_is_shared_to_no_collector(tmp_path: Path) -> None:
+    write_code(tmp_path, "preloaded")
+    program = "preload('changing:app'); import gc; print(gc.get_freeze_count() > 10_000, gc.isenabled())"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"from pgtask._supervisor.source import preload; {program}"],
+        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout == "True True\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [
@@ -269,8 +282,10 @@ def test_an_app_that_cannot_be_preloaded(dsn: str, tmp_path: Path, code: str, sa
 def test_reload_follows_the_source(dsn: str, rows: Rows, tmp_path: Path) -> None:
     write_code(tmp_path, "one")
     with working(dsn, "--reload", procs=2, app="changing:app") as fleet:
-        for says in "two", "six":  # the same size, and perhaps in the same second
+        second = time.time_ns() // 10**9 * 10**9
+        for number, says in enumerate(["two", "six"]):  # the same size, in the same second
             write_code(tmp_path, says)
+            os.utime(tmp_path / "changing.py", ns=(second, second + number))
             assert f"changed {tmp_path}/changing.py" in fleet.until("reload.started")
             fleet.until("reload.done")
             rows('INSERT INTO pg_task (step) VALUES (\'{"Changing":{"Tell":null}}\')')

@@ -279,7 +279,8 @@ def test_an_app_that_cannot_be_preloaded(dsn: str, tmp_path: Path, code: str, sa
     assert "Traceback" not in fleet.output
 
 
-def test_reload_follows_the_source(dsn: str, rows: Rows, tmp_path: Path) -> None:
+def test_reload_follows_the_source(dsn: str, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     write_code(tmp_path, "one")
     with working(dsn, "--reload", procs=2, app="changing:app") as fleet:
         second = time.time_ns() // 10**9 * 10**9

@@ -17,7 +17,11 @@ import psutil
 import pytest
 from test_supervisor import OWN_TERMINAL, Fleet, Start, start
 
+from pgtask._supervisor.orders import Orders
+from pgtask._supervisor.parent import Supervisor
 from pgtask._supervisor.states import STOP_MARGIN
+from pgtask._supervisor.worker import MOST_PROCS
+from pgtask.config import Config
 
 __all__ = ["start"]  # the fixture
 
@@ -173,6 +177,24 @@ def test_one_worker_more_and_one_less(start: Start) -> None:
     assert fleet.end() == 0
 
 
+def test_a_replacement_is_not_one_more(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "code").write_text("old")
+    fleet = start("follows_a_file", procs=1)
+    before = fleet.ready(1)
+    (tmp_path / "code").write_text("hangs")
+    fleet.signal(signal.SIGHUP)
+    fleet.wait_for("code hangs")
+    fleet.signal(signal.SIGTTOU)
+    fleet.wait_for('log signal.ignored signal=SIGTTOU why="1 is the least"')
+    assert before[0] in live(fleet)
+    fleet.signal(signal.SIGTTIN)
+    fleet.wait_for("log worker.added worker=2 workers=2")
+    fleet.signal(signal.SIGTTOU)
+    fleet.wait_for("log worker.removed worker=2 .* workers=1")
+    fleet.signal(signal.SIGTERM)
+    assert fleet.end() == 0
+
+
 def test_a_worker_that_cannot_be_added_harms_nobody(start: Start, tmp_path: Path) -> None:
     (tmp_path / "code").write_text("old")
     fleet = start("follows_a_file", procs=1)
@@ -195,6 +217,15 @@ def test_a_hundred_orders_leave_a_fleet_in_order(start: Start) -> None:
     fleet.signal(signal.SIGTERM)
     assert fleet.end() == 0
     assert not fleet.count("log worker.(died|overdue)")
+
+
+def test_there_is_a_most() -> None:
+    supervisor = Supervisor(Config(procs=MOST_PROCS - 1), lambda *_, **__: 0)
+    orders = Orders(supervisor)
+    orders.handle_ttin()
+    orders.handle_ttin()
+    orders.handle_ttin()
+    assert [worker.number for worker in supervisor.workers] == list(range(1, MOST_PROCS + 1))
 
 
 IN_THE_BACKGROUND = (

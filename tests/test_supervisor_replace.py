@@ -128,6 +128,7 @@ def test_who_is_over_a_limit_is_replaced_once_and_a_failure_gives_it_a_rest(monk
         fleet.advance()
     become(fleet.started[0], State.GONE)
     fleet.replacements.failed(fleet.started[0], "broken")
+    fleet.advance()
     now += replace.REST - 1
     fleet.replacements.recycle(fleet.workers[0], "max-rss")
     fleet.advance()

@@ -22,6 +22,7 @@ __all__ = ["LOOK_EVERY", "Watch", "usage"]
 
 LOOK_EVERY = 0.5
 WARN_FIRST = 5.0  # seconds of silence that are never worth a warning, unless half the limit is less
+WEIGH_EVERY = 1.0
 YOUNG = 2.0  # seconds in which a worker is not replaced again, however small the limit
 MEGABYTE = 2**20
 
@@ -33,6 +34,7 @@ class Watch:
         self._max_tasks, self._max_rss = config.max_tasks, config.max_rss
         self._looked: float | None = None
         self._passed = 0.0
+        self._weighed = float("-inf")
 
     @property
     def is_needed(self) -> bool:
@@ -64,8 +66,9 @@ class Watch:
 
     def worn(self, workers: Iterable[Worker], now: float) -> Iterator[tuple[Worker, str, dict[str, Any]]]:
         """Who is over a limit, over which, and by what measure."""
-        if not (self._max_tasks or self._max_rss):
+        if not (self._max_tasks or self._max_rss) or now - self._weighed < WEIGH_EVERY:
             return
+        self._weighed = now
         for worker in workers:
             since = worker.slot.ready_since
             if worker.slot.state is not State.READY or worker.process is None or since is None or now - since < YOUNG:

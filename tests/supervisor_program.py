@@ -272,6 +272,7 @@ def falls_silent(status: StatusPipe, orders: Orders) -> int:
 
 
 def blocks_for_ever() -> None:
+    journal("blocked")
     while True:
         time.sleep(60)
 

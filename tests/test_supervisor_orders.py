@@ -307,12 +307,12 @@ def test_time_in_which_the_supervisor_was_stopped_is_nobodys_silence(start: Star
 
 def test_zero_is_no_limit_and_a_worker_tells_its_stacks_to_who_asks(start: Start) -> None:
     fleet = start("falls_silent", procs=1, stall=0.0)
-    (silent,) = fleet.ready(1)
+    (silent,) = fleet.wait_for("blocked")
     os.kill(silent, signal.SIGUSR2)
     fleet.wait_for("log worker.stack")
-    assert "in blocks_for_ever" in fleet.stderr()
     fleet.signal(signal.SIGQUIT)
     assert fleet.end() == 0
+    assert "in blocks_for_ever" in fleet.stderr()
     assert not fleet.count("log worker.(silent|stalled)")
 
 

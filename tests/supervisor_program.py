@@ -232,11 +232,9 @@ def main(behaviour: str, settings: dict[str, Any]) -> int:
     stranger = settings.pop("stranger", False)
     configure("text", settings.pop("log_level", "info"))
     logging.getLogger("pgtask").addHandler(ToJournal(settings.pop("stop_at", "")))
-    config = Config(**{"app": "greetings:app", "grace": 5.0, "dsn": "postgresql:///none", **settings})
+    config = Config(**{"app": "greetings:app", "grace": 5.0, **settings})
 
-    def work(
-        config: Config, app: App, *, status: StatusPipe, parent_fd: int, counts_waiting: bool, embedded: bool
-    ) -> int:
+    def work(config: Config, app: App, *, status: StatusPipe, parent_fd: int, **_: Any) -> int:
         code: int = globals()[behaviour](status, Orders(parent_fd))
         return code
 

@@ -454,7 +454,7 @@ def test_a_worker_holds_no_descriptor_of_parent_or_sibling(start: Start) -> None
     fleet.ready(4)
     fleet.signal(signal.SIGTERM)
     assert fleet.end() == 0
-    assert {what for _, what in fleet.lines if what.startswith("descriptors")} == {"descriptors 6"}
+    assert {what for _, what in fleet.lines if what.startswith("descriptors")} == {"descriptors 7"}
 
 
 def test_a_worker_is_clean_of_its_parent(start: Start, tmp_path: Path) -> None:

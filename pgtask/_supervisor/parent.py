@@ -15,6 +15,7 @@ import operator
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from pgtask._supervisor.child import Order, Process, RunWorker, combine, fork_ch
 from pgtask._supervisor.inbox import Inbox
 from pgtask._supervisor.progress import Progress, ended
 from pgtask._supervisor.states import BOOT_TRIES, Action, Event, ExitCode, Slot, State, judge, react
+from pgtask._supervisor.undertaker import Estate, Undertakers
 from pgtask._worker.status import Ready, Tick, Totals
 from pgtask.config import Config
 
@@ -34,6 +36,7 @@ __all__ = ["Result", "Supervisor"]
 log = logging.getLogger("pgtask.supervisor")
 
 PORTION = 8  # forks between two looks at the signals
+LAST_RITES = 0.6  # seconds that are left to the undertakers when all workers are gone
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -57,6 +60,7 @@ class Worker:
         self.slot = Slot()
         self.process: Process | None = None
         self.reason: str | None = None
+        self.was_killed = False  # by us, since it did not stop in time
         self.failure = (ExitCode.BOOT, "")
 
 
@@ -81,6 +85,7 @@ class Supervisor:
         self._failure: tuple[ExitCode, str] | None = None
         self._some_parked = False
         self._killed = 0
+        self._undertakers = Undertakers(config)
         self._buried = Totals()
         self._expected: int | None = None  # tasks of a burst, once a worker has counted them
         self._ended_before_count = 0
@@ -94,6 +99,7 @@ class Supervisor:
             try:
                 while any(worker.slot.state is not State.GONE for worker in self._workers):
                     self._turn()
+                self._await_undertakers()
             finally:
                 if self._progress:
                     self._progress.erase()
@@ -177,9 +183,11 @@ class Supervisor:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
-                    return
+                    break
+                self._undertakers.reaped(pid)
                 if pid in by_pid:
                     self._bury(by_pid[pid], os.waitstatus_to_exitcode(status))
+        self._undertakers.send(self._lifeline[0], close=self._own_descriptors())
 
     # --- what happens to a worker ---------------------------------------------------------------------------
 
@@ -197,6 +205,7 @@ class Supervisor:
                 self._signal(worker, signal.SIGQUIT)
             case Action.KILL:
                 self._killed += 1
+                worker.was_killed = True
                 self._log(logging.WARNING, "worker.overdue", worker)
                 self._signal(worker, signal.SIGKILL)
             case Action.GIVE_UP:
@@ -219,21 +228,22 @@ class Supervisor:
         if counts:
             self._ended_before_count = ended(self._totals())
         order = Order(worker.number, self._lifeline[0], counts, self._embedded)
-        siblings = [other.process.pipe for other in self._workers if other.process]
         try:
-            worker.process = fork_child(
-                self._config,
-                self._work,
-                order,
-                close=[self._inbox.reader, self._inbox.writer, self._lifeline[1], *siblings],
-            )
+            worker.process = fork_child(self._config, self._work, order, close=self._own_descriptors())
         except OSError as error:
             self._log(logging.ERROR, "worker.not_forked", worker, error=error)
             worker.failure = (ExitCode.BOOT, f"a worker could not be forked: {error}")
             self._happen(worker, Event.DIED)
             return
+        worker.was_killed = False
         self._selector.register(worker.process.pipe, selectors.EVENT_READ, worker)
         self._log(logging.DEBUG, "worker.started", worker)
+
+    def _own_descriptors(self) -> list[int]:
+        """What no child may hold."""
+        processes = [worker.process for worker in self._workers if worker.process]
+        theirs = [fd for process in processes for fd in (process.pipe, process.crash.fileno())]
+        return [self._inbox.reader, self._inbox.writer, self._lifeline[1], *theirs]
 
     def _listen(self, worker: Worker) -> None:
         process = worker.process
@@ -255,7 +265,6 @@ class Supervisor:
         assert process is not None
         if not process.ended:  # a process that the worker had started still holds the pipe
             self._selector.unregister(process.pipe)
-        os.close(process.pipe)
         self._buried = combine(operator.add, self._buried, process.totals)
         gone = process.gone
         worker.reason = gone.reason if gone else None
@@ -266,13 +275,35 @@ class Supervisor:
             worker.failure = (ExitCode(code), words or "")
         else:
             worker.failure = (ExitCode.BOOT, f"a worker could not start: {words or _cause(code)}")
+        held_leases = worker.slot.state is not State.STARTING
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self._config.grace)
         self._log_end(worker, event, code, words)
+        if stacks := process.last_stacks():
+            sys.stderr.write(stacks)
+        if held_leases and (event is Event.DIED or code != ExitCode.OK):
+            self._inherit(worker, process, code, stacks)
+        process.close()
         worker.process = None
         self._carry_out(worker, action)
         if worker.reason == "notified" and not self._stopping:
             # For those that could not hear it, because they were just starting.
             self._stop(Event.STOP, "stop_worker")
+
+    # --- what a dead worker leaves --------------------------------------------------------------------------
+
+    def _inherit(self, worker: Worker, process: Process, code: int, stacks: str) -> None:
+        """Remember what a dead process held. Of a kill of ours, because a stop took too long, no task is guilty."""
+        executing = [] if worker.was_killed else process.marks.executing()
+        cause = "\n".join([_death(code), *([stacks.rstrip()] if stacks else [])])
+        self._undertakers.inherit(Estate(process.worker, process.pid, executing, cause))
+
+    def _await_undertakers(self) -> None:
+        """All workers are gone: let the last leases be given back, but not beyond the end of a stop."""
+        until = time.monotonic() + LAST_RITES
+        while self._undertakers.at_work and (left := until - time.monotonic()) > 0:
+            if self._selector.select(left) and signal.SIGCHLD in self._inbox.read():
+                self.handle_chld()
+        self._undertakers.kill()
 
     def _log_end(self, worker: Worker, event: Event, code: int, words: str | None) -> None:
         fields: dict[str, Any] = {"signal": _signal_name(code)} if code < 0 else {"exit": code}
@@ -327,6 +358,12 @@ def _signal_name(code: int) -> str:
         return signal.Signals(-code).name
     except ValueError:  # a real-time signal
         return f"signal {-code}"
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return _signal_name(code) + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
 def _cause(code: int) -> str:

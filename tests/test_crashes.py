@@ -250,6 +250,35 @@ def test_tasks_that_kill_their_process_are_parked_with_the_cause(dsn: str, rows:
     assert retried == 1
 
 
+def test_one_poison_among_a_thousand(dsn: str, rows: Rows) -> None:
+    """It comes first, and crashes twice more in the middle of the work of others: each of these runs exactly once."""
+    rows(apps.ONCE)
+    put(dsn, poison.KillsItself(), priority=1)
+    put(dsn, *(poison.Wide(0.2) for _ in range(999)))
+    fleet = burst(dsn, "--concurrency", "10", procs=3)
+    assert fleet.output.count("worker.died") == 3
+    assert rows.value("SELECT count(*) FROM mark WHERE step = 'end'") == 999
+    assert rows("SELECT error, tried, claims FROM pg_task") == [
+        ("worker process died 3 times while running Poison.KillsItself: SIGKILL (out of memory?)", 0, 0)
+    ]
+
+
+def test_a_suspect_that_dies_late_is_convicted_alone(dsn: str, rows: Rows) -> None:
+    """Its second run has company again when it dies; that one charges the company too, but only the third convicts."""
+    with working(dsn, "--concurrency", "5", procs=1) as fleet:
+        (poisoned,) = put(dsn, poison.DiesLate(6.0), priority=1)
+        rows.until("SELECT count(*) = 1 FROM mark")
+        pid = rows.value("SELECT pid FROM mark")
+        os.kill(pid, signal.SIGKILL)  # its first death
+        rows.until("SELECT count(*) = 2 FROM mark")
+        put(dsn, poison.Wide(3.0))
+        rows.until("SELECT count(*) = 3 FROM mark")  # in company after five seconds
+        fleet.until("executing=2")
+        assert rows.until("SELECT error FROM pg_task WHERE id = $1", poisoned, timeout=40).startswith("worker process")
+        assert rows.value("SELECT count(*) FROM pg_task WHERE error IS NOT NULL") == 1
+        assert rows.value("SELECT count(*) FROM mark WHERE task = $1", poisoned) == 3
+
+
 def test_a_suspect_runs_alone(dsn: str, rows: Rows, tmp_path: Path) -> None:
     with working(dsn, "--concurrency", "20", procs=2) as fleet:
         put(dsn, *(poison.Wide() for _ in range(50)))

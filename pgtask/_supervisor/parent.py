@@ -36,7 +36,7 @@ __all__ = ["Result", "Supervisor"]
 log = logging.getLogger("pgtask.supervisor")
 
 PORTION = 8  # forks between two looks at the signals
-LAST_RITES = 0.6  # seconds that are left to the undertakers when all workers are gone
+LAST_RITES = 0.5  # seconds that are left to the undertakers when all workers are gone
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -108,8 +108,7 @@ class Supervisor:
                     os.close(fd)
         seconds = time.monotonic() - began
         if self._killed:
-            lease = f"{self._config.lease_timeout:g} s"
-            hint = f"perhaps a step blocked its loop; their leases end within {lease}, then others run those tasks"
+            hint = "perhaps a step blocked its loop; their tasks were given back, and run again"
             log_event(log, logging.WARNING, "workers.killed", workers=self._killed, hint=hint)
         log_event(log, logging.INFO, "supervisor.stopped", seconds=round(seconds, 3))
         return self._result(seconds)

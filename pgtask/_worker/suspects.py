@@ -117,7 +117,7 @@ class Suspects:
             self._dispatch.limit_to(0)
 
     def _start(self, lease: Lease, now: float) -> None:
-        log_event(log, logging.INFO, "suspect.runs_alone", task=lease.id, crashes=lease.claims - 1)
+        log_event(log, logging.DEBUG, "suspect.runs_alone", task=lease.id, crashes=lease.claims - 1)
         self._trial = lease
         self._in_company_at = now + SOLITUDE if lease.claims < MOST_CLAIMS else float("inf")
         self._dispatch.start_first(lease)

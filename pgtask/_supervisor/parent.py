@@ -14,13 +14,14 @@ import logging
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from pgtask._cpus import allowed_cpus
 from pgtask._events import log_event
-from pgtask._supervisor.child import DUMP, Order, RunWorker, fork_child
+from pgtask._supervisor.child import DUMP, Order, Process, RunWorker, fork_child
 from pgtask._supervisor.inbox import Inbox
 from pgtask._supervisor.orders import Orders
 from pgtask._supervisor.progress import Progress
@@ -28,8 +29,9 @@ from pgtask._supervisor.replace import Replacements
 from pgtask._supervisor.source import Watched
 from pgtask._supervisor.states import Action, Event, ExitCode, State, judge, react
 from pgtask._supervisor.tally import Result, Tally
+from pgtask._supervisor.undertaker import Estate, Undertakers
 from pgtask._supervisor.watch import LOOK_EVERY, Watch
-from pgtask._supervisor.worker import Worker, cause_of, signal_name
+from pgtask._supervisor.worker import Worker, cause_of, death, signal_name
 from pgtask._worker.status import Ready, Sources, Stack, Tick
 from pgtask.config import Config
 
@@ -38,6 +40,7 @@ __all__ = ["Result", "Supervisor"]
 log = logging.getLogger("pgtask.supervisor")
 
 PORTION = 8  # forks between two looks at the signals
+LAST_RITES = 0.5  # seconds that are left to the undertakers when all workers are gone
 
 
 class Supervisor:
@@ -64,6 +67,7 @@ class Supervisor:
         self._lifeline = (-1, -1)
         self.stopping = False
         self._tally = Tally()
+        self._undertakers = Undertakers(config)
 
     def run(self) -> Result:
         began = time.monotonic()
@@ -74,6 +78,7 @@ class Supervisor:
             try:
                 while self.workers:
                     self._turn()
+                self._await_undertakers()
             finally:
                 if self._progress:
                     self._progress.erase()
@@ -82,8 +87,7 @@ class Supervisor:
                     os.close(fd)
         seconds = time.monotonic() - began
         if self._tally.killed:
-            lease = f"{self.config.lease_timeout:g} s"
-            hint = f"perhaps a step blocked its loop; their leases end within {lease}, then others run those tasks"
+            hint = "perhaps a step blocked its loop; their tasks were given back, and run again"
             log_event(log, logging.WARNING, "workers.killed", workers=self._tally.killed, hint=hint)
         log_event(log, logging.INFO, "supervisor.stopped", seconds=round(seconds, 3))
         return self._tally.result(seconds)
@@ -159,9 +163,11 @@ class Supervisor:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
-                    return
+                    break
+                self._undertakers.reaped(pid)
                 if pid in by_pid:
                     self._bury(by_pid[pid], os.waitstatus_to_exitcode(status))
+        self._undertakers.send(self._lifeline[0], close=self._own_descriptors())
 
     # --- what happens to a worker ---------------------------------------------------------------------------
 
@@ -179,6 +185,7 @@ class Supervisor:
                 self._signal(worker, signal.SIGQUIT)
             case Action.KILL:
                 self._tally.killed += 1
+                worker.was_killed = not worker.slot.again
                 self.log(logging.WARNING, "worker.overdue", worker)
                 self._signal(worker, signal.SIGKILL)
             case Action.GIVE_UP:
@@ -205,22 +212,23 @@ class Supervisor:
             self._tally.count_begins(self.workers)
         cpu = self._cpus[(worker.number - 1) % len(self._cpus)] if self._cpus else None
         order = Order(worker.number, self._lifeline[0], counts, self._embedded, cpu)
-        siblings = [other.process.pipe for other in self.workers if other.process]
         try:
-            worker.process = fork_child(
-                self.config,
-                self._work,
-                order,
-                close=[self._inbox.reader, self._inbox.writer, self._lifeline[1], *siblings],
-            )
+            worker.process = fork_child(self.config, self._work, order, close=self._own_descriptors())
         except OSError as error:
             self.log(logging.ERROR, "worker.not_forked", worker, error=error)
             worker.failure = (ExitCode.BOOT, f"a worker could not be forked: {error}")
             self.happen(worker, Event.DIED)
             return
+        worker.was_killed = False
         self._selector.register(worker.process.pipe, selectors.EVENT_READ, worker)
         worker.heard()
         self.log(logging.DEBUG, "worker.started", worker)
+
+    def _own_descriptors(self) -> list[int]:
+        """What no child may hold."""
+        processes = [worker.process for worker in self.workers if worker.process]
+        theirs = [fd for process in processes for fd in (process.pipe, process.crash.fileno())]
+        return [self._inbox.reader, self._inbox.writer, self._lifeline[1], *theirs]
 
     def _listen(self, worker: Worker) -> None:
         process = worker.process
@@ -248,7 +256,6 @@ class Supervisor:
         assert process is not None
         if not process.ended:  # a process that the worker had started still holds the pipe
             self._selector.unregister(process.pipe)
-        os.close(process.pipe)
         self._tally.bury(process)
         gone = process.gone
         worker.reason = gone.reason if gone else None
@@ -263,6 +270,11 @@ class Supervisor:
             event = Event.DIED  # its code was replaced by one that does not load: no reason to stop those that work
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self.config.grace)
         self._log_end(worker, event, before, code, words)
+        if stacks := process.last_stacks():
+            sys.stderr.write(stacks)
+        if before is not State.STARTING and (event is Event.DIED or code != ExitCode.OK):
+            self._inherit(worker, process, code, stacks)
+        process.close()
         worker.process = None
         self._carry_out(worker, action)
         if worker.reason == "notified" and not self.stopping:
@@ -272,6 +284,22 @@ class Supervisor:
     def _others_work(self, worker: Worker) -> bool:
         """Whether this one was ready once, and another is."""
         return worker.slot.was_ready and any(other.slot.state is State.READY for other in self.workers)
+
+    # --- what a dead worker leaves --------------------------------------------------------------------------
+
+    def _inherit(self, worker: Worker, process: Process, code: int, stacks: str) -> None:
+        """Remember what a dead process held. Of a kill of ours, because a stop took too long, no task is guilty."""
+        executing = [] if worker.was_killed else process.marks.executing()
+        cause = "\n".join([death(code), *([stacks.rstrip()] if stacks else [])])
+        self._undertakers.inherit(Estate(process.worker, process.pid, executing, cause))
+
+    def _await_undertakers(self) -> None:
+        """All workers are gone: let the last leases be given back, but not beyond the end of a stop."""
+        until = time.monotonic() + LAST_RITES
+        while self._undertakers.at_work and (left := until - time.monotonic()) > 0:
+            if self._selector.select(left) and signal.SIGCHLD in self._inbox.read():
+                self.handle_chld()
+        self._undertakers.kill()
 
     def _log_end(self, worker: Worker, event: Event, before: State, code: int, words: str | None) -> None:
         fields: dict[str, Any] = {"signal": signal_name(code)} if code < 0 else {"exit": code}

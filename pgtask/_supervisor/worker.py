@@ -12,7 +12,7 @@ import signal
 from pgtask._supervisor.child import Process
 from pgtask._supervisor.states import BOOT_TRIES, ExitCode, Slot, State
 
-__all__ = ["MOST_PROCS", "Worker", "cause_of", "signal_name"]
+__all__ = ["MOST_PROCS", "Worker", "cause_of", "death", "signal_name"]
 
 MOST_PROCS = 1024
 
@@ -26,6 +26,8 @@ class Worker:
         self.slot = Slot(trial=trial)
         self.process: Process | None = None
         self.reason: str | None = None
+        self.was_killed = False
+        """By us, since it did not stop in time."""
         self.failure = (ExitCode.BOOT, "")
         self.luck = random.random()
         """So that workers of one age do not reach a limit at the same time."""
@@ -54,6 +56,13 @@ def signal_name(code: int) -> str:
         return signal.Signals(-code).name
     except ValueError:  # a real-time signal
         return f"signal {-code}"
+
+
+def death(code: int) -> str:
+    """Of what a process died, as it is written into a task."""
+    if code >= 0:
+        return f"exit code {code}"
+    return signal_name(code) + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
 def cause_of(code: int, trial: bool) -> str:

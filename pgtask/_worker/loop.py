@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from pgtask._events import log_event
-from pgtask._fastpath import Lease, Leases, Outcomes
+from pgtask._fastpath import Lease, Leases, Marks, Outcomes
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
 from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of
@@ -25,6 +25,7 @@ from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import RETRY_LOCKED, Flush
 from pgtask._worker.renew import Renew
 from pgtask._worker.status import Totals
+from pgtask._worker.suspects import Suspects
 from pgtask._worker.wake import Wake
 from pgtask.app import App
 from pgtask.config import Config
@@ -45,7 +46,7 @@ class Loop:
     `stopped` is called when `NOTIFY pg_task_changed, 'stop_worker'` came.
     """
 
-    def __init__(self, config: Config, app: App, *, stopped: Callable[[], None]) -> None:
+    def __init__(self, config: Config, app: App, *, worker: bytes, marks: Marks, stopped: Callable[[], None]) -> None:
         assert config.dsn is not None
         self._config = config
         self._loop = asyncio.get_running_loop()
@@ -57,16 +58,18 @@ class Loop:
         """Why it claims no more, or None while it does."""
         self.some_parked = False
         """Whether a burst left tasks with an error."""
-        self._build(config, config.dsn, app, stopped)
+        self._build(config, config.dsn, app, worker, marks, stopped)
 
-    def _build(self, config: Config, dsn: str, app: App, stopped: Callable[[], None]) -> None:
+    def _build(
+        self, config: Config, dsn: str, app: App, worker: bytes, marks: Marks, stopped: Callable[[], None]
+    ) -> None:
         name = f"pgtask worker {os.getpid()}"
         pooled = not config.listen
         self.link = Link(dsn, name, pooled=pooled)
         self._leases = Leases()
         self._claim = Claim(
             self.link,
-            worker=os.urandom(8),
+            worker=worker,
             queues=config.queue,
             lease_timeout=config.lease_timeout,
             max_step_bytes=config.max_step_bytes,
@@ -82,10 +85,12 @@ class Loop:
             self._leases,
             concurrency=config.concurrency,
             max_step_bytes=config.max_step_bytes,
+            marks=marks,
             wake=self._work.set,
             unknown=unknown.delay,
             broke=self.fail,
         )
+        self._suspects = Suspects(self.dispatch, config.concurrency)
         self._flush = Flush(self.link, self._leases)
         self.renew = Renew(
             dsn,
@@ -155,10 +160,12 @@ class Loop:
                 raise self._failure
             await self._flush_gathered()
             if self.leaving is not None:
-                await self._flush.release(self.dispatch.take_ready())
+                await self._flush.release(self.dispatch.take_ready() + self._suspects.take())
                 if self._stop_now or not (self.dispatch.suspended or self._unwritten()):
                     return
-            elif await self._claim_some() or (self._config.burst and await self._burst_over()):
+            else:
+                self._suspects.turn(is_quiet=not (self.dispatch.suspended or self._unwritten()))
+            if self.leaving is None and (await self._claim_some() or (self._config.burst and await self._burst_over())):
                 continue
             if not self._work.is_set() and not len(self.dispatch.outcomes):
                 self._check_owners()
@@ -166,7 +173,8 @@ class Loop:
 
     def _check_owners(self) -> None:
         """Nothing is left to flush, so every lease waits for its turn or runs. If not, dying is how it is let go."""
-        if len(self._leases) and not (self.dispatch.ready or self.dispatch.suspended or len(self._flush.waiting)):
+        owners = (self.dispatch.ready, self.dispatch.suspended, len(self._flush.waiting), len(self._suspects))
+        if len(self._leases) and not any(owners):
             raise AssertionError(f"{len(self._leases)} leases have no owner: please report this")
 
     def _unwritten(self) -> int:
@@ -196,12 +204,17 @@ class Loop:
             return False
         leases, displaced = self._leases.claimed(rows, token, sent)
         self._lose(displaced)
+        if suspects := self._leases.take_suspects():
+            self._suspects.receive(suspects)
+            leases = [lease for lease in leases if lease.claims == 1]
         self.dispatch.admit(leases)
         return True
 
     def _room(self) -> int:
         """How many tasks to claim: what there is room for, but not by driblets while there is work in hand."""
         config = self._config
+        if self._suspects.is_hushed:
+            return 0
         hold = config.concurrency + min(int(self._rate.per_second * PREFETCH), 2 * config.batch)
         room = min(hold - len(self._leases), config.batch)
         if self.dispatch.ready and room < min(hold, config.batch) // 4:
@@ -211,7 +224,9 @@ class Loop:
     async def _wait(self) -> None:
         """Until something happens, or it is time to look again."""
         timer = None
-        wait = RETRY_LOCKED if len(self._flush.waiting) else float("inf")
+        wait = max(0.0, self._suspects.wait())
+        if len(self._flush.waiting):
+            wait = min(wait, RETRY_LOCKED)
         if self.leaving is None and self._room() > 0:
             wait = min(wait, max(0.0, self._claim.look_at - time.monotonic()))
         if wait < float("inf"):

@@ -17,6 +17,7 @@ from typing import Any
 import uvloop
 
 from pgtask._events import log_event
+from pgtask._fastpath import Marks
 from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
@@ -32,24 +33,48 @@ __all__ = ["run_worker"]
 log = logging.getLogger("pgtask.worker")
 
 TICK = 0.5  # seconds between two messages to the supervisor
+ORPHAN_GRACE = (
+    0.5  # seconds for running steps when the supervisor is gone: whoever starts a new one expects no old worker
+)
 
 
 def run_worker(
-    config: Config, app: App, *, status: StatusPipe, parent_fd: int, counts_waiting: bool, embedded: bool
+    config: Config,
+    app: App,
+    *,
+    status: StatusPipe,
+    parent_fd: int,
+    counts_waiting: bool,
+    embedded: bool,
+    worker: bytes,
+    marks: Marks,
 ) -> int:
     """Run one worker in this process until it is told to leave, or a burst is over; returns the exit code, 0.
 
-    SIGTERM, or the end of `parent_fd`, drains within `config.grace`; SIGQUIT stops now. Tells `status`. With
-    `embedded` a missing schema is created. Raises `DatabaseRefused` for what waiting will not mend.
+    SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Tells
+    `status`. With `embedded` a missing schema is created. All its tokens begin with the eight bytes `worker`; what it
+    executes is in `marks`. Raises `DatabaseRefused` for what waiting will not mend.
     """
-    process = _Process(config, app, status, embedded=embedded, counts_waiting=counts_waiting)
+    process = _Process(config, app, status, worker, marks, embedded=embedded, counts_waiting=counts_waiting)
     # The loop is not closed: that would wait for steps which ignore their cancellation, and the process ends here.
     uvloop.new_event_loop().run_until_complete(process.run(parent_fd))
     return 0
 
 
 class _Process:
-    def __init__(self, config: Config, app: App, status: StatusPipe, *, embedded: bool, counts_waiting: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        app: App,
+        status: StatusPipe,
+        worker: bytes,
+        marks: Marks,
+        *,
+        embedded: bool,
+        counts_waiting: bool,
+    ) -> None:
+        self._worker = worker
+        self._marks = marks
         self._config = config
         self._app = app
         self._status = status
@@ -62,7 +87,13 @@ class _Process:
     async def run(self, parent_fd: int) -> None:
         """Work until it is time to leave, and say why."""
         self._main = asyncio.current_task()
-        self._loop = Loop(self._config, self._app, stopped=lambda: self._drain("notified"))
+        self._loop = Loop(
+            self._config,
+            self._app,
+            worker=self._worker,
+            marks=self._marks,
+            stopped=lambda: self._drain("notified"),
+        )
         self._handle_signals(parent_fd)
         try:
             async with AsyncExitStack() as stack:
@@ -131,6 +162,7 @@ class _Process:
         asyncio.get_running_loop().remove_reader(parent_fd)
         log_event(log, logging.WARNING, "parent.gone")
         self._drain("drained")
+        asyncio.get_running_loop().call_later(ORPHAN_GRACE, self._stop_now)
 
     def _drain(self, reason: Reason) -> None:
         """Claim no more, and let what runs come to its end within the grace."""

@@ -1,8 +1,9 @@
 """Kill workers at random while they work: `python -m bench.crashes --kills 200 --tasks 300000`.
 
-Two bursts over the same tasks of three steps, the second with kills spread over its progress. Says what was lost (a task that is
-neither finished nor in the table), what took effect twice, how long each handover took, from the kill to the line that says
-that the leases are given back, and how the throughput compares. Exit code 1 if something was lost or doubled.
+Two bursts over the same tasks of three steps, the second with kills spread over its progress. Says what was lost (a
+task that is neither finished nor in the table), what took effect twice, how long each handover took, from the kill to
+the line that says that the leases are given back, and how the throughput compares. Exit code 1 if something was lost,
+doubled or parked.
 """
 
 from __future__ import annotations
@@ -85,8 +86,10 @@ class Burst:
 
     def __init__(self, dsn: str, procs: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pgtask._cli.supervisor", "bench.crashes:app", "--burst"]
-            + ["--procs", str(procs), "--dsn", dsn],
+            [
+                *(sys.executable, "-m", "pgtask._cli.supervisor", "bench.crashes:app", "--burst"),
+                *("--procs", str(procs), "--dsn", dsn),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -242,7 +242,7 @@ def test_tasks_that_kill_their_process_are_parked_with_the_cause(dsn: str, rows:
     assert {(row["tried"], row["claims"]) for row in parked.values()} == {(0, 0)}
     assert rows.value("SELECT count(*) FROM finished") == 996
     assert 8 < fleet.output.count("worker.died") <= 12  # the first death of one may be the first of another
-    # Beside each of the four first deaths, what had not yet been written runs again; beside the later ones nothing does.
+    # Beside each of the four first deaths, what had not yet been written runs again; beside the later ones, nothing.
     runs = rows("SELECT count(*) AS runs FROM mark WHERE step = 'Short' GROUP BY task")
     assert len(runs) == 996
     assert max(row["runs"] for row in runs) <= 1 + 4

@@ -1,8 +1,9 @@
 """Kill workers at random while they work: `python -m bench.crashes --kills 200 --tasks 300000`.
 
-Two bursts over the same tasks of three steps, the second with kills spread over it. Says what was lost (a task that is
-neither finished nor in the table), what took effect twice, how long each handover took, from the kill to the line that says
-that the leases are given back, and how the throughput compares. Exit code 1 if something was lost or doubled.
+Two bursts over the same tasks of three steps, the second with kills spread over its progress. Says what was lost (a
+task that is neither finished nor in the table), what took effect twice, how long each handover took, from the kill to
+the line that says that the leases are given back, and how the throughput compares. Exit code 1 if something was lost,
+doubled or parked.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Third(Chain):
 
 app = App(Chain)
 
+ROW = 44.3  # bytes of a row of `finished`: its size says without counting how far the work has come
+
 _FINISHED = """
 CREATE TABLE finished (task uuid);
 CREATE FUNCTION finish() RETURNS trigger LANGUAGE plpgsql AS
@@ -69,7 +72,7 @@ CREATE TRIGGER finish AFTER DELETE ON pg_task REFERENCING OLD TABLE AS gone
 
 
 class Outcome(msgspec.Struct):
-    """Of one burst. `handovers` in seconds; `slow` is how many workers were ready, on average, when one was killed."""
+    """Of one burst; `handovers` in seconds."""
 
     seconds: float
     lost: int
@@ -83,8 +86,10 @@ class Burst:
 
     def __init__(self, dsn: str, procs: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pgtask._cli.supervisor", "bench.crashes:app", "--burst"]
-            + ["--procs", str(procs), "--dsn", dsn],
+            [
+                *(sys.executable, "-m", "pgtask._cli.supervisor", "bench.crashes:app", "--burst"),
+                *("--procs", str(procs), "--dsn", dsn),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -105,15 +110,19 @@ class Burst:
                 else:
                     self._handed_over[pid] = time.monotonic()
 
-    def kill_at_random(self, chance: random.Random, kills: int, interval: float) -> list[float]:
-        """The times of the handovers; fewer than `kills` if the burst was over before."""
+    async def kill_at_random(self, dsn: str, chance: random.Random, tasks: int, kills: int) -> list[float]:
+        """Kill a worker each time when another share of the tasks is finished; the times of the handovers."""
         took: dict[int, float] = {}
+        connection = await asyncpg.connect(dsn)
         while len(took) < kills and self._process.poll() is None:
-            time.sleep(interval * chance.uniform(0.5, 1.5))
-            if ready := sorted(self._ready - took.keys()):
+            size = await connection.fetchval("SELECT pg_relation_size('finished')")
+            ready = sorted(self._ready - took.keys())
+            if ready and size >= len(took) / kills * tasks * ROW:
                 pid = chance.choice(ready)
                 took[pid] = time.monotonic()
                 os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.01)
+        await connection.close()
         self._process.wait()
         self._reader.join()
         return [self._handed_over[pid] - at for pid, at in took.items() if pid in self._handed_over]
@@ -136,10 +145,10 @@ async def _count(dsn: str, tasks: int) -> tuple[int, int, int]:
     return tasks - distinct - left, finished - distinct, parked
 
 
-def burst(dsn: str, tasks: int, procs: int, kills: int, interval: float) -> Outcome:
+def burst(dsn: str, tasks: int, procs: int, kills: int) -> Outcome:
     asyncio.run(_fill(dsn, tasks))
     began = time.monotonic()
-    handovers = Burst(dsn, procs).kill_at_random(random.Random(1), kills, interval)
+    handovers = asyncio.run(Burst(dsn, procs).kill_at_random(dsn, random.Random(1), tasks, kills))
     seconds = time.monotonic() - began
     return Outcome(seconds, *asyncio.run(_count(dsn, tasks)), handovers)
 
@@ -154,9 +163,8 @@ def main() -> int:
         dsn = embedded.start(Path(directory))
         try:
             asyncio.run(migrate(dsn))
-            quiet = burst(dsn, arguments.tasks, arguments.procs, 0, 1.0)
-            interval = quiet.seconds / max(1, arguments.kills)
-            stormy = burst(dsn, arguments.tasks, arguments.procs, arguments.kills, interval)
+            quiet = burst(dsn, arguments.tasks, arguments.procs, 0)
+            stormy = burst(dsn, arguments.tasks, arguments.procs, arguments.kills)
         finally:
             embedded.stop(Path(directory))
     return _report(sys.stdout, arguments.tasks, quiet, stormy)

@@ -241,11 +241,11 @@ def test_tasks_that_kill_their_process_are_parked_with_the_cause(dsn: str, rows:
     assert "string_at" in texts[3]
     assert {(row["tried"], row["claims"]) for row in parked.values()} == {(0, 0)}
     assert rows.value("SELECT count(*) FROM finished") == 996
-    assert fleet.output.count("worker.died") == 12 - (fleet.output.count("executing=2"))
-    # Beside one of the four first crashes: what had not yet been written runs again, once.
+    assert 8 < fleet.output.count("worker.died") <= 12  # the first death of one may be the first of another
+    # Beside each of the four first deaths, what had not yet been written runs again; beside the later ones, nothing.
     runs = rows("SELECT count(*) AS runs FROM mark WHERE step = 'Short' GROUP BY task")
     assert len(runs) == 996
-    assert max(row["runs"] for row in runs) <= 2
+    assert max(row["runs"] for row in runs) <= 1 + 4
     retried = rows.value("SELECT count(DISTINCT attempt) FROM mark WHERE step = 'Short'")
     assert retried == 1
 

@@ -761,7 +761,7 @@ def test_the_stub_names_only_what_there_is() -> None:
 
 
 def test_what_executes_is_marked_in_memory_that_outlives_the_process() -> None:
-    """A step that has the loop, one that is suspended, one in a thread; not one that waits, and not one that has ended."""
+    """A step that has the loop, is suspended, or has a thread; not one that waits for its turn, or has ended."""
     memory = mmap.mmap(-1, Marks.size(3))
     seen: dict[str, list[bytes]] = {}
 
@@ -806,13 +806,13 @@ def test_what_executes_is_marked_in_memory_that_outlives_the_process() -> None:
         ids = [UUID(int=number) for number in range(len(kinds))]
         rows = [(id, f'{{"Family":{{"{kind}":null}}}}', 0, 1, None) for id, kind in zip(ids, kinds, strict=True)]
         dispatch.admit(leases.claimed(rows, uuid4(), 0.0)[0])
-        while dispatch.suspended < 3:
+        while dispatch.suspended < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert seen["ends"] == [ids[0].bytes]
         assert Marks(memory).executing() == [ids[2].bytes, ids[3].bytes, ids[4].bytes]  # the last one waits for a slot
         dispatch.end(started[0], Done(), None)
         go.set()
-        while len(dispatch.outcomes) < len(kinds):
+        while len(dispatch.outcomes) < len(kinds):  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert seen["suspends"][-1] == ids[4].bytes
         assert Marks(memory).executing() == []

@@ -397,7 +397,8 @@ class Machine(RuleBasedStateMachine):
         self.sql("SELECT FROM pg_task WHERE id = $1 FOR UPDATE", locked)
         answer = self.send(worker, "handover", *bounds, executing, alone, "SIGSEGV", "nobody")
         self.sql("ROLLBACK")
-        mine.pop(locked, None)
+        if locked is not None:
+            mine.pop(locked)
         charged = {id: row for id, row in mine.items() if id in executing}
         convicted = {id: row for id, row in charged.items() if alone and row.claims >= 3}
         left, seen, released, suspects, parked, _ = answer[0]

@@ -6,6 +6,7 @@ import pytest
 
 from pgtask._supervisor.states import (
     BACKOFF_MOST,
+    BACKOFF_READY,
     BOOT_TRIES,
     HEALTHY_AFTER,
     STOP_MARGIN,
@@ -147,14 +148,21 @@ def test_a_stalled_worker_is_followed_by_another_unless_all_stop() -> None:
     assert after(STALLED, Event.STOP)[0].timer == STALLED.timer, "an order to drain does not put the kill off"
 
 
-def test_the_delay_doubles_up_to_a_limit() -> None:
-    slot, delays = READY, []
+@pytest.mark.parametrize(
+    ("to_next", "delays"),
+    [
+        ((Event.DUE,), [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, BACKOFF_MOST, BACKOFF_MOST]),
+        ((Event.DUE, Event.READY), [0.1, 0.2, 0.4, 0.8, *[BACKOFF_READY] * 7]),
+    ],
+    ids=["booting", "at work"],
+)
+def test_the_delay_doubles_up_to_a_limit(to_next: tuple[Event, ...], delays: list[float]) -> None:
+    slot, seen = after(READY, Event.DIED)[0], []
     for _ in range(11):
-        slot, _ = after(slot, Event.DIED)
         assert slot.timer is not None
-        delays.append(slot.timer - NOW)
-        slot, _ = after(slot, Event.DUE, Event.READY)
-    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, BACKOFF_MOST, BACKOFF_MOST])
+        seen.append(slot.timer - NOW)
+        slot, _ = after(slot, *to_next, Event.DIED)
+    assert seen == pytest.approx(delays)
 
 
 def test_a_healthy_spell_forgets_the_deaths_before_it() -> None:

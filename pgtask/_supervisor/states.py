@@ -16,9 +16,9 @@ is in `parent` and `child`.
        +------- died -------+------- died -------+
 
 - A slot begins in BACKOFF with nothing to wait for, so the first start is no special case.
-- A death that nobody asked for is followed by a delay: 0.1 s, doubled with each further one up to 30 s, with
-  jitter so that N children which die of one cause do not come back as one. Ten seconds of being ready forget
-  the past.
+- A death that nobody asked for is followed by a delay: 0.1 s, doubled with each further one up to 30 s (1 s if
+  the child was ready), with jitter so that N children which die of one cause do not come back as one. Ten
+  seconds of being ready forget the past.
 - A child that says why it failed, and exits with one of our codes, is believed at once (FAILED). One that
   dies without a word before it was ever ready gets `BOOT_TRIES` tries, then it is HOPELESS: a crash while
   booting mends itself seldom, and a supervisor that can never work must say so with its exit code.
@@ -42,6 +42,7 @@ import msgspec
 __all__ = ["BOOT_TRIES", "Action", "Event", "ExitCode", "Slot", "State", "backoff_delay", "judge", "react"]
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
+BACKOFF_READY = 1.0  # the most after a death at work: a task that kills its process waits by itself, and not for ever
 HEALTHY_AFTER = 10.0
 BOOT_TRIES = 3
 STOP_MARGIN = 4.25  # seconds for what a worker does after its grace: cancel, release its leases, close
@@ -203,16 +204,17 @@ def judge(state: State, code: int, reason: str | None) -> Event:
     return Event.FAILED if code == ExitCode.BOOT and state is State.STARTING else Event.DIED
 
 
-def backoff_delay(deaths: int, jitter: float) -> float:
+def backoff_delay(deaths: int, jitter: float, most: float = BACKOFF_MOST) -> float:
     """Seconds before the next start after `deaths` in a row: between half of the full delay and all of it."""
-    full = min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(deaths - 1, 32))
+    full = min(most, BACKOFF_FIRST * 2.0 ** min(deaths - 1, 32))
     return full * (1.0 - jitter / 2)
 
 
 def _after_death(slot: Slot, now: float, jitter: float) -> Slot:
     healthy = slot.ready_since is not None and now - slot.ready_since >= HEALTHY_AFTER
     deaths = 1 if healthy else slot.deaths + 1
-    return Slot(State.BACKOFF, now + backoff_delay(deaths, jitter), deaths, None, slot.was_ready)
+    most = BACKOFF_MOST if slot.ready_since is None else BACKOFF_READY
+    return Slot(State.BACKOFF, now + backoff_delay(deaths, jitter, most), deaths, None, slot.was_ready)
 
 
 def _deadline(slot: Slot, event: Event, now: float, grace: float) -> float | None:

@@ -221,6 +221,9 @@ def shows_itself(status: StatusPipe, orders: Orders) -> int:
 def follows_a_file(status: StatusPipe, orders: Orders) -> int:
     """The file `code` is its code: it may not load, crash, or never get ready."""
     code = Path("code").read_text()
+    if code == "hangs":
+        for number in (signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
     journal(f"code {code}")
     match code:
         case "broken":
@@ -228,8 +231,6 @@ def follows_a_file(status: StatusPipe, orders: Orders) -> int:
         case "crashes":
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hangs":
-            for number in (signal.SIGTERM, signal.SIGQUIT):
-                signal.signal(number, signal.SIG_DFL)
             signal.pause()
     return obedient(status, orders)
 

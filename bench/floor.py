@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
-import time
 
-from bench.contender import Arena, Effort, RunFailed
+from bench.contender import Arena, Effort, OnOurTable, Skipped
+from bench.process import run_measured
+from bench.workloads import Workload
 from pgtask import Task
 from pgtask._fastpath import Codec, Outcomes
 from pgtask._postgres.embedded import binary
 from pgtask._postgres.store import HOT_SETTINGS, statement
+from pgtask._worker.claim import FLOOR_SLACK
 from pgtask.config import Config
 from pgtask.task import family_of
 
@@ -26,12 +27,13 @@ __all__ = ["Floor", "Minimum", "envelope"]
 # pgbench knows no arrays and keeps one row of a result: the ids come back as the text of an array, and so does the
 # payload, since a worker is sent it as well. The token of the next claim comes along, to save a round trip.
 _CLAIM = """
-WITH claimed (id, step) AS ({claim})
+WITH claimed (id, step, tried, claims, size, due) AS ({claim})
 SELECT count(*) AS n,
        coalesce(array_agg(id), '{{}}') AS ids,
        array_fill($4::uuid, ARRAY[count(*)::integer]) AS tokens,
        coalesce(array_agg(step), '{{}}') AS steps,
-       gen_random_uuid() AS token
+       gen_random_uuid() AS token,
+       coalesce(max(due) - {slack}, 0) AS floor
 FROM claimed
 """
 
@@ -57,30 +59,44 @@ FROM gone
 """
 
 
-class Floor:
+class Floor(OnOurTable):
     name = "floor"
     about = "the claim and the flush of pgtask, word for word, by pgbench"
+
+    def prepare(self, workload: Workload) -> str:
+        if not workload.is_idle:
+            raise Skipped(f"it runs no steps, and those of {workload.name} do something")
+        return _version()
 
     def drain(self, arena: Arena) -> Effort:
         return _drain(arena, _floor_script(arena))
 
 
-class Minimum:
+class Minimum(OnOurTable):
     name = "minimum"
     about = "lock and delete a batch in one statement, by pgbench: no lease, nothing to recover"
+
+    def prepare(self, workload: Workload) -> str:
+        if workload.later or not workload.is_idle:
+            raise Skipped(f"it knows no steps, as {workload.name} has them")
+        return _version()
 
     def drain(self, arena: Arena) -> Effort:
         return _drain(arena, _script(_prepare("gone", _MINIMUM), f"EXECUTE gone({arena.batch}) \\gset", ""))
 
 
+def _version() -> str:
+    return subprocess.run([binary("pgbench"), "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _floor_script(arena: Arena) -> str:
     config = Config()
     held = f"{config.lease_timeout:g}, {config.max_step_bytes}"
-    take = f"EXECUTE claim('default', 0, {arena.batch}, ':token', {held}) \\gset"
+    take = f"EXECUTE claim('default', 0, {arena.batch}, ':token', {held}, :floor) \\gset"
     prepare = [
-        _prepare("claim", _CLAIM.format(claim=_plain(statement("claim")))),
+        _prepare("claim", _CLAIM.format(claim=_plain(statement("claim")), slack=FLOOR_SLACK)),
         _prepare("flush", statement("flush")),
-        "SELECT gen_random_uuid() AS token \\gset",
+        "SELECT gen_random_uuid() AS token, 0 AS floor \\gset",
     ]
     flushes = []
     for number, step in enumerate(arena.workload.later):
@@ -146,21 +162,12 @@ def _drain(arena: Arena, script: str) -> Effort:
         *(f"--client={arena.procs}", f"--jobs={arena.procs}", "--define=over=0", "--define=first=1", arena.dsn),
     ]
     options = " ".join(f"-c {name}={value}" for name, value in HOT_SETTINGS.items())
-    before = _children_cpu()
-    began_at = time.time()
-    began = time.monotonic()
-    try:
-        ended = subprocess.run(
-            command, env=os.environ | {"PGOPTIONS": options}, capture_output=True, text=True, timeout=arena.timeout
-        )
-    except subprocess.TimeoutExpired:
-        raise RunFailed(f"not finished after {arena.timeout:g} s") from None
-    seconds = time.monotonic() - began
-    if ended.returncode != 0:
-        raise RunFailed(f"pgbench ended with {ended.returncode}: {ended.stderr.strip()[-500:]}")
-    return Effort(began_at=began_at, seconds=seconds, cpu_seconds=_children_cpu() - before)
-
-
-def _children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    ended = run_measured(
+        command, directory=arena.directory, env=os.environ | {"PGOPTIONS": options}, timeout=arena.timeout
+    )
+    return Effort(
+        began_at=ended.began_at,
+        seconds=ended.seconds,
+        cpu_seconds=ended.cpu_seconds,
+        tree_cpu_seconds=ended.cpu_seconds,
+    )

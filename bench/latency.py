@@ -7,20 +7,25 @@ so that a slow start is not hidden by a later enqueue.
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from bench.contender import RunFailed
-from bench.ours import running_supervisor
-from bench.server import Server
+from bench.contender import Contender, RunFailed, Skipped
+from bench.machine import commit, machine, versions
+from bench.ours import Ours, running_supervisor
+from bench.peer import Peer
+from bench.server import BenchError, Server, open_server
 from bench.spread import percentile
-from bench.workloads import Measure
+from bench.workloads import WORKLOADS, Measure
 from pgtask import Client
 
-__all__ = ["Latency", "measure_latency"]
+__all__ = ["Latency", "LatencyReport", "can_measure", "latency_card", "latency_report", "measure_latency"]
 
 _WARM_UP = 10
 _SETTLE = 1.0  # seconds that the fleet is left alone before
@@ -36,21 +41,110 @@ class Latency(msgspec.Struct, frozen=True):
     enqueue_p99: float
     start_p50: float
     start_p99: float
-    start_max: float
+    start_max: float | None = None
 
 
-def measure_latency(server: Server, *, procs: int, per_second: float, seconds: float) -> Latency:
+class LatencyReport(msgspec.Struct, frozen=True):
+    """Each contender at each rate, one after the other."""
+
+    bench: str
+    at: str
+    commit: str
+    machine: dict[str, str | int | float]
+    versions: dict[str, str]
+    server: str
+    settings: dict[str, str]
+    procs: int
+    seconds: float
+    latency: dict[str, list[Latency]]
+    failures: list[str]
+
+
+def can_measure(contender: Contender) -> bool:
+    return isinstance(contender, Ours) or (isinstance(contender, Peer) and contender.can_measure_latency)
+
+
+def measure_latency(server: Server, contender: Contender, *, procs: int, per_second: float, seconds: float) -> Latency:
     """Raises `RunFailed`."""
+    if isinstance(contender, Peer):
+        with server.fresh_database(empty=True) as database:
+            figures = contender.latency(
+                server.database(database), procs=procs, per_second=per_second, seconds=math.ceil(seconds)
+            )
+        return Latency(per_second=per_second, **msgspec.structs.asdict(figures))
+    return _measure_ours(server, procs=procs, per_second=per_second, seconds=seconds)
+
+
+def latency_report(
+    contenders: list[Contender],
+    *,
+    rates: list[float],
+    procs: int,
+    seconds: float,
+    dsn: str | None,
+    say: Callable[[str], None],
+) -> LatencyReport:
+    found: dict[str, list[Latency]] = {}
+    failures: list[str] = []
+    about = machine()
+    with open_server(dsn) as server:
+        for contender in contenders:
+            try:
+                if not can_measure(contender):
+                    raise Skipped("it measures no latency")
+                contender.prepare(WORKLOADS["noop"])
+            except Skipped as why:
+                say(f"skipped {contender.name}: {why}")
+                continue
+            for rate in rates:
+                say(f"{contender.name} at {rate:g}/s for {seconds:g} s")
+                try:
+                    one = measure_latency(server, contender, procs=procs, per_second=rate, seconds=seconds)
+                    found.setdefault(contender.name, []).append(one)
+                except (RunFailed, BenchError) as error:
+                    failures.append(f"{contender.name} at {rate:g}/s: {error}")
+        return LatencyReport(
+            bench="latency",
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            commit=commit(),
+            machine=about,
+            versions=versions(),
+            server=server.version,
+            settings=server.settings,
+            procs=procs,
+            seconds=seconds,
+            latency=found,
+            failures=failures,
+        )
+
+
+def latency_card(report: LatencyReport) -> str:
+    lines = [
+        f"latency of an idle fleet of {report.procs} processes, {report.seconds:g} s at each rate, ms; "
+        "enqueue is the call with its commit, start is from that call to the first line of the step",
+        f"{'':<14}{'a second':>10}{'samples':>9}{'enqueue p50':>13}{'p99':>9}{'start p50':>11}{'p99':>9}{'max':>9}",
+    ]
+    for name, rates in report.latency.items():
+        for one in rates:
+            most = "" if one.start_max is None else f"{one.start_max:.2f}"
+            lines.append(
+                f"{name:<14}{one.per_second:>10g}{one.samples:>9}{one.enqueue_p50:>13.2f}{one.enqueue_p99:>9.2f}"
+                f"{one.start_p50:>11.2f}{one.start_p99:>9.2f}{most:>9}"
+            )
+    return "\n".join(lines + [f"FAILED    {failure}" for failure in report.failures])
+
+
+def _measure_ours(server: Server, *, procs: int, per_second: float, seconds: float) -> Latency:
     count = max(1, round(per_second * seconds))
     with server.fresh_database() as database, tempfile.TemporaryDirectory(prefix="pgtask-bench-") as directory:
         dsn = server.database(database)
-        with running_supervisor(dsn, procs, Path(directory)) as reports:
+        with running_supervisor(dsn, procs, Path(directory)) as fleet:
             time.sleep(_SETTLE)
             calls = asyncio.run(_enqueue(dsn, count, per_second))
             left = _wait_until_empty(server, dsn)
     if left:
         raise RunFailed(f"{left} tasks were left")
-    started = {number: at for report in reports for number, at in report.starts}
+    started = {number: at for report in fleet.reports for number, at in report.starts}
     if len(started) != count + _WARM_UP:
         raise RunFailed(f"{len(started)} of {count + _WARM_UP} tasks were started")
     enqueues = [1000 * (returned - called) for called, returned in calls]

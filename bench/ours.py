@@ -12,49 +12,42 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bench.contender import Arena, Effort, RunFailed
-from bench.workloads import REPORTS, WorkerReport, read_reports
+from bench.contender import Arena, Effort, OnOurTable, RunFailed
+from bench.process import kill_tree, run_measured
+from bench.workloads import REPORTS, WorkerReport, Workload, read_reports
+from pgtask import __version__
 
-__all__ = ["Ours", "running_supervisor"]
+__all__ = ["Fleet", "Ours", "command_of", "environment", "running_supervisor"]
 
 _ROOT = Path(__file__).parent.parent
 _READY_TIMEOUT = 30.0
 
 
-class Ours:
+class Ours(OnOurTable):
     name = "pgtask"
     about = "pgtask-supervisor --burst"
 
+    def prepare(self, workload: Workload) -> str:
+        return __version__
+
     def drain(self, arena: Arena) -> Effort:
-        command = _command(arena.dsn, arena.procs, "--batch", str(arena.batch), "--burst", "--burst-horizon", "0")
-        began_at = time.time()
-        began = time.monotonic()
-        try:
-            ended = subprocess.run(
-                command,
-                cwd=arena.directory,
-                env=_environment(arena.directory),
-                capture_output=True,
-                text=True,
-                timeout=arena.timeout,
-            )
-        except subprocess.TimeoutExpired as expired:
-            said = expired.stderr or b""  # bytes, although we asked for text
-            text = said if isinstance(said, str) else said.decode(errors="replace")
-            raise RunFailed(f"not finished after {arena.timeout:g} s: {text.strip()[-500:]}") from None
-        seconds = time.monotonic() - began
-        if ended.returncode != 0:
-            raise RunFailed(f"exit code {ended.returncode}: {ended.stderr.strip()[-500:]}")
+        ended = run_measured(
+            command_of(arena.dsn, arena.procs, "--batch", str(arena.batch), "--burst", "--burst-horizon", "0"),
+            directory=arena.directory,
+            env=environment(arena.directory),
+            timeout=arena.timeout,
+        )
         _check(json.loads(ended.stdout), arena)
         reports = _reports(arena.directory, arena.procs)
         return Effort(
-            began_at=began_at,
-            seconds=seconds,
+            began_at=ended.began_at,
+            seconds=ended.seconds,
             cpu_seconds=sum(report.cpu_seconds for report in reports),
+            tree_cpu_seconds=ended.cpu_seconds,
             peak_rss_bytes=max(report.peak_rss_bytes for report in reports),
             unique_bytes=max(report.unique_bytes for report in reports),
         )
@@ -74,26 +67,37 @@ def _reports(directory: Path, procs: int) -> list[WorkerReport]:
     return reports
 
 
+class Fleet:
+    """A supervisor that runs. `reports` is filled with those of its workers when it has been stopped."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.reports: list[WorkerReport] = []
+
+
 @contextmanager
-def running_supervisor(dsn: str, procs: int, directory: Path) -> Iterator[list[WorkerReport]]:
-    """A supervisor whose workers are ready; the list is filled with their reports when it has been stopped."""
-    reports: list[WorkerReport] = []
+def running_supervisor(dsn: str, procs: int, directory: Path, *flags: str) -> Iterator[Fleet]:
+    """A supervisor whose workers are ready; it is told to stop at the end."""
     log = directory / "supervisor.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            _command(dsn, procs), cwd=directory, env=_environment(directory), stdout=stream, stderr=stream
+            command_of(dsn, procs, *flags),
+            cwd=directory,
+            env=environment(directory),
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
+    fleet = Fleet(process.pid)
     try:
         _wait_until_ready(process, log, procs)
-        yield reports
+        yield fleet
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_READY_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    reports += _reports(directory, procs)
+        kill_tree(process)
+    fleet.reports += read_reports(directory)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, procs: int) -> None:
@@ -104,12 +108,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, procs: int) -
         time.sleep(0.02)
 
 
-def _command(dsn: str, procs: int, *flags: str) -> list[str]:
+def command_of(dsn: str, procs: int, *flags: str) -> list[str]:
     settings = ("--dsn", dsn, "--procs", str(procs), "--log", "json", *flags)
     return [sys.executable, "-m", "pgtask._cli.supervisor", "bench.workloads:app", *settings]
 
 
-def _environment(directory: Path) -> dict[str, str]:
+def environment(directory: Path) -> dict[str, str]:
     """Ours without anybody's settings; this checkout comes first on the path."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PGTASK_")}
     inherited.pop("DATABASE_URL", None)

@@ -7,6 +7,7 @@ own, made from the same template; what we made is gone afterwards.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import tempfile
@@ -31,6 +32,7 @@ _SHOWN = (
 )
 _DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 _QUIET_TIMEOUT = 10.0
+_numbers = itertools.count(1)
 
 
 class BenchError(Exception):
@@ -44,7 +46,7 @@ class Server:
         if not re.match(r"postgres(ql)?://", dsn):
             raise BenchError(f"--dsn {dsn}: give it as postgresql://user@host:port/database?...")
         self.dsn = dsn
-        self._template = f"pgtask_bench_{os.getpid()}"
+        self._template = f"pgtask_bench_{os.getpid()}_{next(_numbers)}"
         self.settings = {name: self.value(f"SHOW {name}") for name in _SHOWN}
         self.version = self.value("SELECT version()")
         for name in _DURABLE:
@@ -122,10 +124,10 @@ class Server:
         self.query(f"DROP DATABASE IF EXISTS {self._template} WITH (FORCE)")
 
     @contextmanager
-    def fresh_database(self) -> Iterator[str]:
-        """The name of a new database with our schema."""
+    def fresh_database(self, *, empty: bool = False) -> Iterator[str]:
+        """The name of a new database, with our schema or with nothing in it."""
         name = f"{self._template}_run"
-        self.query(f"CREATE DATABASE {name} TEMPLATE {self._template}")
+        self.query(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else self._template}")
         try:
             yield name
         finally:

@@ -37,8 +37,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """One contender over all rounds. `ratio` is the reference's rate over this one's, each pair from one round; `per
-    task` figures of transactions count statements as well, since each statement is a transaction of its own."""
+    """One contender over all rounds. `ratio` is the reference's rate over this one's, each pair from one round."""
 
     rounds: int
     failed: int
@@ -54,6 +53,7 @@ class Summary(msgspec.Struct, frozen=True):
     dead_rows_per_task: Spread
     hot_share: Spread | None
     client_cpu_us_per_task: Spread
+    tree_cpu_us_per_task: Spread
     server_cpu_us_per_task: Spread | None
     autovacuums: Spread
     peak_rss_mb: Spread | None
@@ -61,8 +61,9 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def run_of(number: int, contender: str, tasks: int, steps_per_task: int, effort: Effort, work: Work) -> Run:
+    first, last = work.first_commit_at, work.last_commit_at
     # A table that fits in one batch is gone with its first commit: then there is no window but the process.
-    seconds = work.last_commit_at - work.first_commit_at or effort.seconds
+    seconds = effort.window or (last - first if first is not None and last is not None else 0) or effort.seconds
     return Run(
         round=number,
         contender=contender,
@@ -72,8 +73,8 @@ def run_of(number: int, contender: str, tasks: int, steps_per_task: int, effort:
         tasks_per_second=tasks / seconds,
         steps_per_second=tasks * steps_per_task / seconds,
         process_seconds=effort.seconds,
-        before_seconds=work.first_commit_at - effort.began_at,
-        after_seconds=effort.began_at + effort.seconds - work.last_commit_at,
+        before_seconds=0.0 if first is None else first - effort.began_at,
+        after_seconds=0.0 if last is None else effort.began_at + effort.seconds - last,
         effort=effort,
         work=work,
     )
@@ -120,6 +121,7 @@ def _summary(runs: Sequence[Run], rates: dict[int, float] | None) -> Summary:
         dead_rows_per_task=surely(lambda run, _, work: (work.updates + work.deletes) / run.tasks),
         hot_share=of(lambda _, __, work: work.hot_updates / work.updates if work.updates else None),
         client_cpu_us_per_task=surely(lambda run, effort, _: 1e6 * effort.cpu_seconds / run.tasks),
+        tree_cpu_us_per_task=surely(lambda run, effort, _: 1e6 * effort.tree_cpu_seconds / run.tasks),
         server_cpu_us_per_task=of(
             lambda run, _, work: None if work.server_cpu_seconds is None else 1e6 * work.server_cpu_seconds / run.tasks
         ),

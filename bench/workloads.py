@@ -6,6 +6,7 @@ Invariant: a step does nothing that its workload is not about; what is measured 
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import resource
 import sys
@@ -18,8 +19,10 @@ import msgspec
 
 from pgtask import App, Context, Done, Next, Task
 
-__all__ = ["REPORTS", "WORKLOADS", "Measure", "WorkerReport", "Workload", "app", "read_reports"]
+__all__ = ["REPORTS", "WORKLOADS", "Doze", "Measure", "Nothing", "WorkerReport", "Workload", "app", "read_reports"]
 
+WRITE = "INSERT INTO bench_effects (number) VALUES ($1)"
+QUERY = "SELECT 1"
 REPORTS = "BENCH_REPORTS"
 """The environment variable with the directory that the workers write their reports to."""
 
@@ -35,25 +38,39 @@ class Nothing(Noop):
         return Done()
 
 
-class Chain3(Task):
-    """Three steps that do nothing, one after the other."""
+class Chain5(Task):
+    """Five steps that do nothing, one after the other."""
 
 
-class First(Chain3):
+class First(Chain5):
     number: int
 
     async def run(self, ctx: Context) -> Next[Second]:
         return Next(Second(self.number))
 
 
-class Second(Chain3):
+class Second(Chain5):
     number: int
 
     async def run(self, ctx: Context) -> Next[Third]:
         return Next(Third(self.number))
 
 
-class Third(Chain3):
+class Third(Chain5):
+    number: int
+
+    async def run(self, ctx: Context) -> Next[Fourth]:
+        return Next(Fourth(self.number))
+
+
+class Fourth(Chain5):
+    number: int
+
+    async def run(self, ctx: Context) -> Next[Fifth]:
+        return Next(Fifth(self.number))
+
+
+class Fifth(Chain5):
     number: int
 
     async def run(self, ctx: Context) -> Done:
@@ -72,6 +89,75 @@ class Suspend(Sleep0):
         return Done()
 
 
+class Cpu1ms(Task):
+    """One step that keeps a core busy for a millisecond."""
+
+
+class Spin(Cpu1ms):
+    number: int
+
+    async def run(self, ctx: Context) -> Done:
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
+        return Done()
+
+
+class SqlWrite(Task):
+    """One step that writes a row, in a transaction of its own."""
+
+
+class Write(SqlWrite):
+    number: int
+
+    async def run(self, ctx: Context) -> Done:
+        await ctx.db.execute(WRITE, self.number)
+        return Done()
+
+
+class DbQuery(Task):
+    """One step that asks the database something."""
+
+
+class Ask(DbQuery):
+    number: int
+
+    async def run(self, ctx: Context) -> Done:
+        await ctx.db.fetchval(QUERY)
+        return Done()
+
+
+class Payload(Task):
+    """One step that does nothing with the text it carries."""
+
+
+class Carry(Payload):
+    number: int
+    text: str
+
+    async def run(self, ctx: Context) -> Done:
+        return Done()
+
+
+class Slow(Task):
+    """One step that takes a while, and notes that it has started, where it stays though the worker is killed."""
+
+
+class Doze(Slow):
+    number: int
+    seconds: float
+
+    async def run(self, ctx: Context) -> Done:
+        _note(self.number)
+        await asyncio.sleep(self.seconds)
+        return Done()
+
+
+def _note(number: int) -> None:
+    with Path(os.environ[REPORTS], f"{os.getpid()}.starts").open("a") as notes:
+        notes.write(f"{number} {time.time()}\n")
+
+
 class Probe(Task):
     """One step that notes when it started."""
 
@@ -85,15 +171,26 @@ class Measure(Probe):
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """What is drained: `make(number)` is the first step of a task; `later` are samples of the steps after it."""
+    """What is drained: `make(number)` is the first step of a task; `later` are samples of the steps after it; `setup`
+    is run in the database before. `tasks`: how many make a run of some seconds. `is_idle`: its steps do nothing but
+    move on, so that the floor can be compared with it. `query`: what each step sends to the database."""
 
     name: str
     make: Callable[[int], Task]
     later: tuple[Task, ...] = ()
+    tasks: int = 200_000
+    setup: str | None = None
+    is_idle: bool = True
+    query: str | None = None
 
     @property
     def steps(self) -> int:
         return 1 + len(self.later)
+
+
+def _text(size: int) -> str:
+    """That many letters which cannot be compressed."""
+    return base64.b64encode(os.urandom(size * 3 // 4)).decode()
 
 
 _NUMBER = 100_000  # as long as those of most tasks, so that samples are as large as what they stand for
@@ -102,8 +199,20 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("noop", Nothing),
-        Workload("chain3", First, (Second(_NUMBER), Third(_NUMBER))),
+        Workload("chain5", First, (Second(_NUMBER), Third(_NUMBER), Fourth(_NUMBER), Fifth(_NUMBER)), tasks=60_000),
         Workload("sleep0", Suspend),
+        Workload("cpu1ms", Spin, tasks=10_000, is_idle=False),
+        Workload(
+            "sqlwrite",
+            Write,
+            tasks=50_000,
+            setup="CREATE TABLE bench_effects (number bigint NOT NULL)",
+            is_idle=False,
+            query=WRITE,
+        ),
+        Workload("dbquery", Ask, tasks=50_000, is_idle=False, query=QUERY),
+        Workload("payload1k", lambda number: Carry(number, _text(1_000)), tasks=100_000),
+        Workload("payload100k", lambda number: Carry(number, _text(100_000)), tasks=5_000),
     )
 }
 
@@ -144,4 +253,4 @@ def read_reports(directory: Path) -> list[WorkerReport]:
     return [msgspec.json.decode(path.read_bytes(), type=WorkerReport) for path in sorted(directory.glob("*.json"))]
 
 
-app = App(Noop, Chain3, Sleep0, Probe, lifespan=_report)
+app = App(Noop, Chain5, Sleep0, Cpu1ms, SqlWrite, DbQuery, Payload, Slow, Probe, lifespan=_report)

@@ -605,9 +605,9 @@ cdef int MOST_MOVES = 100  # transitions under one lease, then the task queues u
 cdef class Dispatcher:
     """Runs steps and puts what comes of them into the buffer.
 
-    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended (`limit_to` may change that for a time). A subclass
-    supplies what is slow or rare: `wake`, `start_thread`, `describe`, `interrupted`, `failed`,
-    `parked`, `unknown`, `broke`.
+    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended (`limit_to` may
+    change that for a time). A subclass supplies what is slow or rare: `wake`, `start_thread`, `describe`,
+    `interrupted`, `failed`, `parked`, `unknown`, `broke`.
     """
 
     cdef readonly Table table
@@ -623,10 +623,12 @@ cdef class Dispatcher:
     cdef object loop
     cdef readonly object context  # of who admits: each runner runs in it, each step in a copy of it
     cdef readonly Marks marks
-    cdef int limit
+    cdef int concurrency
+    cdef int limit  # how many steps may be suspended now
     cdef dict interruptions  # by task: how often in a row the database went away under its step
     cdef Py_ssize_t max_step_bytes
-    cdef bint serving  # a runner is there to take from `ready`
+    cdef int runners  # how many are there to take from `ready`
+    cdef int width  # how many there should be: one while steps do not suspend, more while they do
 
     def __init__(
         self, loop, Table table, Leases leases, *, int concurrency, Py_ssize_t max_step_bytes, Marks marks=None
@@ -637,10 +639,11 @@ cdef class Dispatcher:
         self.leases = leases
         self.outcomes = Outcomes()
         self.ready = deque()
-        self.limit = concurrency
+        self.concurrency = self.limit = concurrency
         self.max_step_bytes = max_step_bytes
         self.marks = Marks(bytearray(Marks.size(concurrency))) if marks is None else marks
         self.interruptions = {}
+        self.width = 1
 
     # What a subclass supplies.
 
@@ -745,9 +748,14 @@ cdef class Dispatcher:
         self.refuse(lease, what, None)
 
     cpdef void serve(self):
-        """See to it that a runner takes from `ready`, if it may."""
-        if not self.serving and self.ready and self.suspended < self.limit:
-            self.serving = True
+        """See to it that runners take from `ready`, if they may.
+
+        A runner whose step suspends is gone, and the next one starts in the next turn of the loop. One alone would so
+        start one step in a turn, and steps that all await would never fill the slots.
+        """
+        cdef Py_ssize_t wanted = min(self.width, len(self.ready), self.limit - self.suspended)
+        while self.runners < wanted:
+            self.runners += 1
             runner = Runner.__new__(Runner, self)
             (<Runner>runner).task = self.loop.create_task(runner, context=self.context)
 
@@ -992,7 +1000,7 @@ cdef class Runner:
         if self.lease is None:
             # Cancelled between two steps: only the end of the loop does that.
             self.over = True
-            self.dispatcher.serving = False
+            self.dispatcher.runners -= 1
             raise error
         return self.resume(error)
 
@@ -1027,7 +1035,7 @@ cdef class Runner:
                 return None
         self.over = True
         self.task = None
-        dispatcher.serving = False
+        dispatcher.runners -= 1
         dispatcher.serve()
         raise StopIteration
 
@@ -1067,13 +1075,15 @@ cdef class Runner:
             dispatcher.marks.pause()
             if lease.entry.timeout > 0:
                 lease.timer = dispatcher.loop.call_later(lease.entry.timeout, dispatcher.expire, lease)
-            dispatcher.serving = False
+            dispatcher.runners -= 1
+            dispatcher.width = min(2 * dispatcher.width, dispatcher.concurrency)
             dispatcher.serve()
             return True
         if error is None:
             outcome = <object>value
             Py_DECREF(outcome)
         dispatcher.marks.pause()
+        dispatcher.width = max(1, dispatcher.width - 1)
         dispatcher.conclude(lease, outcome, error)
         return False
 

@@ -107,7 +107,7 @@ class Opened(AbstractAsyncContextManager[int]):
         pass
 
 
-@pytest.mark.parametrize("lifespan", [opened, Opened, lambda: opened(), functools.partial(opened)], ids=str)
+@pytest.mark.parametrize("lifespan", [opened, Opened, lambda: opened(), functools.partial(opened)])
 def test_what_makes_an_async_context_manager_may_be_a_lifespan(lifespan: Any) -> None:
     assert App(Greeter, lifespan=lifespan).lifespan is lifespan
 
@@ -137,7 +137,6 @@ def plain_generator() -> Iterator[int]:
         (asynccontextmanager(lambda app: generator()), "it must not need arguments, and takes (app)"),
         (lambda app, *, more: opened(), "it must not need arguments, and takes (app, *, more)"),
     ],
-    ids=str,
 )
 def test_a_lifespan_that_cannot_be_entered_is_refused(lifespan: Any, reason: str) -> None:
     with pytest.raises(DefinitionError) as caught:
@@ -432,7 +431,7 @@ def test_a_step_needs_a_run() -> None:
     assert message == "step Family.Step has no run(); add: async def run(self, ctx: Context) -> Done"
 
 
-@pytest.mark.parametrize("run", [5, classmethod(lambda cls, ctx: 0), functools.partial(print), print], ids=str)
+@pytest.mark.parametrize("run", [5, classmethod(lambda cls, ctx: 0), functools.partial(print), print])
 def test_run_must_be_a_method(run: Any) -> None:
     message = refused(step_with(run=run))
     assert message == "step Family.Step: run must be a plain method, async def run(self, ctx: Context)"

@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.contender import Arena, Effort, RunFailed
-from bench.meter import Work
+from bench.contender import Arena, Effort, RunFailed, Skipped
+from bench.contenders import choose, find_contenders
+from bench.meter import Work, inner
 from bench.ours import Ours
+from bench.peer import PEERS, Peer, find_peers, portable
+from bench.server import BenchError, open_server
 from bench.spread import percentile
 from bench.summary import Run, run_of, summarise
 from bench.workloads import WORKLOADS
@@ -22,16 +27,23 @@ ROOT = Path(__file__).parent.parent
 
 KEYS = {
     *("bench", "at", "command", "commit", "machine", "versions", "server", "settings", "session_settings"),
-    *("terms", "steps_per_task", "contenders", "runs", "summary", "enqueue_many_per_second", "latency"),
+    *("terms", "steps_per_task", "contenders", "skipped", "runs", "summary", "enqueue_many_per_second", "latency"),
 }
 SUMMARY_KEYS = {
     *("tasks_per_second", "steps_per_second", "ratio", "process_seconds", "transactions_per_task"),
     *("wal_bytes_per_task", "dead_rows_per_task", "hot_share", "client_cpu_us_per_task"),
-    *("server_cpu_us_per_task", "peak_rss_mb"),
+    *("tree_cpu_us_per_task", "server_cpu_us_per_task", "peak_rss_mb"),
 }
 
 
-def bench(directory: Path, *arguments: str) -> tuple[str, Any]:
+@pytest.fixture(scope="module")
+def bench_dsn() -> Iterator[str]:
+    """A server that can be measured, for all tests of this file."""
+    with open_server(None) as server:
+        yield server.dsn
+
+
+def bench(directory: Path, *arguments: str, code: int = 0) -> tuple[str, Any]:
     """Run `python -m bench`; what it printed, and the report it wrote."""
     file = directory / "report.json"
     ended = subprocess.run(
@@ -42,16 +54,22 @@ def bench(directory: Path, *arguments: str) -> tuple[str, Any]:
         text=True,
         timeout=60,
     )
-    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert ended.returncode == code, ended.stderr + ended.stdout
     return ended.stdout, json.loads(file.read_text())
 
 
-def test_a_tiny_drain_has_all_that_is_promised(tmp_path: Path) -> None:
+# --- our own
+
+
+def test_a_tiny_drain_has_all_that_is_promised(tmp_path: Path, bench_dsn: str) -> None:
     printed, report = bench(
-        tmp_path, "drain", "--tasks=2000", "--procs=2", "--rounds=1", "--batch=100", "--latency-seconds=0.5"
+        tmp_path,
+        *("drain", "--tasks=2000", "--procs=2", "--rounds=1", "--batch=100", "--latency-seconds=0.5"),
+        *("--dsn", bench_dsn),
     )
     assert report.keys() >= KEYS
     assert set(report["summary"]) == set(report["contenders"]) == {"pgtask", "floor", "minimum"}
+    assert set(report["skipped"]) == {"bare"}
     for summary in report["summary"].values():
         assert summary.keys() >= SUMMARY_KEYS
         assert summary["failed"] == 0
@@ -60,24 +78,111 @@ def test_a_tiny_drain_has_all_that_is_promised(tmp_path: Path) -> None:
     # Every task is claimed by one update and ended by one delete, in ours and in the floor alike.
     assert [run["work"]["updates"] for run in report["runs"]] == [2000, 2000, 0]
     assert [run["work"]["deletes"] for run in report["runs"]] == [2000, 2000, 2000]
-    assert report["latency"]["samples"] == 25
-    assert report["latency"]["start_p99"] >= report["latency"]["start_p50"] > 0
+    assert set(report["latency"]) == {"pgtask"}
+    assert report["latency"]["pgtask"]["samples"] == 25
+    assert report["latency"]["pgtask"]["start_p99"] >= report["latency"]["pgtask"]["start_p50"] > 0
     assert report["command"].startswith("python -m bench drain --tasks 2000 --procs 2 --rounds 1 --workload noop")
-    for words in ("pgtask / this", "WAL bytes", "CPU us", "peak RSS", "p99", "fsync on"):
+    for words in ("pgtask / this", "WAL bytes", "CPU us", "peak RSS", "p99", "fsync on", "skipped: the steps of noop"):
         assert words in printed
 
-
-def test_a_chain_of_steps_is_hot_in_ours_and_in_the_floor(tmp_path: Path) -> None:
-    _, report = bench(
-        tmp_path, "drain", "--tasks=500", "--procs=1", "--rounds=1", "--workload=chain3", "--latency-seconds=0"
+    svg = tmp_path / "drain.svg"
+    subprocess.run(
+        [sys.executable, "-m", "bench", "plot", str(tmp_path / "report.json"), str(svg)],
+        cwd=ROOT,
+        check=True,
+        timeout=60,
     )
-    assert report["steps_per_task"] == 3
+    drawn = ET.parse(svg).getroot()
+    texts = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"pgtask", "floor", "minimum"} <= set(texts)
+
+
+def test_a_chain_of_steps_is_hot_in_ours_and_in_the_floor(tmp_path: Path, bench_dsn: str) -> None:
+    _, report = bench(
+        tmp_path,
+        *("drain", "--tasks=500", "--procs=1", "--rounds=1", "--workload=chain5", "--latency-seconds=0"),
+        *("--dsn", bench_dsn),
+    )
+    assert report["steps_per_task"] == 5
     assert set(report["summary"]) == {"pgtask", "floor"}
-    assert report["latency"] is None
+    assert set(report["skipped"]) == {"minimum", "bare"}
+    assert report["latency"] == {}
     for run in report["runs"]:
-        assert run["steps"] == 1500
-        assert run["work"]["updates"] == 1500
+        assert run["steps"] == 2500
+        assert run["work"]["updates"] == 2500
         assert run["work"]["hot_updates"] > 0
+
+
+@pytest.mark.parametrize("workload", ["sqlwrite", "dbquery"])
+def test_steps_with_a_query_are_compared_with_the_query_alone(tmp_path: Path, bench_dsn: str, workload: str) -> None:
+    _, report = bench(
+        tmp_path,
+        *("drain", "--tasks=40", "--procs=1", "--rounds=1", "--latency-seconds=0", "--contenders=pgtask,bare"),
+        *(f"--workload={workload}", "--dsn", bench_dsn),
+    )
+    assert report["summary"].keys() == {"pgtask", "bare"}
+    assert report["summary"]["bare"]["ratio"]["min"] > 0
+
+
+def test_enqueue_many_is_compared_with_copy(tmp_path: Path, bench_dsn: str) -> None:
+    printed, report = bench(tmp_path, "enqueue", "--tasks=3000", "--rounds=1", "--dsn", bench_dsn)
+    assert report["rates"].keys() == {"enqueue_many", "psql copy", "asyncpg copy"}
+    assert report["ratio"].keys() == {"psql copy", "asyncpg copy"}
+    assert all(rate["min"] > 0 for rate in report["rates"].values())
+    assert report["memory_mb"].keys() == {"1000", "3000"}
+    assert "peak memory" in printed
+
+
+def test_an_idle_fleet_is_watched(tmp_path: Path, bench_dsn: str) -> None:
+    printed, report = bench(
+        tmp_path,
+        *(
+            "idle",
+            "--procs=1",
+            "--seconds=0.5",
+            "--settle=0.5",
+            "--future=10",
+            "--parked=10",
+            "--leased=10",
+            "--dsn",
+            bench_dsn,
+        ),
+    )
+    assert report["cpu_percent"] < 50
+    assert report["worker_unique_mb"] > 1
+    assert "10 future, 10 parked, 10 leased" in printed
+
+
+def test_the_depth_is_varied(tmp_path: Path, bench_dsn: str) -> None:
+    printed, report = bench(
+        tmp_path,
+        *("depth", "--scenarios=snapshot,cold", "--deep=3000", "--procs=1", "--rounds=1", "--claims=4"),
+        *("--dsn", bench_dsn),
+    )
+    assert {name: flat["base"] for name, flat in report["flatness"].items()} == {"deep": None, "snapshot": "deep"}
+    assert report["flatness"]["snapshot"]["ratio"]["min"] > 0
+    assert all(flat["rate"]["min"] > 0 for flat in report["flatness"].values())
+    assert report["cold"]["claims"] == 4
+    assert report["cold"]["p99"] > 0
+    assert "no ANALYZE" in printed
+
+
+def test_processes_are_counted_up(tmp_path: Path, bench_dsn: str) -> None:
+    printed, report = bench(tmp_path, "procs", "--counts=1,2", "--tasks=500", "--rounds=1", "--dsn", bench_dsn)
+    assert report["counts"].keys() == {"1", "2"}
+    assert max(at["of_best"]["max"] for at in report["counts"].values()) == 1
+    assert "of the best" in printed
+
+
+def test_a_killed_worker_costs_no_task(tmp_path: Path, bench_dsn: str) -> None:
+    printed, report = bench(
+        tmp_path,
+        *("recover", "--procs=2", "--tasks=10", "--rounds=1", "--step-seconds=1.5", "--lease-timeout=1"),
+        *("--dsn", bench_dsn),
+    )
+    assert report["died"][0] >= 1
+    assert 0 < report["half_ms"]["median"] <= report["all_ms"]["median"] < 10_000
+    assert "died with the worker" in printed
 
 
 def test_the_stages_are_compared(tmp_path: Path) -> None:
@@ -87,6 +192,163 @@ def test_the_stages_are_compared(tmp_path: Path) -> None:
         assert name in printed
         assert stage.keys() == {"compiled", "plain", "ratio"}
         assert stage["compiled"]["min"] > 0
+
+
+# --- peers
+
+TOML = """
+name = "{name}"
+about = "a queue in a table"
+install = [["{python}", "{{here}}/peer.py", "install", "{{home}}"]]
+version = ["{python}", "-c", "print('1.2.3')"]
+fill = ["{python}", "{{here}}/peer.py", "fill", "{{dsn}}", "{{tasks}}", "{{workload}}"]
+drain = ["{python}", "{{here}}/peer.py", "drain", "{{dsn}}", "{{tasks}}", "{{procs}}"]
+latency = ["{python}", "{{here}}/peer.py", "latency", "{{per_second}}", "{{seconds}}"]
+left = "SELECT count(*) FROM queue"
+settle = ["VACUUM (ANALYZE) queue"]
+limits = {{ procs = 1, tasks = 100 }}
+{more}
+"""
+
+PROGRAM = """
+import asyncio, pathlib, sys
+import asyncpg
+
+async def main(verb, dsn, tasks, *rest):
+    connection = await asyncpg.connect(dsn)
+    if verb == "fill":
+        await connection.execute("CREATE TABLE queue (number integer)")
+        await connection.execute("INSERT INTO queue SELECT generate_series(1, $1::integer)", int(tasks))
+    else:
+        for number in range({drained}):
+            await connection.execute("DELETE FROM queue WHERE number = $1", number + 1)
+    await connection.close()
+
+verb, *rest = sys.argv[1:]
+if verb == "install":
+    with pathlib.Path(rest[0], "installed").open("a") as file:
+        file.write("once")
+elif verb == "latency":
+    print('hello\\n{{"start_p50":1,"start_p99":2,"enqueue_p50":0.5,"enqueue_p99":1.5,"samples":7}}')
+else:
+    asyncio.run(main(verb, *rest))
+"""
+
+
+def make_peer(directory: Path, name: str, *, drained: int = 100, more: str = "") -> None:
+    home = directory / name
+    home.mkdir(parents=True)
+    (home / "peer.toml").write_text(TOML.format(name=name, python=sys.executable, more=more))
+    (home / "peer.py").write_text(PROGRAM.format(drained=drained))
+
+
+def test_peers_take_part_and_those_that_cannot_are_named(tmp_path: Path, bench_dsn: str) -> None:
+    peers, homes = tmp_path / "peers", tmp_path / "homes"
+    make_peer(peers, "good")
+    make_peer(peers, "lazy", drained=99)
+    make_peer(peers, "wrong", more='needs = ["no-such-program"]')
+    make_peer(peers, "other", more='workloads = ["chain5"]')
+    make_peer(peers, "broken")
+    (peers / "broken" / "peer.py").write_text("raise SystemExit('there is no such package')")
+    printed, report = bench(
+        tmp_path,
+        *("drain", "--tasks=500", "--procs=2", "--rounds=1", "--latency-seconds=0", "--dsn", bench_dsn),
+        *("--contenders=pgtask,good,lazy,wrong,other,broken", f"--peers={peers}", f"--peers-home={homes}"),
+        code=1,
+    )
+    assert report["skipped"] == {
+        "wrong": "no-such-program is not on the PATH",
+        "other": "it does not do noop",
+        "broken": "install: there is no such package",
+    }
+    assert report["contenders"]["good"] == {
+        "about": "a queue in a table",
+        "version": "good 1.2.3",
+        "tasks": 100,
+        "procs": 1,
+    }
+    assert report["summary"].keys() == {"pgtask", "good"}
+    good = report["summary"]["good"]
+    assert (good["rounds"], good["failed"]) == (1, 0)
+    assert good["ratio"]["min"] > 0
+    assert good["transactions_per_task"]["min"] >= 1
+    assert good["dead_rows_per_task"]["median"] == 1
+    assert {run["failed"] for run in report["runs"] if run["contender"] == "lazy"} == {"1 of 100 tasks were left"}
+    for line in ("100 tasks only", "1 processes only", "skipped: it does not do noop", "FAILED    round 1, lazy: 1 of"):
+        assert line in printed
+    assert (homes / "good" / "installed").read_text() == "once"
+
+
+def test_the_latency_of_ours_and_of_a_peer_is_measured(tmp_path: Path, bench_dsn: str) -> None:
+    make_peer(tmp_path / "peers", "good")
+    printed, report = bench(
+        tmp_path,
+        *("latency", "--per-second=200", "--procs=1", "--seconds=0.2", "--dsn", bench_dsn),
+        *("--contenders=pgtask,floor,good", f"--peers={tmp_path / 'peers'}", f"--peers-home={tmp_path / 'homes'}"),
+    )
+    assert [(one["per_second"], one["samples"]) for one in report["latency"]["pgtask"]] == [(200, 40)]
+    assert [(one["start_p99"], one["samples"]) for one in report["latency"]["good"]] == [(2, 7)]
+    assert "start p50" in printed
+
+
+def test_a_peer_is_installed_again_only_when_its_files_have_changed(tmp_path: Path) -> None:
+    make_peer(tmp_path / "peers", "good")
+    peer = Peer(tmp_path / "peers" / "good", tmp_path / "homes")
+    noted = tmp_path / "homes" / "good" / "installed"
+    assert peer.prepare(WORKLOADS["noop"]) == peer.prepare(WORKLOADS["noop"]) == "good 1.2.3"
+    assert noted.read_text() == "once"
+    noted.write_text("")
+    with (tmp_path / "peers" / "good" / "peer.py").open("a") as program:
+        program.write("# changed\n")
+    peer.prepare(WORKLOADS["noop"])
+    assert noted.read_text() == "once"
+    with pytest.raises(Skipped, match="does not do payload1k"):
+        peer.prepare(WORKLOADS["payload1k"])
+
+
+def test_a_program_that_fails_is_a_failed_run(tmp_path: Path, empty_dsn: str) -> None:
+    make_peer(tmp_path, "bad")
+    (tmp_path / "bad" / "peer.py").write_text("import sys\nsys.exit('it cannot connect')")
+    arena = Arena(empty_dsn, tmp_path, WORKLOADS["noop"], tasks=1, procs=1, batch=1)
+    peer = Peer(tmp_path / "bad", tmp_path / "homes")
+    with pytest.raises(RunFailed, match="exit code 1: it cannot connect"):
+        peer.fill(arena)
+
+
+def test_the_peers_of_this_checkout_can_be_read() -> None:
+    for directory in PEERS.iterdir():
+        if (directory / "peer.toml").exists():
+            peer = Peer(directory, directory / "nowhere")
+            assert peer.name
+            assert peer.about
+    assert {"graphile", "pg_task"} <= find_peers(PEERS, PEERS).keys()
+    found = find_contenders()
+    assert [contender.name for contender in choose("floor, graphile,floor", found)] == ["floor", "graphile"]
+    assert len(choose("all", found)) == len(found)
+    with pytest.raises(BenchError, match="unknown contenders: nobody; there are: pgtask"):
+        choose("pgtask,nobody", found)
+
+
+def test_a_card_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    make_peer(tmp_path, "typo", more='drian = ["x"]')
+    with pytest.raises(BenchError, match=r"peer\.toml: .*drian"):
+        find_peers(tmp_path, tmp_path)
+
+
+def test_a_dsn_is_written_as_every_driver_reads_it() -> None:
+    socket = "postgresql://postgres@/name?host=/run/x&port=5432"
+    assert portable(socket) == "postgresql:///name?host=/run/x&port=5432&user=postgres"
+    for same in ("postgresql://me@host:1/name?x=1", "postgresql:///name?host=/run/x"):
+        assert portable(same) == same
+
+
+# --- runs and numbers
+
+
+def test_what_lies_apart_at_the_ends_is_no_work() -> None:
+    assert inner([1.0, 1.01, 1.02]) == 1.0
+    assert inner([0.0, 0.05, 1.0, 1.01]) == 1.0
+    assert inner([9.0, 8.5, 8.49]) == 8.5
 
 
 def test_a_worker_that_cannot_work_is_a_failed_run(tmp_path: Path, empty_dsn: str) -> None:
@@ -121,7 +383,14 @@ def _run(number: int, contender: str, seconds: float) -> Run:
         autovacuums=0,
         server_cpu_seconds=None,
     )
-    return run_of(number, contender, 1000, 2, Effort(began_at=9.0, seconds=seconds + 2, cpu_seconds=0.01), work)
+    return run_of(
+        number,
+        contender,
+        1000,
+        2,
+        Effort(began_at=9.0, seconds=seconds + 2, cpu_seconds=0.01, tree_cpu_seconds=0.02),
+        work,
+    )
 
 
 def test_a_failed_run_and_its_pair_count_nowhere() -> None:

@@ -470,6 +470,65 @@ def test_a_higher_priority_does_not_wait_for_the_lane_to_run_dry(dsn: str) -> No
     play(dsn, scenario)
 
 
+@pytest.mark.usefixtures("unhurried")
+def test_what_falls_due_behind_a_claim_waits_for_the_next_look(dsn: str) -> None:
+    """Claims start at the floor of their lane: what lies before it is mostly dead, and read again by looks only."""
+
+    async def scenario(link: Link, db: Any) -> None:
+        ids = await put(db, 6)
+        claim = claim_over(link)
+        assert ids_of((await claim.claim(2))[0]) == ids[:2]
+        older = await put(db, due=-5000)
+        assert ids_of((await claim.claim(2))[0]) == ids[2:4]
+        claim.look_at = time.monotonic()
+        assert ids_of((await claim.claim(2))[0]) == [*older, ids[4]]
+
+    play(dsn, scenario)
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_tasks_of_one_moment_are_all_claimed(dsn: str) -> None:
+    """The floor is a time, and includes it."""
+
+    async def scenario(link: Link, db: Any) -> None:
+        await db.execute("INSERT INTO pg_task (step, wakeup_at) SELECT '{}', now() FROM generate_series(1, 9)")
+        claim = claim_over(link)
+        claimed = [ids_of((await claim.claim(4))[0]) for _ in range(3)]
+        assert [len(ids) for ids in claimed] == [4, 4, 1]
+
+    play(dsn, scenario)
+
+
+def test_looks_that_are_slow_get_rarer(dsn: str) -> None:
+    async def main() -> None:
+        async with linked(dsn) as (_, db):
+            await put(db, 5)
+            link = HeldUp(dsn, "claimer")
+            link.on, link.meanwhile = "lanes", lambda: asyncio.sleep(0.1)
+            claim = claim_over(link)
+            try:
+                await claim.claim(2)
+                assert 1.0 < seconds_to(claim.look_at) <= module.LOOK_SHARE * 1.0
+            finally:
+                await link.close()
+
+    run(main())
+
+
+def test_a_look_that_waited_for_the_database_is_not_taken_for_slow(dsn: str) -> None:
+    async def main() -> None:
+        async with Line(dsn) as line, linked(line.dsn) as (link, db):
+            await put(db, 5)
+            claim = claim_over(link)
+            await claim.look()
+            line.swallow()
+            await claim.look()
+            assert line.cut == 1
+            assert seconds_to(claim.look_at) <= module.REFRESH
+
+    run(main())
+
+
 class HeldUp(Link):
     """A link on which something happens between the server's answer and our reading of it."""
 

@@ -33,7 +33,8 @@ __all__ = ["Claim"]
 log = logging.getLogger("pgtask.claim")
 
 REFRESH = 0.1  # seconds; also when a due task could not be taken because somebody has locked its row
-LOOK_SHARE = 20  # while a lane is being drained, looks are this many times their own duration apart
+LOOK_SHARE = 20  # while a lane is being drained, looks are this many times their own duration apart, but not more than
+RAREST_REFRESH = 60.0  # seconds
 DEBOUNCE = 0.01  # seconds between two looks, however many notifications come
 FLOOR_SLACK = 1e-5  # seconds; times come as floats, which are that exact
 MOST_EXPIRED = 1000
@@ -158,19 +159,20 @@ class Claim:
         self._hinted = False
         if time.monotonic() >= self._expire_at:
             await self._expire()
-        began = time.monotonic()
+        began, sent = time.monotonic(), self._link.statements
         if self._queues:
             rows = await self._link.run("lanes_of_queues", self._queues)
         else:
             rows = await self._link.run("lanes")
         self._looked = now = time.monotonic()
-        self._look_took = now - began
+        # One that had to wait for a database that was away says nothing of what a look costs.
+        self._look_took = now - began if self._link.statements == sent + 1 else 0.0
         due = [_Lane(queue, priority, first) for queue, priority, seconds, first in rows if seconds <= 0]
         self._lanes = sorted(due, key=lambda lane: (-lane.priority, lane.floor, lane.queue))
         later = min((seconds for _, _, seconds, _ in rows if seconds > 0), default=None)
         self.next_due = None if later is None else now + later
         if due:
-            self.look_at = now + max(REFRESH, LOOK_SHARE * self._look_took)
+            self.look_at = now + max(REFRESH, min(LOOK_SHARE * self._look_took, RAREST_REFRESH))
             self.next_due = now
         else:
             self._poll = min(self._poll * 2, self._longest_poll)

@@ -35,6 +35,8 @@ __all__ = ["UNWIND", "Loop", "Reason"]
 log = logging.getLogger("pgtask.loop")
 
 PREFETCH = 0.05  # seconds of work that are claimed ahead, at the rate of late
+GATHER = 0.004  # seconds that outcomes of steps which await wait for company
+FEW = 100  # outcomes that are not worth a transaction of their own while there is work in hand
 UNWIND = 1.5  # seconds that cancelled steps are given to clean up, and then the last outcomes to be written
 
 Reason = Literal["drained", "notified", "burst"]
@@ -74,7 +76,7 @@ class Loop:
             lease_timeout=config.lease_timeout,
             max_step_bytes=config.max_step_bytes,
             shortest_poll=1.0 if config.listen and not config.burst else 0.05,
-            longest_poll=1.0 if config.burst or not config.listen else 15.0,
+            longest_poll=1.0 if config.burst or not config.listen else 20.0,
         )
         unknown = UnknownSteps(
             park=config.unknown == "park",
@@ -185,7 +187,15 @@ class Loop:
         if len(self._flush.waiting):
             self.dispatch.go_on(await self._flush.flush_waiting())
         if len(self.dispatch.outcomes):
+            if self._is_early():
+                await asyncio.sleep(GATHER)
             self.dispatch.go_on(await self._write(self.dispatch.take()))
+
+    def _is_early(self) -> bool:
+        """Steps that await end one by one. While the next ones are in hand, and no task waits for its outcome to be
+        durable, to write them one by one would cost more than they do."""
+        outcomes = self.dispatch.outcomes
+        return len(outcomes) < FEW and not outcomes.kept and bool(self.dispatch.ready) and self.leaving is None
 
     async def _write(self, outcomes: Outcomes) -> list[Lease]:
         for delay, error in zip(outcomes.moved_delays, outcomes.moved_errors, strict=True):

@@ -31,4 +31,4 @@ RETURNING
     task.tried,
     task.claims,
     CASE WHEN octet_length(task.step) > $6 THEN octet_length(task.step) END,
-    extract(epoch FROM task.wakeup_at)::float8
+    date_part('epoch', task.wakeup_at)

@@ -595,7 +595,7 @@ cdef class Outcomes:
 
 # --- dispatch -----------------------------------------------------------------------------------------------------
 
-cdef double SLICE = 0.005  # seconds that steps which do not suspend may hold the loop in one go
+cdef double SLICE = 0.005  # seconds in one turn of the loop after which no further step is started
 cdef double INTERRUPTED = 1.0  # seconds until a step is tried again under which the database went away
 cdef int MOST_INTERRUPTIONS = 5  # in a row and in this worker: the last one counts as a failed try
 cdef int MOST_REMEMBERED = 10_000  # tasks of which the interruptions are known
@@ -629,6 +629,7 @@ cdef class Dispatcher:
     cdef Py_ssize_t max_step_bytes
     cdef int runners  # how many are there to take from `ready`
     cdef int width  # how many there should be: one while steps do not suspend, more while they do
+    cdef double until  # monotonic time after which this turn of the loop starts no step; 0: it has started none yet
 
     def __init__(
         self, loop, Table table, Leases leases, *, int concurrency, Py_ssize_t max_step_bytes, Marks marks=None
@@ -758,6 +759,18 @@ cdef class Dispatcher:
             self.runners += 1
             runner = Runner.__new__(Runner, self)
             (<Runner>runner).task = self.loop.create_task(runner, context=self.context)
+
+    cdef bint has_time(self) except -1:
+        """Whether this turn of the loop may start another step: runners share one slice of it."""
+        cdef double now = <double>monotonic()
+        if self.until == 0.0:
+            self.until = now + SLICE
+            self.loop.call_soon(self.turn)
+        return now <= self.until
+
+    def turn(self):
+        """Another turn of the loop."""
+        self.until = 0.0
 
     cdef bint start(self, Lease lease) except -1:
         """Make the step of a lease ready to run; false if its row cannot be run, which is then in the buffer."""
@@ -1015,9 +1028,13 @@ cdef class Runner:
         self.references = Py_REFCNT(<PyObject*>self.task)
         self.weak_references = getweakrefcount(self.task)
         self.name = self.task.get_name()
-        cdef double until = <double>monotonic() + SLICE
         cdef PyObject* waits_for = NULL
         while dispatcher.ready and dispatcher.suspended < dispatcher.limit:
+            if not dispatcher.has_time():
+                dispatcher.width = 1
+                if dispatcher.runners == 1:
+                    return None
+                break
             lease = dispatcher.ready.popleft()
             if lease.state != READY or not dispatcher.start(lease):
                 continue
@@ -1031,8 +1048,6 @@ cdef class Runner:
                 return value
             if not self.is_pristine():
                 break
-            if <double>monotonic() > until:
-                return None
         self.over = True
         self.task = None
         dispatcher.runners -= 1
@@ -1076,7 +1091,7 @@ cdef class Runner:
             if lease.entry.timeout > 0:
                 lease.timer = dispatcher.loop.call_later(lease.entry.timeout, dispatcher.expire, lease)
             dispatcher.runners -= 1
-            dispatcher.width = min(2 * dispatcher.width, dispatcher.concurrency)
+            dispatcher.width = min(2 * dispatcher.width, dispatcher.concurrency) if dispatcher.has_time() else 1
             dispatcher.serve()
             return True
         if error is None:

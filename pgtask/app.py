@@ -10,7 +10,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncContextDecorator
 from operator import attrgetter
 from typing import Any
 
@@ -136,7 +136,7 @@ def _failure(error: BaseException, module: str) -> str:
 
 def _lifespan_flaw(lifespan: Any) -> str | None:
     """Why calling this cannot give an async context manager, as far as that can be known without calling it."""
-    if not isinstance(lifespan, type) and hasattr(lifespan, "__aenter__"):
+    if isinstance(lifespan, AsyncContextDecorator) or (hasattr(lifespan, "__aenter__") and not callable(lifespan)):
         return "it is what that function returns: pass the function, without calling it"
     if not callable(lifespan):
         return "it is not a function"

@@ -24,8 +24,8 @@ __all__ = ["SETTINGS", "Config", "Setting", "load_config"]
 
 DEFAULT_MAX_STEP_BYTES = 512 * 1024
 _PREFIX = "PGTASK_"
-# Not settings: what Kubernetes tells of a service called `pgtask`, and what our own build and tests read.
-_OF_OTHERS = re.compile(r"PGTASK_(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d.*|DEBUG|TEST_.*)")
+# Not settings: what Kubernetes tells of services called `pgtask` or `pgtask-...`, and what our build and tests read.
+_OF_OTHERS = re.compile(r"PGTASK_((.*_)?(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d.*)|DEBUG|TEST_.*)")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +204,7 @@ def load_config(
     flags = flags or {}
     environ = os.environ if environ is None else environ
     file = _file_section(directory or Path.cwd())
-    _refuse_unknown_variables(environ)
+    _refuse_misspelt_variables(environ)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         found = _find(setting, flags, environ, file)
@@ -262,18 +262,22 @@ def _file_section(directory: Path) -> Mapping[str, Any]:
     known = {name for setting in SETTINGS for name in (setting.key, setting.key.replace("-", "_"))}
     for key in section:
         if key not in known:
-            raise ConfigError(f"[tool.pgtask] {key}: {_no_such(key, [setting.key for setting in SETTINGS])}")
+            meant = _meant(key, [setting.key for setting in SETTINGS])
+            hint = f"; did you mean {meant}?" if meant else ""
+            raise ConfigError(f"[tool.pgtask] {key}: there is no such setting{hint}")
     return section
 
 
-def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
+    """A variable that is nearly one of ours would do nothing in silence. Others with our prefix may be the user's."""
     known = [setting.variable.removeprefix(_PREFIX) for setting in SETTINGS]
     for name in sorted(environ):
         word = name.removeprefix(_PREFIX)
-        if word != name and word not in known and environ[name] and not _OF_OTHERS.fullmatch(name):
-            raise ConfigError(f"{name}: {_no_such(word, known, _PREFIX)}")
+        if word == name or word in known or not environ[name] or _OF_OTHERS.fullmatch(name):
+            continue
+        if meant := _meant(word, known):
+            raise ConfigError(f"{name}: there is no such setting; did you mean {_PREFIX}{meant}?")
 
 
-def _no_such(name: str, known: list[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return "there is no such setting" + (f"; did you mean {prefix}{close[0]}?" if close else "")
+def _meant(name: str, known: list[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), None)

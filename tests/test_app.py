@@ -107,7 +107,14 @@ class Opened(AbstractAsyncContextManager[int]):
         pass
 
 
-@pytest.mark.parametrize("lifespan", [opened, Opened, lambda: opened(), functools.partial(opened)])
+class Reopened(Opened):
+    """One that gives itself, each time that it is called."""
+
+    def __call__(self) -> Reopened:
+        return self
+
+
+@pytest.mark.parametrize("lifespan", [opened, Opened, Reopened(), lambda: opened(), functools.partial(opened)])
 def test_what_makes_an_async_context_manager_may_be_a_lifespan(lifespan: Any) -> None:
     assert App(Greeter, lifespan=lifespan).lifespan is lifespan
 
@@ -129,6 +136,7 @@ def plain_generator() -> Iterator[int]:
     [
         (3, "it is not a function"),
         (opened(), "it is what that function returns: pass the function, without calling it"),
+        (Opened(), "it is what that function returns: pass the function, without calling it"),
         (generator, "it lacks the decorator"),
         (coroutine, "it lacks the decorator, or the yield"),
         (plain_generator, "it is not async"),

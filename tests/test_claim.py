@@ -499,16 +499,81 @@ def test_tasks_of_one_moment_are_all_claimed(dsn: str) -> None:
     play(dsn, scenario)
 
 
+class Slow(Link):
+    """A link to a server that says that its looks took `took` seconds, one after the other."""
+
+    took: list[float]
+
+    async def once(self, name: str, *args: Any, deadline: float = 35.0) -> list[Any]:
+        rows = await super().once(name, *args, deadline=deadline)
+        return [(*row[:4], self.took.pop(0)) for row in rows] if name == "lanes" else rows
+
+
 def test_looks_that_are_slow_get_rarer(dsn: str) -> None:
     async def main() -> None:
         async with linked(dsn) as (_, db):
             await put(db, 5)
-            link = HeldUp(dsn, "claimer")
-            link.on, link.meanwhile = "lanes", lambda: asyncio.sleep(0.1)
+            link = Slow(dsn, "claimer")
+            link.took = [0.5, 0.6, 0.005]
             claim = claim_over(link)
             try:
-                await claim.claim(2)
-                assert 1.0 < seconds_to(claim.look_at) <= module.LOOK_SHARE * 1.0
+                await claim.look()
+                assert seconds_to(claim.look_at) <= module.REFRESH  # one alone may have waited for something
+                await claim.look()
+                assert 9 < seconds_to(claim.look_at) <= module.LOOK_SHARE * 0.5
+                claim.due_in(0)
+                assert 0.3 < seconds_to(claim.look_at) <= 0.5
+                await claim.look()
+                assert seconds_to(claim.look_at) <= module.REFRESH
+            finally:
+                await link.close()
+
+    run(main())
+
+
+def test_a_lane_that_others_hold_does_not_wait_for_the_rare_look(dsn: str) -> None:
+    async def main() -> None:
+        async with linked(dsn) as (_, db):
+            await put(db, 1)
+            link = Slow(dsn, "claimer")
+            link.took = [3.0, 3.0]
+            claim = claim_over(link)
+            try:
+                await claim.look()
+                await claim.look()
+                assert seconds_to(claim.look_at) > 50
+                async with db.transaction():
+                    await db.execute("SELECT FROM pg_task FOR UPDATE")
+                    assert (await claim.claim(5))[0] == []
+                assert seconds_to(claim.look_at) <= module.SLOWEST_LOOK
+            finally:
+                await link.close()
+
+    run(main())
+
+
+def test_the_server_tells_how_long_a_look_takes(dsn: str) -> None:
+    async def main() -> None:
+        async with linked(dsn) as (link, db):
+            await put(db, 5)
+            for name, *args in (("lanes",), ("lanes_of_queues", ["default"])):
+                (row,) = await link.run(name, *args)
+                assert 0 < row[4] < 1
+
+    run(main())
+
+
+def test_a_look_that_our_own_steps_held_up_is_not_taken_for_slow(dsn: str) -> None:
+    async def main() -> None:
+        async with linked(dsn) as (_, db):
+            await put(db, 5)
+            link = HeldUp(dsn, "claimer")
+            claim = claim_over(link)
+            try:
+                for _ in range(2):
+                    link.on, link.meanwhile = "lanes", lambda: asyncio.sleep(0.1)
+                    await claim.look()
+                assert seconds_to(claim.look_at) <= module.REFRESH
             finally:
                 await link.close()
 

@@ -108,20 +108,21 @@ def test_a_bad_value_is_named_with_its_source(environ: dict[str, str], message: 
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("PGTASK_CONCURENCY", "; did you mean PGTASK_CONCURRENCY?"),
-        ("PGTASK_LISTEN", "; did you mean PGTASK_NO_LISTEN?"),
-        ("PGTASK_BURSTHORIZON", "; did you mean PGTASK_BURST_HORIZON?"),
-        ("PGTASK_FROBNICATE", ""),
+        ("PGTASK_CONCURENCY", "PGTASK_CONCURRENCY"),
+        ("PGTASK_LISTEN", "PGTASK_NO_LISTEN"),
+        ("PGTASK_BURSTHORIZON", "PGTASK_BURST_HORIZON"),
+        ("PGTASK_LEASETIMEOUT", "PGTASK_LEASE_TIMEOUT"),
     ],
 )
-def test_a_variable_that_is_no_setting_is_refused(name: str, meant: str) -> None:
+def test_a_variable_that_is_nearly_a_setting_is_refused(name: str, meant: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(environ={name: "4"})
-    assert str(caught.value) == f"{name}: there is no such setting{meant}"
+    assert str(caught.value) == f"{name}: there is no such setting; did you mean {meant}?"
 
 
 def test_variables_that_others_set_are_passed_over() -> None:
-    """Kubernetes describes a service called `pgtask` so; an empty variable is none."""
+    """Kubernetes describes services called `pgtask` and `pgtask-web` so; an empty variable is none; and an app may have
+    variables of its own."""
     service = {
         "PGTASK_SERVICE_HOST": "10.0.0.1",
         "PGTASK_SERVICE_PORT": "80",
@@ -129,8 +130,11 @@ def test_variables_that_others_set_are_passed_over() -> None:
         "PGTASK_PORT": "tcp://10.0.0.1:80",
         "PGTASK_PORT_80_TCP": "tcp://10.0.0.1:80",
         "PGTASK_PORT_80_TCP_ADDR": "10.0.0.1",
+        "PGTASK_WEB_SERVICE_HOST": "10.0.0.1",
+        "PGTASK_WEB_PORT_80_TCP": "tcp://10.0.0.1:80",
     }
-    others = {"PGTASK_TEST_DSN": "postgresql:///x", "PGTASK_DEBUG": "1", "PGTASK_NONSENSE": "", "PGTASKS": "1"}
+    others = {"PGTASK_TEST_DSN": "postgresql:///x", "PGTASK_DEBUG": "1", "PGTASK_CONCURENCY": "", "PGTASKS": "1"}
+    others["PGTASK_BUCKET"] = "b"
     assert load(environ={**service, **others}) == load()
 
 

@@ -1321,6 +1321,36 @@ def test_steps_that_do_not_suspend_give_the_loop_its_turns(clock: Clock) -> None
     assert play(clock, main()) >= 11
 
 
+@pytest.mark.parametrize("then_suspends", [False, True])
+def test_many_runners_share_the_slice_of_a_turn(clock: Clock, then_suspends: bool) -> None:
+    """Steps that await make runners many; each of these starting a step that computes would hold the loop for long."""
+
+    async def main() -> list[int]:
+        turn = 0
+        started: list[int] = []
+
+        async def works(ctx: Context) -> Done:
+            started.append(turn)
+            until = time.perf_counter() + 0.006
+            while time.perf_counter() < until:
+                pass
+            if then_suspends:
+                await asyncio.sleep(0)
+            return Done()
+
+        with scripted(concurrency=50, suspended=suspended, works=works) as (dispatch, _):
+            leases = dispatch.claim(*[Act("suspended")] * 100, *[Act("works")] * 20)
+            dispatch.admit(leases)
+            while any(lease.is_open for lease in leases):
+                await asyncio.sleep(0)
+                turn += 1
+            assert len(dispatch.take().done) == 120
+        return started
+
+    started = play(clock, main())
+    assert len(set(started)) == len(started) == 20  # one step of 6 ms is more than a slice: no other in its turn
+
+
 def test_a_task_queues_up_again_after_a_hundred_moves(clock: Clock) -> None:
     async def main() -> None:
         async def goes_on(ctx: Context) -> Next[Act]:

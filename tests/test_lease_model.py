@@ -524,8 +524,9 @@ class Machine(RuleBasedStateMachine):
             (("b", "none"), self.send(0, "lanes_of_queues", ["b", "none"])),
         ):
             expected = sorted(lane for lane in first if lane[0] in served)
-            assert sorted((queue, priority) for queue, priority, _, _ in rows) == expected
-            for queue, priority, seconds, due in rows:
+            assert sorted((queue, priority) for queue, priority, *_ in rows) == expected
+            for queue, priority, seconds, due, took in rows:
+                assert 0 <= took < 20
                 assert abs((first[queue, priority] - now).total_seconds() - seconds) < 20
                 assert abs(first[queue, priority].timestamp() - due) < 1e-5
 

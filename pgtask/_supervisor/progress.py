@@ -81,7 +81,8 @@ def share_terminal() -> Progress:
 def _shared(stream: TextIO) -> TextIO:
     if not stream.isatty():
         return stream
-    return _Shared(stream.buffer, stream.encoding, stream.errors, line_buffering=True)
+    through = isinstance(stream, io.TextIOWrapper) and stream.write_through  # as `python -u` asks for
+    return _Shared(stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=through)
 
 
 def ended(totals: Totals) -> int:

@@ -161,4 +161,4 @@ class _Handover:
         for task in self._suspects[:MOST_NAMED]:
             log_event(log, logging.WARNING, "task.suspect", task=task, cause=self._estate.cause.partition("\n")[0])
         for task in self._parked:
-            log_event(log, logging.ERROR, "task.parked", task=task, cause=self._estate.cause.partition("\n")[0])
+            log_event(log, logging.WARNING, "task.parked", task=task, cause=self._estate.cause.partition("\n")[0])

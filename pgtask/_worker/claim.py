@@ -36,7 +36,8 @@ REFRESH = 0.1  # seconds; also when a due task could not be taken because somebo
 LOOK_SHARE = 20  # while a lane is being drained, looks are this many times their own duration apart, but not more than
 RAREST_REFRESH = 60.0  # seconds
 DEBOUNCE = 0.01  # seconds between two looks, however many notifications come
-FLOOR_SLACK = 1e-5  # seconds; times come as floats, which are that exact
+SLOWEST_LOOK = 1.0  # seconds that a look is taken to last at most when something calls for the next one
+FLOOR_SLACK = 1e-4  # seconds; times come as floats, which are a tenth as exact as that for some centuries
 MOST_EXPIRED = 1000
 MOST_CLAIM_BYTES = 16 * 1024 * 1024  # of steps in one claim; a guess from the batches before
 _DUE = itemgetter(5)
@@ -71,7 +72,7 @@ class Claim:
         self._poll = shortest_poll
         self._lanes: list[_Lane] = []
         self._looked = -1.0
-        self._look_took = 0.0
+        self._look_took = self._last_took = 0.0
         self._hinted = False  # since the last look began
         self._expire_at = 0.0
         self._mean_bytes = 0.0
@@ -90,12 +91,12 @@ class Claim:
 
     def _next_look(self) -> float:
         """The earliest time for a look when something calls for one."""
-        return self._looked + max(DEBOUNCE, self._look_took)
+        return self._looked + max(DEBOUNCE, min(self._look_took, SLOWEST_LOOK))
 
     def due_in(self, seconds: float) -> None:
         """A task was put off by this worker: look when it falls due."""
         due = time.monotonic() + seconds
-        self.look_at = min(self.look_at, due)
+        self.look_at = min(self.look_at, max(due, self._next_look()))
         self.next_due = due if self.next_due is None else min(self.next_due, due)
 
     @property
@@ -137,15 +138,16 @@ class Claim:
         """Learn from a claim of `limit`: the lane may be empty now, and how large steps are."""
         if len(rows) < limit:
             self._lanes.remove(lane)
-        if self._hinted and not self._lanes:
-            self.look_at = self._next_look()
         if rows:
             lane.floor = rows[-1][5] - FLOOR_SLACK
             self._poll = self._shortest_poll
             sample = rows[:: 1 + len(rows) // 20]
             self._mean_bytes += 0.2 * (sum(len(row[1] or "") for row in sample) / len(sample) - self._mean_bytes)
-            if not self._lanes:
-                self.look_at = self._next_look()
+        if not self._lanes:
+            again = self._next_look()
+            if not rows and not self._hinted:  # others hold what is due: not at once
+                again = max(again, self._looked + REFRESH)
+            self.look_at = min(self.look_at, again)
 
     async def _recover(self, token: UUID) -> None:
         """Give back what a claim took whose reply was lost with the connection; nobody else knows of it."""
@@ -159,17 +161,18 @@ class Claim:
         self._hinted = False
         if time.monotonic() >= self._expire_at:
             await self._expire()
-        began, sent = time.monotonic(), self._link.statements
         if self._queues:
             rows = await self._link.run("lanes_of_queues", self._queues)
         else:
             rows = await self._link.run("lanes")
         self._looked = now = time.monotonic()
-        # One that had to wait for a database that was away says nothing of what a look costs.
-        self._look_took = now - began if self._link.statements == sent + 1 else 0.0
-        due = [_Lane(queue, priority, first) for queue, priority, seconds, first in rows if seconds <= 0]
+        took = rows[0][4] if rows else 0.0
+        # By the clock of the database, since ours counts the steps that held up the loop; and the lesser of two, since
+        # its own counts what it waited for.
+        self._look_took, self._last_took = min(took, self._last_took), took
+        due = [_Lane(queue, priority, first - FLOOR_SLACK) for queue, priority, wait, first, _ in rows if wait <= 0]
         self._lanes = sorted(due, key=lambda lane: (-lane.priority, lane.floor, lane.queue))
-        later = min((seconds for _, _, seconds, _ in rows if seconds > 0), default=None)
+        later = min((wait for _, _, wait, *_ in rows if wait > 0), default=None)
         self.next_due = None if later is None else now + later
         if due:
             self.look_at = now + max(REFRESH, min(LOOK_SHARE * self._look_took, RAREST_REFRESH))

@@ -33,9 +33,8 @@ __all__ = ["run_worker"]
 log = logging.getLogger("pgtask.worker")
 
 TICK = 0.5  # seconds between two messages to the supervisor
-ORPHAN_GRACE = (
-    0.5  # seconds for running steps when the supervisor is gone: whoever starts a new one expects no old worker
-)
+IDLE_TICK = 2.0  # the same while there is nothing new to tell
+ORPHAN_GRACE = 0.5  # seconds for running steps when the supervisor is gone: a new one is expected to find no old worker
 
 
 def run_worker(
@@ -185,9 +184,14 @@ class _Process:
 
     async def _tick(self) -> None:
         """From the loop, so that the supervisor also knows that the loop lives."""
+        told: Tick | None = None
+        pause = TICK
         while True:
-            self._status.send(Tick(self._loop.totals(), self._waiting))
-            await asyncio.sleep(TICK)
+            tick = Tick(self._loop.totals(), self._waiting)
+            self._status.send(tick)
+            pause = TICK if tick != told else min(2 * pause, IDLE_TICK)
+            told = tick
+            await asyncio.sleep(pause)
 
     async def _count_waiting(self) -> None:
         """For the progress of a burst: how much there was to do when it began, counted once beside the work."""

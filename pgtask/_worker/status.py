@@ -32,7 +32,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
-    """Sent from the worker's loop about twice a second, so it also says that the loop is alive.
+    """Sent from the worker's loop about twice a second, every two seconds while nothing changes: it also says that the
+    loop is alive.
 
     `waiting` is how many tasks were due when a burst began; only one worker counts it, and only when asked to.
     """

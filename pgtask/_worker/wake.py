@@ -20,7 +20,7 @@ log = logging.getLogger("pgtask.wake")
 
 CHANNEL = "pg_task_changed"
 STOP = "stop_worker"
-PING_INTERVAL = 60.0
+PING_INTERVAL = 30.0
 PING_DEADLINE = 10.0
 
 

@@ -1,5 +1,5 @@
--- The lanes (queue, priority) that hold waiting tasks, in how many seconds the first task of each falls due, and when
--- that is (seconds since the epoch).
+-- The lanes (queue, priority) that hold waiting tasks, in how many seconds the first task of each falls due, when that
+-- is (seconds since the epoch), and how many seconds it took to find them all.
 --
 -- A loose index scan: one probe of pg_task_ready_idx per lane, whatever the number of tasks. The difference is taken
 -- of numbers, since timestamps cannot be subtracted from infinity, which an operator may write to put a task on hold.
@@ -29,5 +29,6 @@ SELECT
     queue,
     priority,
     (extract(epoch FROM wakeup_at) - extract(epoch FROM now()))::float8,
-    extract(epoch FROM wakeup_at)::float8
+    extract(epoch FROM wakeup_at)::float8,
+    (SELECT date_part('epoch', clock_timestamp() - statement_timestamp()) + 0 * count(*) FROM lane)
 FROM lane

@@ -29,5 +29,6 @@ SELECT
     queue,
     priority,
     (extract(epoch FROM wakeup_at) - extract(epoch FROM now()))::float8,
-    extract(epoch FROM wakeup_at)::float8
+    extract(epoch FROM wakeup_at)::float8,
+    (SELECT date_part('epoch', clock_timestamp() - statement_timestamp()) + 0 * count(*) FROM lane)
 FROM lane

@@ -157,6 +157,28 @@ def test_hup_with_broken_code_changes_nothing(dsn: str, rows: Rows, tmp_path: Pa
         rows.until("SELECT count(*) = 3 FROM mark")
 
 
+def test_hup_with_code_that_hangs_changes_nothing(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    write_code(tmp_path, "old")
+    with working(dsn, "--stall", "4", app="changing:app", procs=2) as fleet:
+        before = {process.pid for process in fleet.family()}
+        (tmp_path / "changing.py").write_text("import time\ntime.sleep(3600)\n")
+        fleet.send(signal.SIGHUP)
+        assert re.search(r'File ".*changing\.py", line 2', fleet.until("changing.py"))
+        assert "it was silent for too long (see --stall) before it was ready" in fleet.until("reload.failed")
+        assert {process.pid for process in fleet.family()} == before
+        put(dsn, apps.First(1))
+        rows.until("SELECT count(*) = 3 FROM mark")
+
+
+def test_an_import_that_hangs_is_a_start_that_failed(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "changing.py").write_text("import time\ntime.sleep(3600)\n")
+    with Fleet(dsn, "--stall", "2", app="changing:app", procs=2) as fleet:
+        assert fleet.ends() == 3
+    assert "a worker could not start: it was silent for too long (see --stall) before it was ready" in fleet.output
+    assert "3 times in a row" in fleet.output
+    assert re.search(r'File ".*changing\.py", line 2', fleet.output)
+
+
 # --- more, fewer, and how they are
 
 

@@ -74,7 +74,8 @@ class Fleet:
             stdout=stdout or subprocess.PIPE,
             stderr=stderr or self.errors,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])},
+            # Unbuffered, Python writes a line in parts, and those of two processes mix.
+            env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1]), "PYTHONUNBUFFERED": ""},
         )
         os.close(writer)
 

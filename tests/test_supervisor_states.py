@@ -38,6 +38,8 @@ BACKOFF, _ = after(READY, Event.DIED)
 GONE, _ = after(Slot(), Event.STOP)
 TRIAL, _ = after(Slot(trial=True), Event.DUE)
 STALLED, _ = after(READY, Event.STALLED)
+HANGS, _ = after(STARTING, Event.STALLED)
+TRIAL_HANGS, _ = after(TRIAL, Event.STALLED)
 SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)}
 
 
@@ -77,6 +79,14 @@ SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)
         (STALLED, Event.FAILED, State.BACKOFF, Action.NOTHING),
         (STALLED, Event.STOP, State.STOPPING, Action.NOTHING),
         (STALLED, Event.QUIT, State.STOPPING, Action.QUIT),
+        (STARTING, Event.SILENT, State.STARTING, Action.DUMP),
+        (STARTING, Event.STALLED, State.STOPPING, Action.DUMP_AND_TERMINATE),
+        (HANGS, Event.READY, State.STOPPING, Action.NOTHING),
+        (HANGS, Event.DIED, State.BACKOFF, Action.NOTHING),
+        (HANGS, Event.LEFT, State.BACKOFF, Action.NOTHING),
+        (HANGS, Event.OVERDUE, State.STOPPING, Action.KILL),
+        (TRIAL_HANGS, Event.DIED, State.GONE, Action.KEEP_OLD),
+        (TRIAL_HANGS, Event.LEFT, State.GONE, Action.KEEP_OLD),
         (BACKOFF, Event.DUE, State.STARTING, Action.SPAWN),
         (BACKOFF, Event.STOP, State.GONE, Action.NOTHING),
         (BACKOFF, Event.QUIT, State.GONE, Action.NOTHING),
@@ -112,6 +122,18 @@ def test_a_crash_at_boot_is_tried_again_and_then_is_hopeless() -> None:
         assert (slot.state, action) == (State.BACKOFF, Action.NOTHING)
     slot, action = after(slot, Event.DUE, Event.DIED)
     assert (slot.state, action) == (State.GONE, Action.GIVE_UP)
+
+
+@pytest.mark.parametrize("end", [Event.DIED, Event.LEFT, Event.FAILED])
+def test_a_start_that_hangs_is_one_that_died(end: Event) -> None:
+    slot, _ = after(Slot(), Event.DUE, Event.STALLED, end)
+    slot, _ = after(slot, Event.DUE, Event.STALLED, Event.OVERDUE, end)
+    assert (slot.state, slot.deaths) == (State.BACKOFF, 2)
+    assert after(slot, Event.DUE, Event.STALLED, end) == (Slot(State.GONE, None, 2, again=True), Action.GIVE_UP)
+    once_ready, _ = after(READY, Event.DIED, Event.DUE, Event.STALLED, end)
+    assert (once_ready.state, once_ready.deaths) == (State.BACKOFF, 2)
+    assert after(once_ready, Event.DUE, Event.STALLED, end)[0].state is State.BACKOFF, "it had worked before"
+    assert after(HANGS, Event.STOP, end)[0].state is State.GONE
 
 
 def test_a_slot_that_was_ready_once_never_gives_up_on_crashes() -> None:

@@ -26,6 +26,7 @@ from pgtask._events import log_event
 from pgtask._fastpath import Marks
 from pgtask._supervisor.source import directories, import_app
 from pgtask._supervisor.states import ExitCode
+from pgtask._worker.orphan import end_with_parent
 from pgtask._worker.status import Gone, Message, Ready, Sources, Stack, StatusPipe, Tick, Totals, decode_messages
 from pgtask.app import App
 from pgtask.config import Config
@@ -35,7 +36,8 @@ __all__ = ["DUMP", "Order", "Process", "RunWorker", "combine", "fork", "fork_chi
 
 log = logging.getLogger("pgtask.supervisor")
 
-MOST_STACK = 4096  # bytes of the stacks of a crash: those of the thread that caused it come first
+MOST_STACK = 4096  # characters of the stacks of a crash
+MOST_STACKS = 64 * 1024
 
 # The parent's handlers end here. Until the worker has handlers of its own, an order to stop just kills it.
 _RESET = (
@@ -103,9 +105,12 @@ class Process:
         self._buffer = bytearray()
 
     def last_stacks(self) -> str:
-        """What faulthandler wrote when the process crashed; empty if it was not by itself."""
+        """What faulthandler wrote when the process crashed; empty if it was not by itself. The thread that caused it
+        comes first; faulthandler begins with the youngest."""
         self.crash.seek(0)
-        return self.crash.read(MOST_STACK).decode(errors="replace")
+        parts = self.crash.read(MOST_STACKS).decode(errors="replace").split("\n\n")
+        parts[1:] = sorted(parts[1:], key=lambda part: not part.startswith("Current thread"))
+        return "\n\n".join(parts)[:MOST_STACK]
 
     def close(self) -> None:
         os.close(self.pipe)
@@ -154,6 +159,7 @@ def fork_child(config: Config, work: RunWorker, order: Order, *, close: Iterable
     def main() -> int:
         faulthandler.enable(process.crash.fileno())
         faulthandler.register(DUMP, process.writer, chain=False)
+        end_with_parent(order.parent_fd)
         _pin(order)
         return _boot_and_work(config, work, order, process)
 

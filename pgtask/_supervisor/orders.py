@@ -106,10 +106,9 @@ class Orders:
         if worker.process:
             totals = worker.process.totals
             measures = {"uptime": round(time.monotonic() - worker.process.started, 1), **usage(worker.process.pid)}
-        self._supervisor.log(
+        worker.log(
             logging.INFO,
             "worker.status",
-            worker,
             state=worker.slot.state.value,
             **measures,
             **msgspec.structs.asdict(totals),

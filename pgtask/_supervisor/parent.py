@@ -21,7 +21,7 @@ from typing import Any
 
 from pgtask._cpus import allowed_cpus
 from pgtask._events import log_event
-from pgtask._supervisor.child import DUMP, Order, Process, RunWorker, fork_child
+from pgtask._supervisor.child import DUMP, Order, RunWorker, fork_child
 from pgtask._supervisor.inbox import Inbox
 from pgtask._supervisor.orders import Orders
 from pgtask._supervisor.progress import Progress
@@ -29,9 +29,9 @@ from pgtask._supervisor.replace import Replacements
 from pgtask._supervisor.source import Watched
 from pgtask._supervisor.states import Action, Event, ExitCode, State, judge, react
 from pgtask._supervisor.tally import Result, Tally
-from pgtask._supervisor.undertaker import Estate, Undertakers
+from pgtask._supervisor.undertaker import Undertakers
 from pgtask._supervisor.watch import LOOK_EVERY, Watch
-from pgtask._supervisor.worker import Worker, cause_of, death, signal_name
+from pgtask._supervisor.worker import Worker, cause_of, death
 from pgtask._worker.status import Ready, Sources, Stack, Tick
 from pgtask.config import Config
 
@@ -186,7 +186,7 @@ class Supervisor:
             case Action.KILL:
                 self._tally.killed += 1
                 worker.was_killed = not worker.slot.again
-                self.log(logging.WARNING, "worker.overdue", worker)
+                worker.log(logging.WARNING, "worker.overdue")
                 self._signal(worker, signal.SIGKILL)
             case Action.GIVE_UP:
                 self._tally.failure = self._tally.failure or worker.failure
@@ -194,10 +194,10 @@ class Supervisor:
             case Action.KEEP_OLD:
                 self.replacements.failed(worker, worker.failure[1])
             case Action.DUMP:
-                self.log(logging.WARNING, "worker.silent", worker, silent=worker.silence, limit=self.config.stall)
+                worker.log(logging.WARNING, "worker.silent", silent=worker.silence, limit=self.config.stall)
                 self._signal(worker, DUMP)
             case Action.DUMP_AND_TERMINATE:
-                self.log(logging.ERROR, "worker.stalled", worker, silent=worker.silence)
+                worker.log(logging.ERROR, "worker.stalled", silent=worker.silence)
                 self._signal(worker, DUMP)
                 self._signal(worker, signal.SIGTERM)
 
@@ -215,14 +215,14 @@ class Supervisor:
         try:
             worker.process = fork_child(self.config, self._work, order, close=self._own_descriptors())
         except OSError as error:
-            self.log(logging.ERROR, "worker.not_forked", worker, error=error)
+            worker.log(logging.ERROR, "worker.not_forked", error=error)
             worker.failure = (ExitCode.BOOT, f"a worker could not be forked: {error}")
             self.happen(worker, Event.DIED)
             return
         worker.was_killed = False
         self._selector.register(worker.process.pipe, selectors.EVENT_READ, worker)
         worker.heard()
-        self.log(logging.DEBUG, "worker.started", worker)
+        worker.log(logging.DEBUG, "worker.started")
 
     def _own_descriptors(self) -> list[int]:
         """What no child may hold."""
@@ -236,12 +236,12 @@ class Supervisor:
             return
         for message in process.read():
             if isinstance(message, Stack):
-                self.log(logging.WARNING, "worker.stack", worker, stack=message.text)
+                worker.log(logging.WARNING, "worker.stack", stack=message.text)
                 continue
             worker.heard()
             if isinstance(message, Ready):
                 self.happen(worker, Event.READY)
-                self.log(logging.INFO, "worker.ready", worker)
+                worker.log(logging.INFO, "worker.ready")
             elif isinstance(message, Sources):
                 self._watched.add([message.directory])
             elif isinstance(message, Tick) and message.waiting is not None:
@@ -259,21 +259,23 @@ class Supervisor:
         self._tally.bury(process)
         gone = process.gone
         worker.reason = gone.reason if gone else None
-        before = worker.slot.state
-        event = judge(before, code, worker.reason)
+        before = worker.slot
+        event = judge(before.state, code, worker.reason)
         words = gone.message if gone else None
         if event is Event.FAILED and code != ExitCode.BOOT:
             worker.failure = (ExitCode(code), words or "")
         else:
-            worker.failure = (ExitCode.BOOT, f"a worker could not start: {words or cause_of(code, worker.slot.trial)}")
-        if event is Event.FAILED and before is State.STARTING and self._others_work(worker):
+            worker.failure = (ExitCode.BOOT, f"a worker could not start: {words or cause_of(code, before)}")
+        if event is Event.FAILED and before.state is State.STARTING and self._others_work(worker):
             event = Event.DIED  # its code was replaced by one that does not load: no reason to stop those that work
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self.config.grace)
-        self._log_end(worker, event, before, code, words)
+        wanted = self.stopping or before.state is State.STOPPING or before.trial
+        worker.log_end(event, code, words, wanted=wanted)
+        if before.state is not State.STARTING and (event is Event.DIED or code != ExitCode.OK):
+            self._undertakers.inherit(process, death(code), charged=not worker.was_killed)
         if stacks := process.last_stacks():
-            sys.stderr.write(stacks)
-        if before is not State.STARTING and (event is Event.DIED or code != ExitCode.OK):
-            self._inherit(worker, process, code, stacks)
+            with contextlib.suppress(OSError):  # a terminal that is closed
+                sys.stderr.write(stacks)
         process.close()
         worker.process = None
         self._carry_out(worker, action)
@@ -285,14 +287,6 @@ class Supervisor:
         """Whether this one was ready once, and another is."""
         return worker.slot.was_ready and any(other.slot.state is State.READY for other in self.workers)
 
-    # --- what a dead worker leaves --------------------------------------------------------------------------
-
-    def _inherit(self, worker: Worker, process: Process, code: int, stacks: str) -> None:
-        """Remember what a dead process held. Of a kill of ours, because a stop took too long, no task is guilty."""
-        executing = [] if worker.was_killed else process.marks.executing()
-        cause = "\n".join([death(code), *([stacks.rstrip()] if stacks else [])])
-        self._undertakers.inherit(Estate(process.worker, process.pid, executing, cause))
-
     def _await_undertakers(self) -> None:
         """All workers are gone: let the last leases be given back, but not beyond the end of a stop."""
         until = time.monotonic() + LAST_RITES
@@ -300,24 +294,3 @@ class Supervisor:
             if self._selector.select(left) and signal.SIGCHLD in self._inbox.read():
                 self.handle_chld()
         self._undertakers.kill()
-
-    def _log_end(self, worker: Worker, event: Event, before: State, code: int, words: str | None) -> None:
-        fields: dict[str, Any] = {"signal": signal_name(code)} if code < 0 else {"exit": code}
-        again = {}
-        if worker.slot.timer is not None:
-            again["restart_in"] = round(worker.slot.timer - time.monotonic(), 3)
-        if event is Event.LEFT:
-            self.log(logging.INFO, "worker.gone", worker, reason=worker.reason, **again)
-        elif event is Event.FAILED:  # said once, by whoever prints the result
-            self.log(logging.DEBUG, "worker.gone", worker, reason=worker.reason, **fields)
-        elif self.stopping or before is State.STOPPING or worker.slot.trial:
-            self.log(logging.INFO, "worker.gone", worker, **fields, **again)
-        else:
-            if code == -signal.SIGKILL:
-                fields["hint"] = "out of memory?"
-            if words:
-                fields["error"] = words
-            self.log(logging.ERROR, "worker.died", worker, **fields, **again)
-
-    def log(self, level: int, event: str, worker: Worker, **fields: Any) -> None:
-        log_event(log, level, event, worker=worker.number, pid=worker.pid, **fields)

@@ -9,7 +9,7 @@ is in `parent` and `child`.
                  due                ready
     BACKOFF ------------> STARTING ---------> READY      left, failed, hopeless and unfit end in GONE
        ^ |                  | |                | |      from everywhere; quit goes where stop goes
-       | +--- stop ---+     | +---- stop ----+ | |
+       | +--- stop ---+     | + stop, stalled + | |
        |              v     |        stalled v v |
        |             GONE <-|------ died - STOPPING -- ended, if another is to follow --> BACKOFF
        |                    |                    |
@@ -25,7 +25,8 @@ is in `parent` and `child`.
 - Whatever happens to a child that was told to stop, it is gone and not replaced. The timer of STOPPING bounds
   how long that may take.
 - A child whose loop is silent is asked for its stacks (SILENT), and told to leave when that goes on (STALLED). Its
-  slot keeps on: when it is gone, another follows, as after a death. Since it hears nothing, it has less time.
+  slot keeps on: when it is gone, another follows, as after a death. Since it hears nothing, it has less time. One that
+  was silent before it was ever ready (its import hangs) counts as one that died then.
 - A replacement of a child that works (fresh code, or too many tasks or too much memory in the old one) is a slot of
   its own, on trial: the old one is told to stop only when the new one is ready. If it never is, for whatever reason,
   that slot is UNFIT and gone, and nothing else has changed. `replace` says who is replaced when.
@@ -127,6 +128,8 @@ TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         Event.DIED: (State.BACKOFF, _NOTHING),
         Event.HOPELESS: (State.GONE, Action.GIVE_UP),
         Event.UNFIT: (State.GONE, Action.KEEP_OLD),
+        Event.SILENT: (State.STARTING, Action.DUMP),
+        Event.STALLED: (State.STOPPING, Action.DUMP_AND_TERMINATE),
         Event.STOP: (State.STOPPING, Action.TERMINATE),
         Event.QUIT: (State.STOPPING, Action.QUIT),
     },
@@ -144,6 +147,8 @@ TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         Event.FAILED: (State.GONE, _NOTHING),
         Event.DIED: (State.GONE, _NOTHING),
         Event.ENDED: (State.BACKOFF, _NOTHING),
+        Event.HOPELESS: (State.GONE, Action.GIVE_UP),
+        Event.UNFIT: (State.GONE, Action.KEEP_OLD),
         Event.STOP: (State.STOPPING, _NOTHING),
         Event.QUIT: (State.STOPPING, Action.QUIT),
         Event.OVERDUE: (State.STOPPING, Action.KILL),
@@ -180,14 +185,15 @@ def _in_the_light_of(slot: Slot, event: Event) -> Event:
     """What an end means for this very slot."""
     if event not in (Event.LEFT, Event.FAILED, Event.DIED):
         return event
-    if slot.state is State.STOPPING:
-        return Event.ENDED if slot.again else event
-    if slot.state is State.STARTING and event is not Event.LEFT and slot.trial:
+    stalled = slot.state is State.STOPPING and slot.again
+    if slot.state is State.STOPPING and not stalled:
+        return event
+    booting = slot.ready_since is None
+    if booting and slot.trial and (stalled or event is not Event.LEFT):
         return Event.UNFIT
-    booting = slot.state is State.STARTING and not slot.was_ready
-    if event is Event.DIED and booting and slot.deaths + 1 >= BOOT_TRIES:
+    if booting and not slot.was_ready and (stalled or event is Event.DIED) and slot.deaths + 1 >= BOOT_TRIES:
         return Event.HOPELESS
-    return event
+    return Event.ENDED if stalled else event
 
 
 def judge(state: State, code: int, reason: str | None) -> Event:

@@ -19,7 +19,7 @@ import msgspec
 
 from pgtask._events import log_event
 from pgtask._postgres.store import Link
-from pgtask._supervisor.child import fork
+from pgtask._supervisor.child import Process, fork
 from pgtask._worker.error_text import sanitise
 from pgtask.config import Config
 from pgtask.errors import DatabaseRefused
@@ -57,8 +57,12 @@ class Undertakers:
     def at_work(self) -> bool:
         return bool(self._pids)
 
-    def inherit(self, estate: Estate) -> None:
-        self._estates.append(estate)
+    def inherit(self, process: Process, death: str, *, charged: bool) -> None:
+        """Remember what a dead process held. Unless it is `charged`, no task is guilty: it was our kill, since a stop
+        took too long."""
+        executing = process.marks.executing() if charged else []
+        cause = f"{death}\n{process.last_stacks()}".rstrip()
+        self._estates.append(Estate(process.worker, process.pid, executing, cause))
 
     def send(self, parent_fd: int, *, close: Iterable[int]) -> None:
         """Fork an undertaker if there is something for it to do; it leaves when `parent_fd` reads EOF."""
@@ -111,10 +115,9 @@ def _leave_with_parent(parent_fd: int, patience: asyncio.Timeout) -> None:
 
 async def _in_turn(handovers: list[_Handover]) -> None:
     """A statement for each, until all are over: one that has to wait for a row does not hold up the others."""
-    pause = AGAIN
-    while handovers := [handover for handover in handovers if not await handover.is_over()]:
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, LONGEST_PAUSE)
+    began = time.monotonic()
+    while handovers := [handover for handover in handovers if not await handover.is_over()]:  # noqa: ASYNC110
+        await asyncio.sleep(min(max(AGAIN, (time.monotonic() - began) / 4), LONGEST_PAUSE))
 
 
 class _Handover:
@@ -151,14 +154,12 @@ class _Handover:
         return True
 
     def _say(self) -> None:
-        released = self._released + len(self._suspects) + len(self._parked)
-        log_event(
-            *(log, logging.INFO, "leases.released"),
-            pid=self._estate.pid,
-            tasks=released,
-            executing=len(self._suspects) + len(self._parked),
-        )
+        """Who is charged, and then that it is over."""
+        cause = self._estate.cause.partition("\n")[0]
         for task in self._suspects[:MOST_NAMED]:
-            log_event(log, logging.WARNING, "task.suspect", task=task, cause=self._estate.cause.partition("\n")[0])
+            log_event(log, logging.WARNING, "task.suspect", task=task, cause=cause)
         for task in self._parked:
-            log_event(log, logging.WARNING, "task.parked", task=task, cause=self._estate.cause.partition("\n")[0])
+            log_event(log, logging.WARNING, "task.parked", task=task, cause=cause)
+        executing = len(self._suspects) + len(self._parked)
+        tasks = self._released + executing
+        log_event(log, logging.INFO, "leases.released", pid=self._estate.pid, tasks=tasks, executing=executing)

@@ -1,8 +1,8 @@
 """Looks after workers between their messages: is the loop of each alive, and has any done or taken enough.
 
-Invariants: silence counts only from the moment a worker was ready, and only while we could have heard it: time in
-which the supervisor itself did not run is nobody's silence. A worker is asked for its stacks at most twice in one
-silence: when it is noticed, and when it is ended.
+Invariants: silence counts from the fork, and only while we could have heard it: time in which the supervisor itself
+did not run is nobody's silence. A worker that waits for its database while it starts is not silent: its loop ticks.
+A worker is asked for its stacks at most twice in one silence: when it is noticed, and when it is ended.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Watch:
         if not self._stall:
             return
         for worker in workers:
-            if worker.slot.state is not State.READY:
+            if worker.slot.state not in (State.STARTING, State.READY):
                 continue
             worker.silence += self._passed
             if worker.silence >= self._stall:

@@ -6,13 +6,19 @@ are of `watch`.
 
 from __future__ import annotations
 
+import logging
 import random
 import signal
+import time
+from typing import Any
 
+from pgtask._events import log_event
 from pgtask._supervisor.child import Process
-from pgtask._supervisor.states import BOOT_TRIES, ExitCode, Slot, State
+from pgtask._supervisor.states import BOOT_TRIES, Event, ExitCode, Slot, State
 
-__all__ = ["MOST_PROCS", "Worker", "cause_of", "death", "signal_name"]
+__all__ = ["MOST_PROCS", "Worker", "cause_of", "death"]
+
+log = logging.getLogger("pgtask.supervisor")
 
 MOST_PROCS = 1024
 
@@ -49,6 +55,28 @@ class Worker:
     def heard(self) -> None:
         self.silence, self.asked = 0.0, False
 
+    def log(self, level: int, event: str, **fields: Any) -> None:
+        log_event(log, level, event, worker=self.number, pid=self.pid, **fields)
+
+    def log_end(self, event: Event, code: int, words: str | None, *, wanted: bool) -> None:
+        """How its process ended, and when the next one starts; `wanted` if it was to leave, or was only on trial."""
+        fields: dict[str, Any] = {"signal": signal_name(code)} if code < 0 else {"exit": code}
+        again = {}
+        if self.slot.timer is not None:
+            again["restart_in"] = round(self.slot.timer - time.monotonic(), 3)
+        if event is Event.LEFT:
+            self.log(logging.INFO, "worker.gone", reason=self.reason, **again)
+        elif event is Event.FAILED:  # said once, by whoever prints the result
+            self.log(logging.DEBUG, "worker.gone", reason=self.reason, **fields)
+        elif wanted:
+            self.log(logging.INFO, "worker.gone", **fields, **again)
+        else:
+            if code == -signal.SIGKILL:
+                fields["hint"] = "out of memory?"
+            if words:
+                fields["error"] = words
+            self.log(logging.ERROR, "worker.died", **fields, **again)
+
 
 def signal_name(code: int) -> str:
     """The name of the signal that an exit code below zero stands for."""
@@ -65,7 +93,10 @@ def death(code: int) -> str:
     return signal_name(code) + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
-def cause_of(code: int, trial: bool) -> str:
-    """How a process died that was never ready."""
-    how = f"was killed by {signal_name(code)}" if code < 0 else f"ended with exit code {code}"
-    return f"it {how} before it was ready" + ("" if trial else f", {BOOT_TRIES} times in a row")
+def cause_of(code: int, slot: Slot) -> str:
+    """How a process died that was never ready; `slot` is as it was before that."""
+    if slot.state is State.STOPPING:
+        how = "was silent for too long (see --stall)"
+    else:
+        how = f"was killed by {signal_name(code)}" if code < 0 else f"ended with exit code {code}"
+    return f"it {how} before it was ready" + ("" if slot.trial else f", {BOOT_TRIES} times in a row")

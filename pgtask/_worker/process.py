@@ -21,6 +21,7 @@ from pgtask._fastpath import Marks
 from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
+from pgtask._worker import orphan
 from pgtask._worker.lifespan import opened_resources
 from pgtask._worker.loop import UNWIND, Loop, Reason
 from pgtask._worker.status import Gone, Ready, StatusPipe, Tick
@@ -34,7 +35,6 @@ log = logging.getLogger("pgtask.worker")
 
 TICK = 0.5  # seconds between two messages to the supervisor
 IDLE_TICK = 2.0  # the same while there is nothing new to tell
-ORPHAN_GRACE = 0.5  # seconds for running steps when the supervisor is gone: a new one is expected to find no old worker
 
 
 def run_worker(
@@ -94,6 +94,7 @@ class _Process:
             stopped=lambda: self._drain("notified"),
         )
         self._handle_signals(parent_fd)
+        ticking = asyncio.create_task(self._watch(self._tick()))  # from the start: who waits for a database is not dead
         try:
             async with AsyncExitStack() as stack:
                 await self._open(stack)
@@ -103,6 +104,8 @@ class _Process:
         except asyncio.CancelledError:
             if self._loop.leaving is None:
                 raise
+        finally:
+            ticking.cancel()
         self._status.send(Gone(self._loop.leaving or "drained", self._loop.totals(), self._loop.some_parked))
 
     async def _open(self, stack: AsyncExitStack) -> None:
@@ -126,7 +129,7 @@ class _Process:
 
     async def _work(self) -> None:
         """The pump, and what goes on beside it."""
-        services = [self._tick()]
+        services = []
         if self._loop.wake is not None:
             services.append(self._loop.wake.run())
         if self._counts_waiting:
@@ -161,7 +164,7 @@ class _Process:
         asyncio.get_running_loop().remove_reader(parent_fd)
         log_event(log, logging.WARNING, "parent.gone")
         self._drain("drained")
-        asyncio.get_running_loop().call_later(ORPHAN_GRACE, self._stop_now)
+        asyncio.get_running_loop().call_later(orphan.GRACE, self._stop_now)
 
     def _drain(self, reason: Reason) -> None:
         """Claim no more, and let what runs come to its end within the grace."""
@@ -185,11 +188,12 @@ class _Process:
     async def _tick(self) -> None:
         """From the loop, so that the supervisor also knows that the loop lives."""
         told: Tick | None = None
-        pause = TICK
+        stall = self._config.stall or float("inf")
+        pause, longest = TICK, max(TICK, min(IDLE_TICK, stall / 4))
         while True:
             tick = Tick(self._loop.totals(), self._waiting)
             self._status.send(tick)
-            pause = TICK if tick != told else min(2 * pause, IDLE_TICK)
+            pause = TICK if tick != told else min(2 * pause, longest)
             told = tick
             await asyncio.sleep(pause)
 

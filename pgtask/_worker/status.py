@@ -1,6 +1,6 @@
 """What a worker tells its supervisor: one JSON line per message, over a pipe.
 
-Invariants: totals count from the start of this process and only grow; `Ready` comes once, before any `Tick`; the last
+Invariants: totals count from the start of this process and only grow; `Ready` comes once; the last
 message is `Gone`, unless the process was killed. The stacks that faulthandler writes on demand come the same way, as
 they are: it needs a descriptor that is open already, and writes from the thread that sends the messages.
 """

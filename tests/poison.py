@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,23 @@ class Segfault(Poison):
         await mark(ctx, "begin")
         ctypes.string_at(0)
         return Done()
+
+
+class SegfaultAmongThreads(Poison):
+    """Younger threads are deep in calls of their own."""
+
+    async def run(self, ctx: Context) -> Done:
+        for _ in range(20):
+            threading.Thread(target=deep, args=(20,), daemon=True).start()
+        ctypes.string_at(0)
+        return Done()
+
+
+def deep(more: int) -> None:
+    if more:
+        deep(more - 1)
+    else:
+        threading.Event().wait()
 
 
 class Exit(Poison):

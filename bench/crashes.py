@@ -1,184 +1,149 @@
-"""Kill workers at random while they work: `python -m bench.crashes --kills 200 --tasks 300000`.
+"""Workers die at random, are killed by a task, or are replaced: what it costs, and that nothing is lost.
 
-Two bursts over the same tasks of three steps, the second with kills spread over its progress. Says what was lost (a
-task that is neither finished nor in the table), what took effect twice, how long each handover took, from the kill to
-the line that says that the leases are given back, and how the throughput compares. Exit code 1 if something was lost,
-doubled or parked.
+Invariants: rates come from commit times, from the first task that is finished to the last; what falls into a handover
+or a restart is told apart by them. All bursts are of the same tasks and the same size, but for that with the poison.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import os
-import random
-import re
-import signal
-import statistics
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import IO
+from collections.abc import Callable, Iterable, Sequence
 
-import asyncpg
 import msgspec
 
-from pgtask import App, Client, Context, Done, Next, Task
-from pgtask._postgres import embedded
-from pgtask._postgres.migrate import migrate
+from bench.contender import RunFailed
+from bench.parts import Setting, head, setting_of
+from bench.server import open_server
+from bench.spread import Spread, spread
+from bench.storm import Killing, Reloading, Span, Watching, burst
+
+__all__ = ["CrashesReport", "Rate", "crashes_card", "measure_crashes", "outside"]
+
+_POISON_AMONG = 10_000
 
 
-class Chain(Task):
-    """Three steps that do nothing."""
+class Rate(msgspec.Struct, frozen=True):
+    """Tasks finished per second of the `seconds` that it was measured in, and the share of the undisturbed rate."""
 
-
-class First(Chain):
-    number: int
-
-    async def run(self, ctx: Context) -> Next[Second]:
-        return Next(Second(self.number))
-
-
-class Second(Chain):
-    number: int
-
-    async def run(self, ctx: Context) -> Next[Third]:
-        await asyncio.sleep(0)  # so that there is always something suspended
-        return Next(Third(self.number))
-
-
-class Third(Chain):
-    number: int
-
-    async def run(self, ctx: Context) -> Done:
-        return Done()
-
-
-app = App(Chain)
-
-ROW = 44.3  # bytes of a row of `finished`: its size says without counting how far the work has come
-
-_FINISHED = """
-CREATE TABLE finished (task uuid);
-CREATE FUNCTION finish() RETURNS trigger LANGUAGE plpgsql AS
-    'BEGIN INSERT INTO finished SELECT id FROM gone; RETURN NULL; END';
-CREATE TRIGGER finish AFTER DELETE ON pg_task REFERENCING OLD TABLE AS gone
-    FOR EACH STATEMENT EXECUTE FUNCTION finish();
-"""
-
-
-class Outcome(msgspec.Struct):
-    """Of one burst; `handovers` in seconds."""
-
+    per_second: float
     seconds: float
+    share: float
+
+
+class CrashesReport(msgspec.Struct, frozen=True):
+    """`lost`, `doubled` and `parked` must be 0. A handover: from the kill until the supervisor says that the leases are
+    given back; a restart: until the next worker is ready. `least_ready`: workers, while all are being replaced.
+    `suspects`: of the tasks that had nothing to do with the death of the poison's worker, charged with it."""
+
+    bench: str
+    setting: Setting
+    tasks: int
+    procs: int
+    kills: int
     lost: int
     doubled: int
     parked: int
-    handovers: list[float]
+    handover_ms: Spread | None
+    undisturbed_per_second: float
+    with_kills: Rate
+    outside_handovers: Rate
+    outside_restarts: Rate
+    reloads: int
+    least_ready: int
+    reloading: Rate
+    poison: str
+    poison_deaths: int
+    suspects: int
+
+    @property
+    def failures(self) -> list[str]:
+        found = {"lost": self.lost, "doubled": self.doubled, "parked": self.parked}
+        return [f"{count} {what}" for what, count in found.items() if count]
 
 
-class Burst:
-    """A supervisor and what it says."""
-
-    def __init__(self, dsn: str, procs: int) -> None:
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "pgtask._cli.supervisor", "bench.crashes:app", "--burst"),
-                *("--procs", str(procs), "--dsn", dsn),
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
+def measure_crashes(
+    *, tasks: int, kills: int, procs: int, dsn: str | None, say: Callable[[str], None]
+) -> CrashesReport:
+    """Four bursts: undisturbed, with kills, with reloads, and with one poison among 10,000. Raises `RunFailed`."""
+    with open_server(dsn) as server:
+        setting = setting_of(server)
+        quiet = burst(server, tasks, procs, Watching())
+        base = outside(quiet.commits, [])
+        say(f"undisturbed          {base.per_second:,.0f} tasks/s")
+        stormy = burst(server, tasks, procs, killing := Killing(tasks, kills))
+        handovers, restarts = killing.spans()
+        disturbed = [one for one in stormy.commits if one[0] <= max(since for since, _ in restarts)]
+        say(f"{len(handovers)} kills            {outside(stormy.commits, []).per_second:,.0f} tasks/s")
+        rolling = burst(server, tasks, procs, reloading := Reloading(tasks, procs))
+        say(f"{len(reloading.spans)} reloads            {outside(rolling.commits, []).per_second:,.0f} tasks/s")
+        poison = burst(server, _POISON_AMONG, procs, poisoned := Watching(), poisons=1, code=1)
+        say(f"poison               {poison.errors}")
+        bursts = (quiet, stormy, rolling, poison)
+        return CrashesReport(
+            bench="crashes",
+            setting=setting,
+            tasks=tasks,
+            procs=procs,
+            kills=len(handovers),
+            lost=sum(one.lost for one in bursts),
+            doubled=sum(one.doubled for one in bursts),
+            parked=sum(len(one.errors) for one in bursts) - 1,
+            handover_ms=spread([1000 * (until - since) for since, until in handovers]) if handovers else None,
+            undisturbed_per_second=base.per_second,
+            with_kills=outside(stormy.commits, [], base),
+            outside_handovers=outside(disturbed, handovers, base),
+            outside_restarts=outside(disturbed, restarts, base),
+            reloads=len(reloading.spans),
+            least_ready=reloading.least_ready,
+            reloading=outside(rolling.commits, _between(reloading.spans), base),
+            poison=", ".join(error.partition("\n")[0] for error in poison.errors),
+            poison_deaths=poisoned.count("worker.died"),
+            suspects=poisoned.count("task.suspect") - poisoned.count("worker.died") + 1,
         )
-        self._ready: set[int] = set()
-        self._handed_over: dict[int, float] = {}
-        assert self._process.stderr is not None
-        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,))
-        self._reader.start()
-
-    def _read(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            if found := re.search(r"(worker\.ready|worker\.died|leases\.released) .*?pid=(\d+)", line):
-                event, pid = found[1], int(found[2])
-                if event == "worker.ready":
-                    self._ready.add(pid)
-                elif event == "worker.died":
-                    self._ready.discard(pid)
-                else:
-                    self._handed_over[pid] = time.monotonic()
-
-    async def kill_at_random(self, dsn: str, chance: random.Random, tasks: int, kills: int) -> list[float]:
-        """Kill a worker each time when another share of the tasks is finished; the times of the handovers."""
-        took: dict[int, float] = {}
-        connection = await asyncpg.connect(dsn)
-        while len(took) < kills and self._process.poll() is None:
-            size = await connection.fetchval("SELECT pg_relation_size('finished')")
-            ready = sorted(self._ready - took.keys())
-            if ready and size >= len(took) / kills * tasks * ROW:
-                pid = chance.choice(ready)
-                took[pid] = time.monotonic()
-                os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(0.01)
-        await connection.close()
-        self._process.wait()
-        self._reader.join()
-        return [self._handed_over[pid] - at for pid, at in took.items() if pid in self._handed_over]
 
 
-async def _fill(dsn: str, tasks: int) -> None:
-    connection = await asyncpg.connect(dsn)
-    await connection.execute("DROP TABLE IF EXISTS finished; DROP FUNCTION IF EXISTS finish CASCADE; TRUNCATE pg_task")
-    await connection.execute(_FINISHED)
-    await connection.close()
-    async with Client(dsn) as client:
-        await client.enqueue_many(First(number) for number in range(tasks))
+def crashes_card(report: CrashesReport) -> str:
+    def line(what: str, rate: Rate) -> str:
+        return f"{what:<25} {rate.per_second:,.0f} tasks/s, {rate.share:.2f} of it, measured over {rate.seconds:.1f} s"
+
+    handover = report.handover_ms
+    took = f"median {handover.median:.0f} ms, longest {handover.max:.0f} ms" if handover else "none"
+    poison = f"{report.poison_deaths} deaths, {report.suspects} other suspects; parked: {report.poison}"
+    return "\n".join(
+        [
+            *head(report.setting, f"crashes: {report.tasks:,} tasks of 3 steps, {report.procs} processes"),
+            f"{'kill -9':<25} {report.kills} of workers at work",
+            f"{'lost, doubled, parked':<25} {report.lost}, {report.doubled}, {report.parked}",
+            f"{'handover':<25} {took}",
+            f"{'undisturbed':<25} {report.undisturbed_per_second:,.0f} tasks/s",
+            line("with the kills", report.with_kills),
+            line("  outside the handovers", report.outside_handovers),
+            line("  all workers ready", report.outside_restarts),
+            line(f"while {report.reloads} reloads", report.reloading) + f"; {report.least_ready} ready at least",
+            f"{f'one poison of {_POISON_AMONG:,}':<25} {poison}",
+        ]
+    )
 
 
-async def _count(dsn: str, tasks: int) -> tuple[int, int, int]:
-    connection = await asyncpg.connect(dsn)
-    finished, distinct = await connection.fetchrow("SELECT count(*), count(DISTINCT task) FROM finished")
-    left, parked = await connection.fetchrow("SELECT count(*), count(error) FROM pg_task")
-    await connection.close()
-    return tasks - distinct - left, finished - distinct, parked
+# --- times and rates
 
 
-def burst(dsn: str, tasks: int, procs: int, kills: int) -> Outcome:
-    asyncio.run(_fill(dsn, tasks))
-    began = time.monotonic()
-    handovers = asyncio.run(Burst(dsn, procs).kill_at_random(dsn, random.Random(1), tasks, kills))
-    seconds = time.monotonic() - began
-    return Outcome(seconds, *asyncio.run(_count(dsn, tasks)), handovers)
+def outside(commits: Sequence[tuple[float, int]], spans: Iterable[Span], base: Rate | None = None) -> Rate:
+    """The rate from the first to the last commit, without what falls into `spans`."""
+    if len(commits) < 2:
+        raise RunFailed("too few commits for a rate: give it more tasks")
+    first, last = commits[0][0], commits[-1][0]
+    tasks, seconds, at = sum(count for _, count in commits), last - first, first
+    for since, until in sorted(spans):
+        since, until = max(since, at), min(until, last)
+        if until > since:
+            tasks -= sum(count for when, count in commits if since <= when < until)
+            seconds -= until - since
+            at = until
+    rate = tasks / seconds if seconds > 0.001 else 0.0
+    return Rate(rate, max(seconds, 0.0), rate / base.per_second if base else 1.0)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.crashes")
-    parser.add_argument("--tasks", type=int, default=300_000)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--procs", type=int, default=4)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="pgtask-crashes-") as directory:
-        dsn = embedded.start(Path(directory))
-        try:
-            asyncio.run(migrate(dsn))
-            quiet = burst(dsn, arguments.tasks, arguments.procs, 0)
-            stormy = burst(dsn, arguments.tasks, arguments.procs, arguments.kills)
-        finally:
-            embedded.stop(Path(directory))
-    return _report(sys.stdout, arguments.tasks, quiet, stormy)
-
-
-def _report(out: IO[str], tasks: int, quiet: Outcome, stormy: Outcome) -> int:
-    took = sorted(stormy.handovers) or [0.0]
-    print(f"tasks      {tasks:,} of 3 steps; {len(stormy.handovers)} workers killed", file=out)
-    print(f"lost       {stormy.lost}, doubled {stormy.doubled}, parked {stormy.parked}", file=out)
-    print(f"handover   median {statistics.median(took) * 1000:.0f} ms, longest {took[-1] * 1000:.0f} ms", file=out)
-    print(f"seconds    {quiet.seconds:.1f} undisturbed, {stormy.seconds:.1f} with the kills", file=out)
-    print(f"throughput {quiet.seconds / stormy.seconds:.2f} of the undisturbed run", file=out)
-    return 1 if stormy.lost or stormy.doubled or stormy.parked else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _between(spans: Sequence[Span]) -> list[Span]:
+    """What lies around the spans and between them."""
+    ends = [0.0, *(end for span in spans for end in span), float("inf")]
+    return list(zip(ends[::2], ends[1::2], strict=True))

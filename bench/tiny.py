@@ -30,6 +30,7 @@ _RUNS: Sequence[tuple[str, ...]] = (
         *("--future=100", "--parked=100", "--leased=100"),
     ),
     ("procs", "--counts=1,2", "--tasks=500", "--rounds=1"),
+    ("crashes", "--tasks=3000", "--kills=2", "--procs=2"),
     ("recover", "--tasks=10", "--rounds=1", "--step-seconds=1.5", "--lease-timeout=1"),
 )
 

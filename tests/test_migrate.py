@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -761,6 +762,19 @@ def test_people_wake_the_workers_and_workers_do_not(dsn: str, before: str, write
         assert await notified(dsn, lambda: db.execute(write)) == tells
 
     play(dsn, scenario)
+
+
+def test_ids_and_times_of_one_insert_are_in_its_order(shaped: str) -> None:
+    """On PostgreSQL 18; before that, ids are random."""
+
+    async def scenario(db: Any) -> None:
+        await db.execute("INSERT INTO pg_task (step) SELECT n FROM generate_series(1, 1000) AS n")
+        rows = await db.fetch("SELECT id, wakeup_at FROM pg_task ORDER BY step::int")
+        assert rows == sorted(rows, key=itemgetter("wakeup_at"))
+        if db.get_server_version().major >= 18:
+            assert rows == sorted(rows, key=itemgetter("id"))
+
+    play(shaped, scenario)
 
 
 def test_one_notification_for_each_statement_that_inserts(dsn: str) -> None:

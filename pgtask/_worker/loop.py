@@ -35,7 +35,8 @@ __all__ = ["UNWIND", "Loop", "Reason"]
 
 log = logging.getLogger("pgtask.loop")
 
-GATHER = 0.004  # seconds that outcomes of steps which await wait for company
+GATHER = 0.004  # seconds between two looks whether outcomes of steps which await have found company,
+MOST_GATHERING = 5  # and how many such looks there are at most
 FEW = 100  # outcomes that are not worth a transaction of their own while there is work in hand
 UNWIND = 1.5  # seconds that cancelled steps are given to clean up, and then the last outcomes to be written
 
@@ -76,7 +77,7 @@ class Loop:
             lease_timeout=config.lease_timeout,
             max_step_bytes=config.max_step_bytes,
             shortest_poll=1.0 if config.listen and not config.burst else 0.05,
-            longest_poll=1.0 if config.burst or not config.listen else 20.0,
+            longest_poll=1.0 if config.burst or not config.listen else 30.0,
         )
         unknown = UnknownSteps(
             park=config.unknown == "park",
@@ -187,7 +188,9 @@ class Loop:
         if len(self._flush.waiting):
             self.dispatch.go_on(await self._flush.flush_waiting())
         if len(self.dispatch.outcomes):
-            if self._is_early():
+            for _ in range(MOST_GATHERING):
+                if not self._is_early():
+                    break
                 await asyncio.sleep(GATHER)
             self.dispatch.go_on(await self._write(self.dispatch.take()))
 

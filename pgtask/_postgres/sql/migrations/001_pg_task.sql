@@ -72,3 +72,13 @@ CREATE TABLE IF NOT EXISTS pg_task (
     claims          integer     NOT NULL DEFAULT 0,
     CONSTRAINT pg_task_lease_state_check CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL))
 );
+
+-- In the order of time, where the server can (PostgreSQL 18): of a million random ids each one is read and written at a
+-- place of its own in the primary key.
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::integer >= 180000 THEN
+        ALTER TABLE pg_task ALTER COLUMN id SET DEFAULT uuidv7();
+    END IF;
+END
+$$;

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.card import card
 from bench.contender import RunFailed
 from bench.contenders import DEFAULT, choose, find_contenders
+from bench.crashes import crashes_card, measure_crashes
 from bench.depth import SCENARIOS, DepthTerms, depth_card, measure_depth
 from bench.drain import Terms, drain
 from bench.enqueue import enqueue_card, measure_enqueue
@@ -24,7 +25,8 @@ from bench.server import BenchError
 from bench.stages import measure_stages, stages_card
 from bench.tiny import run_all
 from bench.workloads import WORKLOADS
-from pgtask.config import Config, default_procs
+from pgtask._cpus import default_procs
+from pgtask.config import Config
 from pgtask.errors import PgtaskError
 
 
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_procs(commands.add_parser("procs", help="how the rate goes with the number of processes"))
     _add_flows(commands.add_parser("flows", help="workflows: recorded steps, trigger to result, replay"))
     _add_recover(commands.add_parser("recover", help="kill -9 of a worker: how long its tasks wait"))
+    _add_crashes(commands.add_parser("crashes", help="kills at random, reloads, a task that kills its workers"))
     _add_plot(commands.add_parser("plot", help="draw the JSON of a drain as an SVG"))
     tiny = commands.add_parser("tiny", help="each of our own benchmarks once, very small: does it still run?")
     tiny.set_defaults(run=lambda _: run_all(main))
@@ -306,6 +309,27 @@ def _add_flows(parser: argparse.ArgumentParser) -> None:
     add_server(parser)
     add_report(parser)
     parser.set_defaults(run=_flows)
+
+
+# --- crashes
+
+
+def _crashes(arguments: argparse.Namespace) -> int:
+    report = measure_crashes(
+        tasks=arguments.tasks, kills=arguments.kills, procs=arguments.procs, dsn=arguments.dsn, say=_say
+    )
+    print(crashes_card(report))
+    write(arguments.json, report)
+    return 1 if report.failures else 0
+
+
+def _add_crashes(parser: argparse.ArgumentParser) -> None:
+    add_number(parser, "--tasks", 300_000, "of three steps each")
+    add_number(parser, "--kills", 200, "how many workers are killed while they work")
+    add_number(parser, "--procs", 4, "worker processes")
+    add_server(parser)
+    add_report(parser)
+    parser.set_defaults(run=_crashes)
 
 
 # --- plot

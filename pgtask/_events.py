@@ -28,11 +28,23 @@ class Event:
 
 
 def log_event(
-    logger: logging.Logger, level: int, event: str, /, *, exc_info: BaseException | None = None, **fields: Any
+    logger: logging.Logger,
+    level: int,
+    event: str,
+    /,
+    *,
+    exc_info: BaseException | None = None,
+    stack: str | None = None,
+    **fields: Any,
 ) -> None:
-    """Log `event` with its fields, and with the traceback of `exc_info`."""
-    if logger.isEnabledFor(level):
-        logger.log(level, Event(event, fields), exc_info=exc_info, stacklevel=2)
+    """Log `event` with its fields, and with the traceback of `exc_info` or the text of the `stack` of a process."""
+    if not logger.isEnabledFor(level):
+        return
+    message = Event(event, fields)
+    if stack is None:
+        logger.log(level, message, exc_info=exc_info, stacklevel=2)
+    else:
+        logger.handle(logger.makeRecord(logger.name, level, __file__, 0, message, (), None, sinfo=stack))
 
 
 def _text(value: Any) -> str:

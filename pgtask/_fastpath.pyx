@@ -2,11 +2,13 @@
 """The compiled hot path: what is done once per task, and nothing else.
 
 In the order of a row's way: `Codec` and `Table` (envelope to step and back), `Lease` and `Leases` (what this worker
-holds), `Dispatcher` and `Runner` (driving steps), `Outcomes` (the buffer of the flush), `CopyRows` (bulk enqueue).
+holds), `Marks` (what it executes, for whoever buries it), `Dispatcher` and `Runner` (driving steps), `Outcomes` (the
+buffer of the flush), `CopyRows` (bulk enqueue).
 
 Invariants:
 - A lease is in `Leases` from its claim until its outcome is in the database, was found lost, or it was given back.
 - Every lease that starts ends in `Outcomes` exactly once, or is lost.
+- A step is marked from before its first line until after its last, wherever it runs.
 - All methods are called on the worker's loop, except those of `Leases` marked as safe for the renewing thread.
 """
 
@@ -321,6 +323,7 @@ cdef class Lease:
     cdef Reason reason  # why its step is being cancelled
     cdef object task  # the asyncio Task of a suspended step
     cdef object timer
+    cdef Py_ssize_t mark  # where in `Marks` its step is marked while it is suspended, or runs in a thread; else 0
 
     def __repr__(self):
         return f"<Lease {self.id} {self.label}>"
@@ -344,9 +347,11 @@ cdef class Leases:
     """All leases of this worker, by task id."""
 
     cdef dict by_id
+    cdef list suspects
 
     def __init__(self):
         self.by_id = {}
+        self.suspects = []
 
     def __len__(self):
         return len(self.by_id)
@@ -372,7 +377,16 @@ cdef class Leases:
                 displaced.append(older)
             self.by_id[lease.id] = lease
             leases.append(lease)
+            if lease.claims > 1:
+                self.suspects.append(lease)
         return leases, displaced
+
+    def take_suspects(self):
+        """The leases entered since the last call that had a claim without an outcome before this one."""
+        suspects = self.suspects
+        if suspects:
+            self.suspects = []
+        return suspects
 
     cpdef void remove(self, Lease lease):
         if self.by_id.get(lease.id) is lease:
@@ -401,6 +415,73 @@ cdef class Leases:
         """The leases without an outcome yet: waiting for their turn, or running."""
         cdef Lease lease
         return [lease for lease in self.by_id.values() if lease.is_open]
+
+
+# --- marks --------------------------------------------------------------------------------------------------------
+
+
+cdef struct Mark:
+    unsigned char id[16]
+    unsigned long long number  # counts the steps of this process from 1; 0: the mark is free
+
+
+@cython.final
+cdef class Marks:
+    """The ids of the tasks whose steps are executing, in memory that outlives the process which writes it.
+
+    `memory` is a writable buffer of zeros, `Marks.size(n)` bytes for n suspended steps; an anonymous shared `mmap` made
+    before a fork can be read by the parent when the child is dead. The first mark is that of the step which has the
+    loop; one that suspends, or is given to a thread, gets a mark of its own. The number is written last and cleared
+    first, so that a process that dies in between leaves no half of an id.
+    """
+
+    cdef Mark* marks
+    cdef object memory  # keeps it alive
+    cdef list free
+    cdef unsigned long long number
+
+    def __init__(self, memory):
+        cdef unsigned char[::1] view = memory
+        self.memory = view
+        self.marks = <Mark*>&view[0]
+        self.free = list(range(view.shape[0] // <Py_ssize_t>sizeof(Mark) - 1, 0, -1))
+
+    @staticmethod
+    def size(Py_ssize_t suspended):
+        return (suspended + 1) * sizeof(Mark)
+
+    cdef inline void write(self, volatile Mark* mark, bytes id) noexcept:
+        self.number += 1
+        memcpy(<char*>mark.id, PyBytes_AS_STRING(id), 16)
+        mark.number = self.number
+
+    cdef inline void begin(self, Lease lease) except *:
+        """A step gets the loop for the first time."""
+        self.write(&self.marks[0], <bytes>lease.id.bytes)
+
+    cdef inline void pause(self) noexcept:
+        """That step has ended, or goes on with a mark of its own."""
+        (<volatile Mark*>&self.marks[0]).number = 0
+
+    cdef void keep(self, Lease lease) except *:
+        """A step goes on beside others."""
+        if self.free:  # always, unless more are suspended than was said
+            lease.mark = self.free.pop()
+            self.write(&self.marks[lease.mark], <bytes>lease.id.bytes)
+
+    cdef void end(self, Lease lease) except *:
+        if lease.mark:
+            (<volatile Mark*>&self.marks[lease.mark]).number = 0
+            self.free.append(lease.mark)
+            lease.mark = 0
+
+    def executing(self):
+        """The ids (16 bytes each) that are marked, those that began first at the head."""
+        cdef Py_ssize_t at, marks = len(self.memory) // sizeof(Mark)
+        found = [
+            (self.marks[at].number, self.marks[at].id[:16]) for at in range(marks) if self.marks[at].number
+        ]
+        return list(dict.fromkeys(id for _, id in sorted(found)))
 
 
 # --- outcomes -----------------------------------------------------------------------------------------------------
@@ -566,16 +647,17 @@ cdef class Again:
 
 cdef double SLICE = 0.005  # seconds in one turn of the loop after which no further step is started
 cdef double INTERRUPTED = 1.0  # seconds until a step is tried again under which the database went away
-cdef int MOST_INTERRUPTIONS = 5  # claims after which that counts as a failed try
+cdef int MOST_INTERRUPTIONS = 5  # in a row and in this worker: the last one counts as a failed try
+cdef int MOST_REMEMBERED = 10_000  # tasks of which the interruptions are known
 cdef int MOST_MOVES = 100  # transitions under one lease, then the task queues up again behind the others
 
 
 cdef class Dispatcher:
     """Runs steps and puts what comes of them into the buffer.
 
-    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A subclass
-    supplies what is slow or rare: `wake`, `start_thread`, `describe`, `interrupted`, `failed`,
-    `parked`, `unknown`, `broke`.
+    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended (`limit_to` may
+    change that for a time). A subclass supplies what is slow or rare: `wake`, `start_thread`, `describe`,
+    `interrupted`, `failed`, `parked`, `unknown`, `broke`.
     """
 
     cdef readonly Table table
@@ -590,21 +672,28 @@ cdef class Dispatcher:
     cdef public long long errors  # failed tries, and rows that cannot be decoded
     cdef object loop
     cdef readonly object context  # of who admits: each runner runs in it, each step in a copy of it
+    cdef readonly Marks marks
     cdef int concurrency
+    cdef int limit  # how many steps may be suspended now
+    cdef dict interruptions  # by task: how often in a row the database went away under its step
     cdef Py_ssize_t max_step_bytes
     cdef int runners  # how many are there to take from `ready`
     cdef int width  # how many there should be: one while steps do not suspend, more while they do
     cdef double until  # monotonic time after which this turn of the loop starts no step; 0: it has started none yet
 
-    def __init__(self, loop, Table table, Leases leases, *, int concurrency, Py_ssize_t max_step_bytes):
+    def __init__(
+        self, loop, Table table, Leases leases, *, int concurrency, Py_ssize_t max_step_bytes, Marks marks=None
+    ):
         self.loop = loop
         self.context = contextvars.copy_context()
         self.table = table
         self.leases = leases
         self.outcomes = Outcomes()
         self.ready = deque()
-        self.concurrency = concurrency
+        self.concurrency = self.limit = concurrency
         self.max_step_bytes = max_step_bytes
+        self.marks = Marks(bytearray(Marks.size(concurrency))) if marks is None else marks
+        self.interruptions = {}
         self.width = 1
 
     # What a subclass supplies.
@@ -683,13 +772,39 @@ cdef class Dispatcher:
             if lease.task is not None:
                 lease.task.cancel()
 
+    def limit_to(self, int limit):
+        """From now on start steps only while fewer than `limit` are suspended; 0 starts none."""
+        self.limit = limit
+        self.serve()
+
+    def start_first(self, Lease lease):
+        """Put a lease before all others that wait for their turn."""
+        self.ready.appendleft(lease)
+        self.serve()
+
+    def put_off(self, Lease lease, double delay):
+        """Give a lease back that has not started, for `delay` seconds at least."""
+        if lease.state == READY:
+            self.move(lease, None, None, None, delay, None, None, lease.claims - 1)
+
+    def convict(self, Lease lease, str what):
+        """Park a task that has not started, for what became of its workers. `tried` stays: nothing was tried."""
+        if lease.state != READY:
+            return
+        try:
+            lease.entry = self.table.find(lease.text)
+            what = f"{lease.label} {what}"
+        except Exception:  # it never got so far
+            what = f"the task {what}"
+        self.refuse(lease, what, None)
+
     cpdef void serve(self):
         """See to it that runners take from `ready`, if they may.
 
         A runner whose step suspends is gone, and the next one starts in the next turn of the loop. One alone would so
         start one step in a turn, and steps that all await would never fill the slots.
         """
-        cdef Py_ssize_t wanted = min(self.width, len(self.ready), self.concurrency - self.suspended)
+        cdef Py_ssize_t wanted = min(self.width, len(self.ready), self.limit - self.suspended)
         while self.runners < wanted:
             self.runners += 1
             runner = Runner.__new__(Runner, self)
@@ -748,6 +863,7 @@ cdef class Dispatcher:
     cpdef void end(self, Lease lease, outcome, error):
         """A step has ended with an outcome or an error. For steps that suspended or ran in a thread."""
         self.suspended -= 1
+        self.marks.end(lease)
         if lease.timer is not None:
             lease.timer.cancel()
             lease.timer = None
@@ -772,6 +888,8 @@ cdef class Dispatcher:
         if error is not None:
             self.fail(lease, error)
             return
+        if self.interruptions:
+            self.interruptions.pop(lease.id, None)
         kind = type(outcome)
         if kind is Done:
             lease.state = ENDED
@@ -852,10 +970,11 @@ cdef class Dispatcher:
                 error = StepTimeout(f"{lease.label} ran longer than its timeout of {lease.entry.timeout:g} s")
             else:
                 error = OutcomeError(f"{lease.label} was cancelled from within: it raised CancelledError")
-        elif lease.claims < MOST_INTERRUPTIONS and self.interrupted(error):
-            # The database went away under the step: no verdict on it. The claim goes on counting, so this ends.
-            self.move(lease, None, None, None, INTERRUPTED, None, None, lease.claims)
+        elif self.interrupted(error) and self.is_excused(lease):
+            # The database went away under the step: no verdict on it. Its process lives, so this claim counts no crash.
+            self.move(lease, None, None, None, INTERRUPTED, None, None, max(lease.claims - 1, 0))
             return
+        self.interruptions.pop(lease.id, None)
         lease.reason = NOTHING
         policy = lease.entry.policy
         if lease.tried < policy.retry_limit:
@@ -865,6 +984,16 @@ cdef class Dispatcher:
             self.move(lease, None, lease.tried + 1, None, delay)
         else:
             self.park(lease, error)
+
+    cdef bint is_excused(self, Lease lease) except -1:
+        """Count an interruption; false for the one that is too many. A step that ends its own connection must end."""
+        cdef int times = self.interruptions.pop(lease.id, 0) + 1
+        if times >= MOST_INTERRUPTIONS:
+            return False
+        if len(self.interruptions) >= MOST_REMEMBERED:
+            self.interruptions.clear()
+        self.interruptions[lease.id] = times
+        return True
 
     cdef void park(self, Lease lease, reason):
         """Park a task for an exception or for a text."""
@@ -958,7 +1087,7 @@ cdef class Runner:
         self.weak_references = getweakrefcount(self.task)
         self.name = self.task.get_name()
         cdef PyObject* waits_for = NULL
-        while dispatcher.ready and dispatcher.suspended < dispatcher.concurrency:
+        while dispatcher.ready and dispatcher.suspended < dispatcher.limit:
             if not dispatcher.has_time():
                 dispatcher.width = 1
                 if dispatcher.runners == 1:
@@ -1002,6 +1131,7 @@ cdef class Runner:
         cdef PyObject* value = NULL
         error = outcome = coroutine = None
         variables = PyContext_Copy(dispatcher.context)
+        dispatcher.marks.begin(lease)
         PyContext_Enter(variables)
         try:
             coroutine = lease.entry.run(lease.step, context)
@@ -1014,6 +1144,8 @@ cdef class Runner:
             self.lease, self.coroutine, self.context = lease, coroutine, variables
             lease.task = self.task
             dispatcher.suspended += 1
+            dispatcher.marks.keep(lease)
+            dispatcher.marks.pause()
             if lease.entry.timeout > 0:
                 lease.timer = dispatcher.loop.call_later(lease.entry.timeout, dispatcher.expire, lease)
             dispatcher.runners -= 1
@@ -1023,6 +1155,7 @@ cdef class Runner:
         if error is None:
             outcome = <object>value
             Py_DECREF(outcome)
+        dispatcher.marks.pause()
         dispatcher.width = max(1, dispatcher.width - 1)
         dispatcher.conclude(lease, outcome, error)
         return False
@@ -1056,6 +1189,7 @@ cdef class Runner:
     cdef object start_in_thread(self, Lease lease, context):
         cdef Dispatcher dispatcher = self.dispatcher
         dispatcher.suspended += 1
+        dispatcher.marks.keep(lease)
         if lease.entry.timeout > 0:
             lease.timer = dispatcher.loop.call_later(lease.entry.timeout, dispatcher.expire, lease)
         dispatcher.start_thread(lease, lease.entry.run, context)

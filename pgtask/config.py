@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 
+from pgtask._cpus import default_procs
 from pgtask.errors import ConfigError
 from pgtask.policy import check_queue
 
-__all__ = ["SETTINGS", "Config", "Setting", "default_procs", "load_config"]
+__all__ = ["SETTINGS", "Config", "Setting", "load_config"]
 
 DEFAULT_MAX_STEP_BYTES = 512 * 1024
 _PREFIX = "PGTASK_"
@@ -42,6 +43,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     burst: bool = False
     burst_horizon: float = 60.0
     grace: float = 30.0
+    stall: float = 300.0
+    max_tasks: int = 0
+    max_rss: int = 0
+    pin: bool = False
+    preload: bool = False
+    reload: bool = False
     unknown: str = "put-back"
     max_step_bytes: int = DEFAULT_MAX_STEP_BYTES
     listen: bool = True
@@ -164,6 +171,14 @@ SETTINGS: tuple[Setting, ...] = (
         "grace", _seconds(zero=True), "seconds that running steps are given to finish on a stop (default: 30)", "S"
     ),
     Setting(
+        "stall", _seconds(zero=True), "replace a worker whose loop is silent for S; 0 is never (default: 300)", "S"
+    ),
+    Setting("max_tasks", _whole(0), "replace a worker after at most N tasks; 0 is never (default: 0)", "N"),
+    Setting("max_rss", _whole(0), "replace a worker that holds more than MB of memory; 0 is never (default: 0)", "MB"),
+    Setting("pin", _switch, "give each worker one CPU, in turn"),
+    Setting("preload", _switch, "import the app before the workers are forked, so that they share its memory"),
+    Setting("reload", _switch, "for development: replace the workers when the source of the app changes"),
+    Setting(
         "unknown", _one_of("put-back", "park"), "steps this app lacks: put-back or park (default: put-back)", "WHAT"
     ),
     Setting("max_step_bytes", _whole(1), "park steps larger than this (default: 524288)", "BYTES"),
@@ -213,6 +228,8 @@ def load_config(
             f"heartbeat interval {config.heartbeat_interval:g} s is not shorter than the lease timeout "
             f"{config.lease_timeout:g} s: leases would end before they are renewed; lower --heartbeat-interval"
         )
+    if config.reload and config.preload:
+        raise ConfigError("--reload and --preload exclude each other: what is imported before the fork stays as it is")
     return config
 
 
@@ -264,30 +281,3 @@ def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
 
 def _meant(name: str, known: list[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), None)
-
-
-def default_procs() -> int:
-    """The CPUs this process may use: its affinity, and the quota of its cgroup where there is one; at least 1."""
-    import psutil
-
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        usable = psutil.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, usable if quota is None else min(usable, round(quota)))
-
-
-def _cgroup_quota() -> float | None:
-    """CPUs allowed by the cgroup (v2, else v1), or None without a limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            limit = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
-            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if limit in ("max", "-1"):
-        return None
-    return int(limit) / int(period)

@@ -21,6 +21,9 @@ MARKS = (
 ONCE = "CREATE UNIQUE INDEX mark_once ON mark (task, step)"
 
 
+KEPT: list[bytes] = []
+
+
 async def mark(ctx: Context, step: str) -> None:
     await ctx.db.execute(
         "INSERT INTO mark (task, step, attempt, pid) VALUES ($1, $2, $3, $4)",
@@ -178,6 +181,16 @@ class Kills(Odd):
             Path(self.path).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         await mark(ctx, "survived")
+        return Done()
+
+
+class Leaks(Odd):
+    """Keeps so many megabytes for ever."""
+
+    megabytes: int
+
+    async def run(self, ctx: Context) -> Done:
+        KEPT.append(b"x" * (self.megabytes << 20))
         return Done()
 
 

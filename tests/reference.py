@@ -230,6 +230,7 @@ class Dispatcher:
     entries: list[Entry] = field(default_factory=list)
     ready: list[Lease] = field(default_factory=list)
     running: int = 0
+    interruptions: dict[UUID, int] = field(default_factory=dict)  # in a row
 
     def __post_init__(self) -> None:
         self.table = Table(self.app)
@@ -354,8 +355,10 @@ class Dispatcher:
         if lease.stopped:
             lease.state = "ready"
             return
-        if lease.claims < MOST_INTERRUPTIONS and self.interrupted(error):
-            self._move(lease, delay=1.0, claims=lease.claims)
+        times = self.interruptions.pop(lease.id, 0)
+        if self.interrupted(error) and times + 1 < MOST_INTERRUPTIONS:
+            self.interruptions[lease.id] = times + 1
+            self._move(lease, delay=1.0, claims=lease.claims - 1)
             return
         policy = lease.definition.policy
         if lease.tried < policy.retry_limit:

@@ -14,6 +14,7 @@ import os
 import random
 import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ from pgtask._supervisor.progress import share_terminal
 from pgtask._worker.status import Gone, Ready, StatusPipe, Tick, Totals
 from pgtask.app import App
 from pgtask.config import Config
-from pgtask.errors import DatabaseRefused
+from pgtask.errors import AppLoadError, DatabaseRefused
 
 JOURNAL = int(sys.argv[1])
 
@@ -55,16 +56,16 @@ class Orders:
 
     def __init__(self, parent_fd: int) -> None:
         self._parent_fd = parent_fd
-        self._reader, writer = os.pipe()
+        self.reader, writer = os.pipe()
         os.set_blocking(writer, False)
         self.wakeup_before = signal.set_wakeup_fd(writer)
         for number in (signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, lambda *_: None)
 
     def wait(self) -> str:
-        ready, _, _ = select.select([self._reader, self._parent_fd], [], [])
-        if self._reader in ready:
-            return signal.Signals(os.read(self._reader, 1)[0]).name
+        ready, _, _ = select.select([self.reader, self._parent_fd], [], [])
+        if self.reader in ready:
+            return signal.Signals(os.read(self.reader, 1)[0]).name
         return "orphaned"
 
 
@@ -201,8 +202,9 @@ def lists_descriptors(status: StatusPipe, orders: Orders) -> int:
 
 
 def shows_itself(status: StatusPipe, orders: Orders) -> int:
-    ignored = [n.name for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
-    others = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+    of_terminals = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+    ignored = [n.name for n in of_terminals if signal.getsignal(n) is signal.SIG_IGN]
+    others = (signal.SIGUSR1, signal.SIGUSR2)
     handled = [n.name for n in others if signal.getsignal(n) is not signal.SIG_DFL]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     journal("self " + json.dumps({
@@ -213,6 +215,71 @@ def shows_itself(status: StatusPipe, orders: Orders) -> int:
         "blocked": len(blocked),
         "wakeup": orders.wakeup_before,
     }))  # fmt: skip
+    return obedient(status, orders)
+
+
+def follows_a_file(status: StatusPipe, orders: Orders) -> int:
+    """The file `code` is its code: it may not load, crash, or never get ready."""
+    code = Path("code").read_text()
+    if code == "hangs":
+        for number in (signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+    journal(f"code {code}")
+    match code:
+        case "broken":
+            raise AppLoadError("app 'x': it is broken")
+        case "crashes":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "hangs":
+            signal.pause()
+    return obedient(status, orders)
+
+
+def writes_to_the_terminal(status: StatusPipe, orders: Orders) -> int:
+    """And so does a program that it starts."""
+    status.send(Ready())
+    for number in range(100):
+        print("from a worker", number, flush=True)
+    subprocess.run(["echo", "from a program"], check=True)
+    journal("written")
+    journal(orders.wait())
+    status.send(Gone("drained"))
+    return 0
+
+
+def does_tasks(status: StatusPipe, orders: Orders) -> int:
+    """Ten tasks each, while it is told to go on; in a burst the third process finds nothing left to do."""
+    status.send(Ready())
+    status.send(Tick(Totals(done=10, steps=30)))
+    if Path("third").exists():
+        status.send(Gone("burst", Totals(done=10, steps=30)))
+        return 0
+    if not first_time("first"):
+        Path("third").touch()
+    journal(orders.wait())
+    status.send(Gone("drained", Totals(done=11, steps=33)))
+    return 0
+
+
+def falls_silent(status: StatusPipe, orders: Orders) -> int:
+    """The first process blocks, deaf to TERM; the one that follows ticks."""
+    status.send(Ready())
+    if first_time("silent"):
+        blocks_for_ever()
+    while not select.select([orders.reader], [], [], 0.1)[0]:
+        status.send(Tick(Totals()))
+    status.send(Gone("drained"))
+    return 0
+
+
+def blocks_for_ever() -> None:
+    journal("blocked")
+    while True:
+        time.sleep(60)
+
+
+def shows_its_cpus(status: StatusPipe, orders: Orders) -> int:
+    journal(f"cpus {sorted(os.sched_getaffinity(0))}")
     return obedient(status, orders)
 
 
@@ -232,11 +299,9 @@ def main(behaviour: str, settings: dict[str, Any]) -> int:
     stranger = settings.pop("stranger", False)
     configure("text", settings.pop("log_level", "info"))
     logging.getLogger("pgtask").addHandler(ToJournal(settings.pop("stop_at", "")))
-    config = Config(**{"app": "greetings:app", "grace": 5.0, "dsn": "postgresql:///none", **settings})
+    config = Config(**{"app": "greetings:app", "grace": 5.0, **settings})
 
-    def work(
-        config: Config, app: App, *, status: StatusPipe, parent_fd: int, counts_waiting: bool, embedded: bool
-    ) -> int:
+    def work(config: Config, app: App, *, status: StatusPipe, parent_fd: int, **_: Any) -> int:
         code: int = globals()[behaviour](status, Orders(parent_fd))
         return code
 

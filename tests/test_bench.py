@@ -15,6 +15,7 @@ import pytest
 
 from bench.contender import Arena, Effort, RunFailed, Skipped
 from bench.contenders import choose, find_contenders
+from bench.crashes import outside
 from bench.meter import Work, inner
 from bench.ours import Ours
 from bench.peer import PEERS, Peer, find_peers, portable
@@ -177,12 +178,31 @@ def test_processes_are_counted_up(tmp_path: Path, bench_dsn: str) -> None:
 def test_a_killed_worker_costs_no_task(tmp_path: Path, bench_dsn: str) -> None:
     printed, report = bench(
         tmp_path,
-        *("recover", "--procs=2", "--tasks=10", "--rounds=1", "--step-seconds=1.5", "--lease-timeout=1"),
+        *("recover", "--procs=2", "--tasks=6", "--rounds=1", "--step-seconds=1.5", "--lease-timeout=1"),
         *("--dsn", bench_dsn),
     )
     assert report["died"][0] >= 1
-    assert 0 < report["half_ms"]["median"] <= report["all_ms"]["median"] < 10_000
+    assert 0 < report["half_ms"]["median"] <= report["all_ms"]["median"] < 20_000, "they run alone"
     assert "died with the worker" in printed
+
+
+def test_crashes_lose_nothing(tmp_path: Path, bench_dsn: str) -> None:
+    printed, report = bench(tmp_path, "crashes", "--tasks=5000", "--kills=2", "--procs=2", "--dsn", bench_dsn)
+    assert (report["lost"], report["doubled"], report["parked"], report["kills"]) == (0, 0, 0, 2)
+    assert 0 < report["handover_ms"]["median"] < 5000
+    assert report["outside_handovers"]["seconds"] < report["with_kills"]["seconds"]
+    assert report["poison_deaths"] == 3
+    assert report["poison"] == "worker process died 3 times while running Poison.Segfault: SIGSEGV"
+    assert "all workers ready" in printed
+
+
+def test_the_rate_outside_is_that_of_the_rest() -> None:
+    commits = [(float(second), 10 if 3 <= second < 6 else 100) for second in range(11)]
+    assert outside(commits, []).per_second == pytest.approx((8 * 100 + 30) / 10)
+    rest = outside(commits, [(3.0, 5.0), (4.0, 6.0), (-5.0, 0.0), (10.0, 99.0)], outside(commits, []))
+    assert rest.per_second == pytest.approx(800 / 7)
+    assert rest.seconds == 7
+    assert rest.share == pytest.approx(800 / 7 / 83)
 
 
 def test_the_stages_are_compared(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pgtask.config import SETTINGS, Config, Setting, default_procs, load_config
+from pgtask._cpus import default_procs
+from pgtask.config import SETTINGS, Config, Setting, load_config
 from pgtask.errors import ConfigError
 
 SAMPLES: dict[str, tuple[Any, Any]] = {
@@ -23,6 +24,12 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "burst": ("true", True),
     "burst_horizon": ("0", 0.0),
     "grace": ("0", 0.0),
+    "stall": ("0", 0.0),
+    "max_tasks": ("1000", 1000),
+    "max_rss": ("512", 512),
+    "pin": ("on", True),
+    "preload": ("yes", True),
+    "reload": ("1", True),
     "unknown": ("park", "park"),
     "max_step_bytes": ("1000", 1000),
     "listen": ("yes", False),

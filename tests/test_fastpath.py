@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import enum
 import io
 import json
+import mmap
 import struct
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -21,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgtask import App, Context, DecodeError, Done, Next, Policy, Task, UnknownStepError, _fastpath
-from pgtask._fastpath import Codec, CopyRows, Entry, Lease, Leases, Outcomes, Table, scan_envelope
+from pgtask._fastpath import Codec, CopyRows, Dispatcher, Entry, Lease, Leases, Marks, Outcomes, Table, scan_envelope
 
 T = TypeVar("T")
 
@@ -753,3 +755,66 @@ def test_the_stub_names_only_what_there_is() -> None:
                 assert hasattr(getattr(_fastpath, thing.name), name), f"{thing.name}.{name}"
         elif isinstance(thing, ast.FunctionDef):
             assert callable(getattr(_fastpath, thing.name))
+
+
+# --- marks --------------------------------------------------------------------------------------------------------
+
+
+def test_what_executes_is_marked_in_memory_that_outlives_the_process() -> None:
+    """A step that has the loop, is suspended, or has a thread; not one that waits for its turn, or has ended."""
+    memory = mmap.mmap(-1, Marks.size(3))
+    seen: dict[str, list[bytes]] = {}
+
+    class Family(Task): ...
+
+    class Ends(Family):
+        async def run(self, ctx: Context) -> Done:
+            seen["ends"] = Marks(memory).executing()
+            return Done()
+
+    class Fails(Family):
+        async def run(self, ctx: Context) -> Done:
+            raise ValueError
+
+    class Suspends(Family):
+        async def run(self, ctx: Context) -> Done:
+            await go.wait()
+            seen["suspends"] = Marks(memory).executing()
+            return Done()
+
+    class InThread(Family):
+        def run(self, ctx: Context) -> Done:
+            return Done()
+
+    class Threads(Dispatcher):
+        def start_thread(self, lease: Lease, run: Any, context: Context) -> None:
+            started.append(lease)
+
+    app = App(Family)
+    started: list[Lease] = []
+    go = asyncio.Event()
+
+    async def main() -> None:
+        leases = Leases()
+        dispatch = Threads(
+            *(asyncio.get_running_loop(), Table(app), leases),
+            concurrency=3,
+            max_step_bytes=1000,
+            marks=Marks(memory),
+        )
+        kinds = ("Ends", "Fails", "Suspends", "InThread", "Suspends", "Ends")
+        ids = [UUID(int=number) for number in range(len(kinds))]
+        rows = [(id, f'{{"Family":{{"{kind}":null}}}}', 0, 1, None) for id, kind in zip(ids, kinds, strict=True)]
+        dispatch.admit(leases.claimed(rows, uuid4(), 0.0)[0])
+        while dispatch.suspended < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert seen["ends"] == [ids[0].bytes]
+        assert Marks(memory).executing() == [ids[2].bytes, ids[3].bytes, ids[4].bytes]  # the last one waits for a slot
+        dispatch.end(started[0], Done(), None)
+        go.set()
+        while len(dispatch.outcomes) < len(kinds):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert seen["suspends"][-1] == ids[4].bytes
+        assert Marks(memory).executing() == []
+
+    asyncio.run(main())

@@ -1,4 +1,4 @@
-"""Claim, renew, flush, release, expire and recover against a model: a dict of rows.
+"""Claim, renew, flush, release, expire, recover and handover against a model: a dict of rows.
 
 Hypothesis drives workers (a connection each) and a person with psql over one real table, and compares it with the
 model after each rule. What is drawn includes the things that go wrong: workers that crash and forget, workers that
@@ -78,6 +78,11 @@ class Row:
 
 def is_future(time: datetime) -> bool:
     return time > datetime.now(UTC) + timedelta(seconds=LEASE[0] / 2)
+
+
+def of(worker: int) -> bytes:
+    """What its tokens begin with."""
+    return bytes([worker] * 8)
 
 
 class Connections:
@@ -210,7 +215,7 @@ class Machine(RuleBasedStateMachine):
     ) -> list[Lease]:
         locked = [self.rows[id] for id in beside]
         due = [row for row in self.due(lane) if not any(row is other for other in locked)]
-        tokens = [self.number() for _ in at]
+        tokens = [UUID(bytes=of(worker) + self.number().bytes[8:]) for worker in at]
         answers = self.connections.run(
             *(
                 self.connections.workers[worker].fetch(
@@ -381,6 +386,49 @@ class Machine(RuleBasedStateMachine):
     def crash(self, data: st.DataObject) -> None:
         self.holds[data.draw(st.sampled_from(self.busy()))] = []
 
+    @precondition(lambda self: self.busy())
+    @rule(data=st.data(), alone=st.booleans(), beside=st.booleans())
+    def bury(self, data: st.DataObject, alone: bool, beside: bool) -> None:
+        """A worker dies, executing some of what it holds, and is buried. Its last writes may come later."""
+        worker = data.draw(st.sampled_from(self.busy()))
+        executing = [lease.id for lease in self.some(worker, data)]
+        mine = {id: row for id, row in self.rows.items() if row.locked_by and row.locked_by.bytes[:8] == of(worker)}
+        locked = next(iter(mine), None) if beside else None
+        bounds = [UUID(bytes=of(worker) + rest * 8) for rest in (b"\0", b"\xff")]
+        self.sql("BEGIN")
+        self.sql("SELECT FROM pg_task WHERE id = $1 FOR UPDATE", locked)
+        answer = self.send(worker, "handover", *bounds, executing, alone, "SIGSEGV", "nobody")
+        self.sql("ROLLBACK")
+        if locked is not None:
+            mine.pop(locked)
+        charged = {id: row for id, row in mine.items() if id in executing}
+        convicted = {id: row for id, row in charged.items() if alone and row.claims >= 3}
+        left, seen, released, suspects, parked, _ = answer[0]
+        assert (left, seen, released) == (int(locked is not None), False, len(mine) - len(charged))
+        assert {*suspects, *parked} == {*charged}
+        self.learn_wait([id for id in charged if id not in convicted], 1)
+        for id, row in mine.items():
+            row.free()
+            if id in convicted:
+                name = row.step[6 : row.step.index(":null")].replace('"', "")
+                row.error = f"worker process died {row.claims} times while running T.{name}: SIGSEGV"
+                row.claims = 0
+            elif id in charged:
+                row.claims = min(row.claims, 2)
+            else:
+                row.claims = max(row.claims - 1, 0)
+        self.holds[worker] = [] if locked is None else [lease for lease in self.holds[worker] if lease.id == locked]
+
+    def learn_wait(self, ids: list[UUID], least: int) -> None:
+        """Suspects with so many claims wait: a second, or five from the second on."""
+        for id in ids:
+            claims = self.rows[id].claims
+            if claims >= least:
+                (row,) = self.sql("SELECT wakeup_at, clock_timestamp() FROM pg_task WHERE id = $1", id)
+                wait = (row[0] - row[1]).total_seconds()
+                assert (0 if claims < 2 else 4) - 20 < wait <= (1 if claims < 2 else 5)
+                self.reschedule(id, self.tick(PAST))
+
     @precondition(lambda self: self.due_lanes())
     @rule(worker=workers, limit=limits, meanwhile=st.sampled_from(["nothing", "lapse", "freed"]), data=st.data())
     def lose_the_reply_of_a_claim(self, worker: int, limit: int, meanwhile: str, data: st.DataObject) -> None:
@@ -420,6 +468,7 @@ class Machine(RuleBasedStateMachine):
         ((count, following),) = self.send(worker, "expire", limit)
         for row in ended[:limit]:
             row.free()
+        self.learn_wait([id for id, row in self.rows.items() if any(row is other for other in ended[:limit])], 2)
         assert count == len(ended[:limit])
         live = [row.ends for row in self.rows.values() if row.ends is not None and not row.has_ended]
         assert (following is None) is (live == [])

@@ -172,6 +172,13 @@ def calls(held: list[Any]) -> dict[str, Call]:
         "burst_left of a queue that has some": Call("burst_left", (["default"],), {LEASED, PARKED}, 60),
         # Reads every live lease of everybody: it runs only after a reply was lost.
         "claim_recover": Call("claim_recover", (TOKEN,), {LEASED, PRIMARY}, ROWS // 10 + 30 * HELD),
+        # The same, after a death.
+        "handover": Call(
+            "handover",
+            (UUID(int=0), UUID(int=2**64 - 1), ids[:9], False, "", ""),
+            {LEASED, PRIMARY},
+            ROWS // 10 + 30 * HELD,
+        ),
         "count_due": Call("count_due", (None, 0, 100), {READY, LEASED}, 2000),
     }
 

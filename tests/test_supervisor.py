@@ -74,7 +74,8 @@ class Fleet:
             stdout=stdout or subprocess.PIPE,
             stderr=stderr or self.errors,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])},
+            # Unbuffered, Python writes a line in parts, and those of two processes mix.
+            env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1]), "PYTHONUNBUFFERED": ""},
         )
         os.close(writer)
 
@@ -224,13 +225,11 @@ def test_a_terminal_that_is_closed_drains(start: Start, progress: bool) -> None:
     assert fleet.count("log supervisor.stopped") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN])
-def test_signals_without_a_meaning_are_ignored_aloud(start: Start, number: signal.Signals) -> None:
+def test_a_signal_without_a_meaning_is_ignored_aloud(start: Start) -> None:
     fleet = start("obedient", procs=2)
     fleet.ready(2)
-    fleet.signal(signal.SIGTTOU)
-    fleet.signal(number)
-    fleet.wait_for(f"log signal.ignored signal={number.name}")
+    fleet.signal(signal.SIGUSR2)
+    fleet.wait_for("log signal.ignored signal=SIGUSR2")
     fleet.signal(signal.SIGTERM)
     assert fleet.end() == 0
     assert fleet.count("SIGTERM") == 2
@@ -255,8 +254,12 @@ def test_usr1_tells_of_each_worker(start: Start) -> None:
     fleet.wait_for("log worker.status", 2)
     fleet.signal(signal.SIGTERM)
     assert fleet.end() == 0
+    assert fleet.count("log supervisor.status uptime=.* workers=2 backoff=0 starting=0 ready=2 stopping=0$") == 1
     for number, pid in (1, first), (2, second):
-        line = f"log worker.status worker={number} pid={pid} state=ready done=3 steps=5 errors=2 parked=1 lost=0"
+        line = (
+            rf"log worker.status worker={number} pid={pid} state=ready uptime=\d\S* cpu_percent=\d\S* rss_mb=[1-9]\S* "
+            "done=3 steps=5 errors=2 parked=1 lost=0$"
+        )
         assert fleet.count(line) == 1
 
 
@@ -268,7 +271,7 @@ def test_a_worker_that_does_not_leave_is_killed_soon_after_the_grace(start: Star
     assert fleet.end() == 0
     assert 0.2 + STOP_MARGIN <= time.monotonic() - told < 0.2 + 5
     assert fleet.count("log worker.overdue") == 2
-    assert fleet.count("log workers.killed workers=2 hint=.* their leases end within 60 s") == 1
+    assert fleet.count("log workers.killed workers=2 hint=.* their tasks were given back") == 1
     assert fleet.count("log worker.gone .*signal=SIGKILL") == 2
 
 
@@ -454,7 +457,7 @@ def test_a_worker_holds_no_descriptor_of_parent_or_sibling(start: Start) -> None
     fleet.ready(4)
     fleet.signal(signal.SIGTERM)
     assert fleet.end() == 0
-    assert {what for _, what in fleet.lines if what.startswith("descriptors")} == {"descriptors 6"}
+    assert {what for _, what in fleet.lines if what.startswith("descriptors")} == {"descriptors 7"}
 
 
 def test_a_worker_is_clean_of_its_parent(start: Start, tmp_path: Path) -> None:
@@ -467,7 +470,7 @@ def test_a_worker_is_clean_of_its_parent(start: Start, tmp_path: Path) -> None:
     assert one == other
     assert one == {
         "path": str(tmp_path),
-        "ignored": ["SIGINT", "SIGHUP"],
+        "ignored": ["SIGINT", "SIGHUP", "SIGTTIN", "SIGTTOU"],
         "handled": [],
         "blocked": 0,
         "wakeup": -1,

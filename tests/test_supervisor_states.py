@@ -6,6 +6,7 @@ import pytest
 
 from pgtask._supervisor.states import (
     BACKOFF_MOST,
+    BACKOFF_READY,
     BOOT_TRIES,
     HEALTHY_AFTER,
     STOP_MARGIN,
@@ -35,6 +36,10 @@ READY, _ = after(STARTING, Event.READY)
 STOPPING, _ = after(READY, Event.STOP)
 BACKOFF, _ = after(READY, Event.DIED)
 GONE, _ = after(Slot(), Event.STOP)
+TRIAL, _ = after(Slot(trial=True), Event.DUE)
+STALLED, _ = after(READY, Event.STALLED)
+HANGS, _ = after(STARTING, Event.STALLED)
+TRIAL_HANGS, _ = after(TRIAL, Event.STALLED)
 SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)}
 
 
@@ -60,6 +65,28 @@ SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)
         (STOPPING, Event.LEFT, State.GONE, Action.NOTHING),
         (STOPPING, Event.FAILED, State.GONE, Action.NOTHING),
         (STOPPING, Event.DIED, State.GONE, Action.NOTHING),
+        (TRIAL, Event.READY, State.READY, Action.NOTHING),
+        (TRIAL, Event.FAILED, State.GONE, Action.KEEP_OLD),
+        (TRIAL, Event.DIED, State.GONE, Action.KEEP_OLD),
+        (TRIAL, Event.LEFT, State.GONE, Action.NOTHING),
+        (TRIAL, Event.STOP, State.STOPPING, Action.TERMINATE),
+        (READY, Event.SILENT, State.READY, Action.DUMP),
+        (READY, Event.STALLED, State.STOPPING, Action.DUMP_AND_TERMINATE),
+        (STALLED, Event.STALLED, State.STOPPING, Action.NOTHING),
+        (STALLED, Event.OVERDUE, State.STOPPING, Action.KILL),
+        (STALLED, Event.DIED, State.BACKOFF, Action.NOTHING),
+        (STALLED, Event.LEFT, State.BACKOFF, Action.NOTHING),
+        (STALLED, Event.FAILED, State.BACKOFF, Action.NOTHING),
+        (STALLED, Event.STOP, State.STOPPING, Action.NOTHING),
+        (STALLED, Event.QUIT, State.STOPPING, Action.QUIT),
+        (STARTING, Event.SILENT, State.STARTING, Action.DUMP),
+        (STARTING, Event.STALLED, State.STOPPING, Action.DUMP_AND_TERMINATE),
+        (HANGS, Event.READY, State.STOPPING, Action.NOTHING),
+        (HANGS, Event.DIED, State.BACKOFF, Action.NOTHING),
+        (HANGS, Event.LEFT, State.BACKOFF, Action.NOTHING),
+        (HANGS, Event.OVERDUE, State.STOPPING, Action.KILL),
+        (TRIAL_HANGS, Event.DIED, State.GONE, Action.KEEP_OLD),
+        (TRIAL_HANGS, Event.LEFT, State.GONE, Action.KEEP_OLD),
         (BACKOFF, Event.DUE, State.STARTING, Action.SPAWN),
         (BACKOFF, Event.STOP, State.GONE, Action.NOTHING),
         (BACKOFF, Event.QUIT, State.GONE, Action.NOTHING),
@@ -97,6 +124,18 @@ def test_a_crash_at_boot_is_tried_again_and_then_is_hopeless() -> None:
     assert (slot.state, action) == (State.GONE, Action.GIVE_UP)
 
 
+@pytest.mark.parametrize("end", [Event.DIED, Event.LEFT, Event.FAILED])
+def test_a_start_that_hangs_is_one_that_died(end: Event) -> None:
+    slot, _ = after(Slot(), Event.DUE, Event.STALLED, end)
+    slot, _ = after(slot, Event.DUE, Event.STALLED, Event.OVERDUE, end)
+    assert (slot.state, slot.deaths) == (State.BACKOFF, 2)
+    assert after(slot, Event.DUE, Event.STALLED, end) == (Slot(State.GONE, None, 2, again=True), Action.GIVE_UP)
+    once_ready, _ = after(READY, Event.DIED, Event.DUE, Event.STALLED, end)
+    assert (once_ready.state, once_ready.deaths) == (State.BACKOFF, 2)
+    assert after(once_ready, Event.DUE, Event.STALLED, end)[0].state is State.BACKOFF, "it had worked before"
+    assert after(HANGS, Event.STOP, end)[0].state is State.GONE
+
+
 def test_a_slot_that_was_ready_once_never_gives_up_on_crashes() -> None:
     slot = READY
     for _ in range(100):
@@ -106,14 +145,46 @@ def test_a_slot_that_was_ready_once_never_gives_up_on_crashes() -> None:
         assert (slot.state, action) == (State.STARTING, Action.SPAWN)
 
 
-def test_the_delay_doubles_up_to_a_limit() -> None:
-    slot, delays = READY, []
+def test_a_replacement_that_got_ready_is_a_worker_like_others() -> None:
+    slot, _ = after(TRIAL, Event.READY)
+    assert not slot.trial
+    assert after(slot, Event.DIED)[0].state is State.BACKOFF
+    assert after(slot, Event.FAILED)[1] is Action.GIVE_UP
+
+
+def test_a_worker_that_crashed_on_trial_is_not_tried_again() -> None:
+    assert after(TRIAL, Event.DIED)[0].state is State.GONE
+
+
+def test_who_is_silent_is_ready_for_as_long_as_before() -> None:
+    assert after(READY, Event.SILENT, now=NOW + 5)[0] == READY
+
+
+def test_a_stalled_worker_is_followed_by_another_unless_all_stop() -> None:
+    assert STALLED.timer == NOW + STOP_MARGIN, "it hears nothing, so a grace is of no use to it"
+    killed, _ = after(STALLED, Event.OVERDUE)
+    assert after(killed, Event.DIED)[0].state is State.BACKOFF
+    for order in Event.STOP, Event.QUIT:
+        assert after(STALLED, order, Event.DIED)[0].state is State.GONE
+        assert after(killed, order, Event.DIED)[0].state is State.GONE
+    assert after(STALLED, Event.STOP)[0].timer == STALLED.timer, "an order to drain does not put the kill off"
+
+
+@pytest.mark.parametrize(
+    ("to_next", "delays"),
+    [
+        ((Event.DUE,), [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, BACKOFF_MOST, BACKOFF_MOST]),
+        ((Event.DUE, Event.READY), [0.1, 0.2, 0.4, 0.8, *[BACKOFF_READY] * 7]),
+    ],
+    ids=["booting", "at work"],
+)
+def test_the_delay_doubles_up_to_a_limit(to_next: tuple[Event, ...], delays: list[float]) -> None:
+    slot, seen = after(READY, Event.DIED)[0], []
     for _ in range(11):
-        slot, _ = after(slot, Event.DIED)
         assert slot.timer is not None
-        delays.append(slot.timer - NOW)
-        slot, _ = after(slot, Event.DUE, Event.READY)
-    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, BACKOFF_MOST, BACKOFF_MOST])
+        seen.append(slot.timer - NOW)
+        slot, _ = after(slot, *to_next, Event.DIED)
+    assert seen == pytest.approx(delays)
 
 
 def test_a_healthy_spell_forgets_the_deaths_before_it() -> None:

@@ -344,7 +344,7 @@ def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(dsn: str, rows:
     assert rows.value("SELECT count(*) FROM mark WHERE step = 'end'") == 1
 
 
-def test_a_task_that_killed_its_worker_runs_again_when_its_lease_ends(dsn: str, rows: Rows, tmp_path: Path) -> None:
+def test_a_task_that_killed_its_worker_runs_again(dsn: str, rows: Rows, tmp_path: Path) -> None:
     put(dsn, apps.Kills(str(tmp_path / "killed")))
     before = time.monotonic()
     burst(dsn, *SHORT_LEASE)

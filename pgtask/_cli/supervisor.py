@@ -18,25 +18,28 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from pgtask._cpus import allowed_cpus
 from pgtask._events import log_event
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Supervisor
 from pgtask._supervisor.progress import Progress, burst_summary, share_terminal
+from pgtask._supervisor.source import preload
 from pgtask._supervisor.states import ExitCode
+from pgtask._supervisor.worker import MOST_PROCS
 from pgtask.config import SETTINGS, Config, Setting, load_config
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError
 
 __all__ = ["main"]
 
 PROGRAM = "pgtask-supervisor"
-MOST_PROCS = 1024
 log = logging.getLogger("pgtask.supervisor")
 
 _GROUPS = {
     "database": ("dsn", "listen", "ignore_stop_notify"),
-    "workers": ("procs", "concurrency", "batch", "pool_size", "lease_timeout", "heartbeat_interval"),
+    "workers": ("procs", "pin", "concurrency", "batch", "pool_size", "lease_timeout", "heartbeat_interval"),
     "tasks": ("queue", "unknown", "max_step_bytes"),
-    "start and stop": ("burst", "burst_horizon", "grace"),
+    "start and stop": ("burst", "burst_horizon", "grace", "preload", "reload"),
+    "health": ("stall", "max_tasks", "max_rss"),
     "log": ("log", "log_level"),
 }
 
@@ -52,6 +55,8 @@ environment, and that over the file.
 
 signals:  TERM, INT   finish the running steps within --grace; a second one stops now
           QUIT        stop now; tasks go back to the queue
+          HUP         replace the workers one at a time, with fresh code
+          TTIN, TTOU  one worker more, one less
           USR1        log a line about each worker
 
 exit code:  0  stopped, or the burst finished       3  a worker could not start
@@ -72,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"procs {config.procs}: more than {MOST_PROCS} worker processes are not started; one per CPU "
                 "is enough, and raise --concurrency for steps that wait"
             )
+        if config.pin and not allowed_cpus():
+            raise ConfigError("--pin: this platform has no CPU affinity")
     except ConfigError as error:
         print(f"{PROGRAM}: {error} (see {PROGRAM} --help)", file=sys.stderr)
         return ExitCode.USAGE
@@ -112,6 +119,8 @@ def _run(config: Config, progress: Progress | None) -> int:
     embedded = config.dsn is None
     if embedded:
         config = msgspec.structs.replace(config, dsn=_start_embedded())
+    if config.preload:
+        preload(config.app)
     result = Supervisor(config, run_worker, embedded=embedded, progress=progress).run()
     if result.message is not None:
         _complain(config, result.code, result.message)

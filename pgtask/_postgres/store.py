@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class Link:
         self.statements = 0
         self.is_away = False
         """Whether it is waiting for a database that is away."""
+        self.lost_at = float("-inf")
+        """When it last found its connection lost, or could not have one (monotonic seconds)."""
 
     @property
     def connection(self) -> Any:
@@ -87,9 +90,13 @@ class Link:
     async def open(self) -> Any:
         """Connect unless connected. Raises `DatabaseUnavailable` or `DatabaseRefused`; does not retry."""
         if self._connection is not None and self._connection.is_closed():
-            self._connection = None
+            self.drop()
         if self._connection is None:
-            connection = await connect(self._dsn, name=self._name, settings=HOT_SETTINGS, pooled=self._pooled)
+            try:
+                connection = await connect(self._dsn, name=self._name, settings=HOT_SETTINGS, pooled=self._pooled)
+            except DatabaseUnavailable:
+                self.lost_at = time.monotonic()
+                raise
             try:
                 if self._on_open is not None:
                     with map_errors():
@@ -159,6 +166,7 @@ class Link:
         """Cut the connection without ceremony. Safe to call from another task of the same loop."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            self.lost_at = time.monotonic()
             connection.terminate()
 
     async def close(self) -> None:

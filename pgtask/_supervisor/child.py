@@ -1,6 +1,6 @@
 """A forked worker as the parent holds it, and what the child does before and after its work.
 
-Invariants: `fork_child` returns in the parent only; the child never goes back into its caller's stack, and it
+Invariants: `fork` and `fork_child` return in the parent only; the child never goes back into its caller's stack, and it
 ends by `os._exit` with its logs flushed. It holds no descriptor of the parent or of a sibling, so the end of
 the parent is seen by all. Whatever went wrong leaves as one line in `Gone` and an exit code.
 """
@@ -10,32 +10,46 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import mmap
 import os
+import select
 import signal
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable
 from typing import NoReturn, Protocol
 
 import msgspec
 
 from pgtask._events import log_event
+from pgtask._fastpath import Marks
+from pgtask._supervisor.source import directories, import_app
 from pgtask._supervisor.states import ExitCode
-from pgtask._worker.status import Gone, Message, Ready, StatusPipe, Totals, decode_messages
-from pgtask.app import App, load_app
+from pgtask._worker.orphan import end_with_parent
+from pgtask._worker.status import Gone, Message, Ready, Sources, Stack, StatusPipe, Tick, Totals, decode_messages
+from pgtask.app import App
 from pgtask.config import Config
-from pgtask.errors import AppLoadError, ConfigError, DatabaseRefused, LifespanError, PgtaskError
+from pgtask.errors import AppLoadError, DatabaseRefused, LifespanError, PgtaskError
 
-__all__ = ["Order", "Process", "RunWorker", "combine", "fork_child"]
+__all__ = ["DUMP", "Order", "Process", "RunWorker", "combine", "fork", "fork_child"]
 
 log = logging.getLogger("pgtask.supervisor")
+
+MOST_STACK = 4096  # characters of the stacks of a crash
+MOST_STACKS = 64 * 1024
 
 # The parent's handlers end here. Until the worker has handlers of its own, an order to stop just kills it.
 _RESET = (
     *(signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
+    *(signal.SIGUSR1, signal.SIGUSR2),
 )
-# A terminal sends these to the whole process group. What they mean is for the parent to decide.
-_IGNORED = (signal.SIGINT, signal.SIGHUP)
+# A terminal sends these to the whole process group. What they mean is for the parent to decide. The last two it sends
+# when one of the group reads or writes in the background, but not for a process that ignores them: it may write.
+_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+DUMP = signal.SIGUSR2
+"""Makes a worker write what its threads are doing, however busy it is."""
+DUMP_TAKES, DUMP_LINES = 20, 100  # milliseconds between two of its lines, and how often those are waited for
 
 
 class RunWorker(Protocol):
@@ -50,6 +64,8 @@ class RunWorker(Protocol):
         parent_fd: int,
         counts_waiting: bool,
         embedded: bool,
+        worker: bytes,
+        marks: Marks,
     ) -> int: ...
 
 
@@ -60,39 +76,72 @@ class Order(msgspec.Struct, frozen=True):
     parent_fd: int
     counts_waiting: bool
     embedded: bool
+    cpu: int | None = None
+    """The one CPU to run on."""
 
 
 class Process:
     """One process in the eyes of its parent, from the fork to `waitpid`: its pipe, and what it said on it.
 
-    `ended` says that nothing more can come; `gone` is its last message.
+    `ended` says that nothing more can come; `gone` is its last message. The rest is drawn before the fork, so that it
+    can be known of a process that says nothing: its `worker`, with which all tokens of its leases begin; its `marks`,
+    in shared memory; and the file in which a crash leaves its stacks.
     """
 
-    def __init__(self, pid: int, pipe: int) -> None:
-        self.pid = pid
-        self.pipe = pipe
+    def __init__(self, concurrency: int) -> None:
+        self.pid = 0
+        self.started = time.monotonic()
+        self.worker = os.urandom(8)
+        self.marks = Marks(mmap.mmap(-1, Marks.size(concurrency)))
+        self.crash = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
+        try:
+            self.pipe, self.writer = os.pipe()
+        except OSError:
+            self.crash.close()
+            raise
         self.ended = False
         self.gone: Gone | None = None
         self.totals = Totals()
         self._buffer = bytearray()
 
-    def read(self) -> list[Message]:
-        """Take the messages that have come; never waits."""
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self.pipe, 65536):
-                self._buffer += chunk
-            self.ended = True
+    def last_stacks(self) -> str:
+        """What faulthandler wrote when the process crashed; empty if it was not by itself. The thread that caused it
+        comes first; faulthandler begins with the youngest."""
+        self.crash.seek(0)
+        parts = self.crash.read(MOST_STACKS).decode(errors="replace").split("\n\n")
+        parts[1:] = sorted(parts[1:], key=lambda part: not part.startswith("Current thread"))
+        return "\n\n".join(parts)[:MOST_STACK]
+
+    def close(self) -> None:
+        os.close(self.pipe)
+        self.crash.close()
+
+    def read(self) -> list[Message | Stack]:
+        """Take the messages that have come; waits for nothing but the rest of a stack that is being written."""
+        self._take()
+        more = select.poll()
+        more.register(self.pipe, select.POLLIN)
+        for _ in range(DUMP_LINES):
+            if self.ended or b" 0x" not in self._buffer or not more.poll(DUMP_TAKES):
+                break
+            self._take()
         try:
             messages = decode_messages(self._buffer)
         except msgspec.DecodeError as error:  # user code wrote to a descriptor that is not its own
             log_event(log, logging.WARNING, "worker.garbled", pid=self.pid, error=error)
             return []
         for message in messages:
-            if not isinstance(message, Ready):
+            if isinstance(message, Tick | Gone):
                 self.totals = combine(max, self.totals, message.totals)
             if isinstance(message, Gone):
                 self.gone = message
         return messages
+
+    def _take(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self.pipe, 65536):
+                self._buffer += chunk
+            self.ended = True
 
 
 def combine(how: Callable[[int, int], int], one: Totals, other: Totals) -> Totals:
@@ -103,40 +152,57 @@ def combine(how: Callable[[int, int], int], one: Totals, other: Totals) -> Total
 def fork_child(config: Config, work: RunWorker, order: Order, *, close: Iterable[int]) -> Process:
     """Fork a worker. The child closes the descriptors in `close`; the parent owns the process and its pipe.
 
-    All signals are blocked across the fork: one that came between it and the child's own handlers would run
-    the parent's in the child, or be lost. Raises OSError when there is no room for a process or a pipe.
+    Raises OSError when there is no room for a process, a pipe or a file.
     """
-    reader, writer = os.pipe()
+    process = Process(config.concurrency)
+
+    def main() -> int:
+        faulthandler.enable(process.crash.fileno())
+        faulthandler.register(DUMP, process.writer, chain=False)
+        end_with_parent(order.parent_fd)
+        _pin(order)
+        return _boot_and_work(config, work, order, process)
+
+    try:
+        process.pid = fork(f"pgtask w{order.number}", main, close=[*close, process.pipe])
+    except OSError:
+        process.close()
+        raise
+    finally:
+        os.close(process.writer)
+    os.set_blocking(process.pipe, False)
+    return process
+
+
+def fork(name: str, main: Callable[[], int], *, close: Iterable[int]) -> int:
+    """Fork a process that shows as `name`, closes the descriptors in `close` and ends with the exit code of `main`.
+
+    All signals are blocked across the fork: one that came between it and the child's own handlers would run
+    the parent's in the child, or be lost.
+    """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         _flush()  # or the child would write it a second time
         pid = os.fork()
         if pid == 0:
-            _be_the_child(config, work, order, writer, mask, [*close, reader])
-    except OSError:
-        os.close(reader)
-        raise
+            _be_the_child(name, main, mask, close)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(writer)
-    os.set_blocking(reader, False)
-    return Process(pid, reader)
+    return pid
 
 
-def _be_the_child(
-    config: Config, work: RunWorker, order: Order, writer: int, mask: set[int], close: list[int]
-) -> NoReturn:
+def _be_the_child(name: str, main: Callable[[], int], mask: set[int], close: Iterable[int]) -> NoReturn:
     code: int = ExitCode.BOOT
     try:
-        _leave_the_parent(order.number, mask, close)
-        code = _boot_and_work(config, work, order, _Status(writer))
+        _leave_the_parent(name, mask, close)
+        code = main()
     except BaseException as error:
         log_event(log, logging.ERROR, "worker.failed", exc_info=error)
     finally:
         _exit(code)
 
 
-def _leave_the_parent(number: int, mask: set[int], close: list[int]) -> None:
+def _leave_the_parent(name: str, mask: set[int], close: Iterable[int]) -> None:
     """Undo what the fork copied. `random` has reseeded itself, and `logging` has made its locks anew."""
     signal.set_wakeup_fd(-1)
     for default in _RESET:
@@ -145,20 +211,23 @@ def _leave_the_parent(number: int, mask: set[int], close: list[int]) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     for fd in close:
         os.close(fd)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask - set(_RESET))
-    faulthandler.enable(2)
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:  # Linux: for ps and top
-        name.write(f"pgtask w{number}")
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask - {*_RESET, *_IGNORED})
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:  # Linux: for ps and top
+        comm.write(name)
 
 
-def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Status) -> int:
+def _pin(order: Order) -> None:
+    if order.cpu is not None:
+        try:
+            os.sched_setaffinity(0, {order.cpu})
+        except OSError as error:  # it was taken from us since the start
+            log_event(log, logging.WARNING, "worker.not_pinned", worker=order.number, cpu=order.cpu, error=error)
+
+
+def _boot_and_work(config: Config, work: RunWorker, order: Order, process: Process) -> int:
+    status = _Status(process.writer)
     try:
-        directory = os.getcwd()
-        if sys.path[:1] != [directory]:
-            sys.path.insert(0, directory)
-        if config.app is None:
-            raise ConfigError("no app was given")
-        app = load_app(config.app)
+        app = _import(config, status)
         return work(
             config,
             app,
@@ -166,6 +235,8 @@ def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Statu
             parent_fd=order.parent_fd,
             counts_waiting=order.counts_waiting,
             embedded=order.embedded,
+            worker=process.worker,
+            marks=process.marks,
         )
     except AppLoadError as error:
         return _fail(status, ExitCode.APP, str(error), error)
@@ -177,6 +248,18 @@ def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Statu
         return _fail(status, ExitCode.BOOT, str(error), error)
     except BaseException as error:
         return _fail(status, ExitCode.BOOT, f"{type(error).__name__}: {error}", error, expected=False)
+
+
+def _import(config: Config, status: _Status) -> App:
+    """With `--reload`, say where the code is, also if it cannot be loaded: the next try may come soon."""
+    if not config.reload:
+        return import_app(config.app)
+    sys.dont_write_bytecode = True  # it is found stale by a time in seconds: too coarse for a quick second change
+    try:
+        return import_app(config.app)
+    finally:
+        for directory in directories():
+            status.send(Sources(directory))
 
 
 class _Status(StatusPipe):

@@ -1,7 +1,8 @@
 """The signals sent to the supervisor, as bytes in a pipe that its loop waits for.
 
-Invariant: a handler does nothing, so that a signal cannot do harm at a bad moment; what it means is decided
-by whoever reads the pipe.
+Invariants: a handler does nothing, so that a signal cannot do harm at a bad moment; what it means is decided
+by whoever reads the pipe. TTIN and TTOU are blocked but for `waiting`: a terminal sends them to whoever reads or writes
+it in the background, but not while they are blocked, so no line that we write can be taken for an order.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 __all__ = ["Inbox"]
 
 _HANDLED = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD),
-    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN),
+    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
 )
+_OF_TERMINALS = (signal.SIGTTIN, signal.SIGTTOU)
 
 
 class Inbox:
@@ -28,11 +30,10 @@ class Inbox:
         os.set_blocking(self.reader, False)
         os.set_blocking(self.writer, False)  # a full pipe wakes us as well as one byte more
         signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
         for number in _HANDLED:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, lambda *_: None)
-        # With a handler, a line for a terminal that stops its background jobs would be tried again for ever.
-        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,6 +42,15 @@ class Inbox:
         signal.set_wakeup_fd(-1)
         os.close(self.reader)
         os.close(self.writer)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While nothing is read or written but waited for."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
 
     def read(self) -> Sequence[signal.Signals]:
         """The signals since the last call; a death last, so that it is judged in the light of the others."""

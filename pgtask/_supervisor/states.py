@@ -7,23 +7,29 @@ out the one `Action` that comes with it. Everything that decides is here; everyt
 is in `parent` and `child`.
 
                  due                ready
-    BACKOFF ------------> STARTING ---------> READY      left, failed and hopeless end in GONE
+    BACKOFF ------------> STARTING ---------> READY      left, failed, hopeless and unfit end in GONE
        ^ |                  | |                | |      from everywhere; quit goes where stop goes
-       | +--- stop ---+     | +---- stop ----+ | |
-       |              v     |                v v |
-       |             GONE <-|------ died - STOPPING
+       | +--- stop ---+     | + stop, stalled + | |
+       |              v     |        stalled v v |
+       |             GONE <-|------ died - STOPPING -- ended, if another is to follow --> BACKOFF
        |                    |                    |
        +------- died -------+------- died -------+
 
 - A slot begins in BACKOFF with nothing to wait for, so the first start is no special case.
-- A death that nobody asked for is followed by a delay: 0.1 s, doubled with each further one up to 30 s, with
-  jitter so that N children which die of one cause do not come back as one. Ten seconds of being ready forget
-  the past.
+- A death that nobody asked for is followed by a delay: 0.1 s, doubled with each further one up to 30 s (1 s if
+  the child was ready), with jitter so that N children which die of one cause do not come back as one. Ten
+  seconds of being ready forget the past.
 - A child that says why it failed, and exits with one of our codes, is believed at once (FAILED). One that
   dies without a word before it was ever ready gets `BOOT_TRIES` tries, then it is HOPELESS: a crash while
   booting mends itself seldom, and a supervisor that can never work must say so with its exit code.
 - Whatever happens to a child that was told to stop, it is gone and not replaced. The timer of STOPPING bounds
   how long that may take.
+- A child whose loop is silent is asked for its stacks (SILENT), and told to leave when that goes on (STALLED). Its
+  slot keeps on: when it is gone, another follows, as after a death. Since it hears nothing, it has less time. One that
+  was silent before it was ever ready (its import hangs) counts as one that died then.
+- A replacement of a child that works (fresh code, or too many tasks or too much memory in the old one) is a slot of
+  its own, on trial: the old one is told to stop only when the new one is ready. If it never is, for whatever reason,
+  that slot is UNFIT and gone, and nothing else has changed. `replace` says who is replaced when.
 """
 
 from __future__ import annotations
@@ -37,6 +43,7 @@ import msgspec
 __all__ = ["BOOT_TRIES", "Action", "Event", "ExitCode", "Slot", "State", "backoff_delay", "judge", "react"]
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
+BACKOFF_READY = 1.0  # the most after a death at work: a task that kills its process waits by itself, and not for ever
 HEALTHY_AFTER = 10.0
 BOOT_TRIES = 3
 STOP_MARGIN = 4.25  # seconds for what a worker does after its grace: cancel, release its leases, close
@@ -68,7 +75,11 @@ class Event(enum.Enum):
     LEFT = "left"  # it left by itself, in order: drained, notified, or nothing left in a burst
     FAILED = "failed"  # it left with a permanent error and said which
     DIED = "died"  # it died any other way, or could not be forked
-    HOPELESS = "hopeless"  # died once too often without ever having been ready; `react` alone makes this one
+    HOPELESS = "hopeless"  # died once too often without ever having been ready
+    UNFIT = "unfit"  # on trial, and never got ready
+    ENDED = "ended"  # it is gone in whatever way, and another is to follow
+    SILENT = "silent"  # its loop has not been heard of for a while
+    STALLED = "stalled"  # nor for a long while
     STOP = "stop"  # the supervisor drains
     QUIT = "quit"  # the supervisor stops now
     OVERDUE = "overdue"  # STOPPING's timer
@@ -81,6 +92,9 @@ class Action(enum.Enum):
     QUIT = "quit"  # SIGQUIT: stop now
     KILL = "kill"
     GIVE_UP = "give up"  # stop the whole supervisor with this child's exit code
+    KEEP_OLD = "keep old"  # forget the replacement
+    DUMP = "dump"  # have its stacks written into the log
+    DUMP_AND_TERMINATE = "dump and terminate"
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -91,6 +105,8 @@ class Slot(msgspec.Struct, frozen=True):
     deaths: int = 0  # in a row, since the slot was last healthy
     ready_since: float | None = None
     was_ready: bool = False
+    trial: bool = False  # the replacement of a worker that goes on until this one is ready
+    again: bool = False  # STOPPING, but another process is to follow
 
     @property
     def timed_event(self) -> Event:
@@ -111,6 +127,9 @@ TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         Event.FAILED: (State.GONE, Action.GIVE_UP),
         Event.DIED: (State.BACKOFF, _NOTHING),
         Event.HOPELESS: (State.GONE, Action.GIVE_UP),
+        Event.UNFIT: (State.GONE, Action.KEEP_OLD),
+        Event.SILENT: (State.STARTING, Action.DUMP),
+        Event.STALLED: (State.STOPPING, Action.DUMP_AND_TERMINATE),
         Event.STOP: (State.STOPPING, Action.TERMINATE),
         Event.QUIT: (State.STOPPING, Action.QUIT),
     },
@@ -118,6 +137,8 @@ TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         Event.LEFT: (State.GONE, _NOTHING),
         Event.FAILED: (State.GONE, Action.GIVE_UP),
         Event.DIED: (State.BACKOFF, _NOTHING),
+        Event.SILENT: (State.READY, Action.DUMP),
+        Event.STALLED: (State.STOPPING, Action.DUMP_AND_TERMINATE),
         Event.STOP: (State.STOPPING, Action.TERMINATE),
         Event.QUIT: (State.STOPPING, Action.QUIT),
     },
@@ -125,6 +146,10 @@ TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         Event.LEFT: (State.GONE, _NOTHING),
         Event.FAILED: (State.GONE, _NOTHING),
         Event.DIED: (State.GONE, _NOTHING),
+        Event.ENDED: (State.BACKOFF, _NOTHING),
+        Event.HOPELESS: (State.GONE, Action.GIVE_UP),
+        Event.UNFIT: (State.GONE, Action.KEEP_OLD),
+        Event.STOP: (State.STOPPING, _NOTHING),
         Event.QUIT: (State.STOPPING, Action.QUIT),
         Event.OVERDUE: (State.STOPPING, Action.KILL),
     },
@@ -137,9 +162,7 @@ def react(slot: Slot, event: Event, now: float, *, grace: float, jitter: float |
 
     `jitter` in [0, 1) is for tests; without it, it is random.
     """
-    booting = slot.state is State.STARTING and not slot.was_ready
-    if event is Event.DIED and booting and slot.deaths + 1 >= BOOT_TRIES:
-        event = Event.HOPELESS
+    event = _in_the_light_of(slot, event)
     if event not in TABLE[slot.state]:
         return slot, Action.NOTHING
     state, action = TABLE[slot.state][event]
@@ -147,12 +170,30 @@ def react(slot: Slot, event: Event, now: float, *, grace: float, jitter: float |
         case State.BACKOFF:
             slot = _after_death(slot, now, random.random() if jitter is None else jitter)
         case State.STOPPING:
-            slot = msgspec.structs.replace(slot, state=state, timer=_deadline(slot, event, now, grace))
+            again = event is Event.STALLED or (slot.again and event is Event.OVERDUE)
+            slot = msgspec.structs.replace(slot, state=state, timer=_deadline(slot, event, now, grace), again=again)
+        case State.READY if slot.state is not State.READY:
+            slot = msgspec.structs.replace(slot, state=state, timer=None, ready_since=now, was_ready=True, trial=False)
         case State.READY:
-            slot = msgspec.structs.replace(slot, state=state, timer=None, ready_since=now, was_ready=True)
+            pass
         case _:
             slot = msgspec.structs.replace(slot, state=state, timer=None, ready_since=None)
     return slot, action
+
+
+def _in_the_light_of(slot: Slot, event: Event) -> Event:
+    """What an end means for this very slot."""
+    if event not in (Event.LEFT, Event.FAILED, Event.DIED):
+        return event
+    stalled = slot.state is State.STOPPING and slot.again
+    if slot.state is State.STOPPING and not stalled:
+        return event
+    booting = slot.ready_since is None
+    if booting and slot.trial and (stalled or event is not Event.LEFT):
+        return Event.UNFIT
+    if booting and not slot.was_ready and (stalled or event is Event.DIED) and slot.deaths + 1 >= BOOT_TRIES:
+        return Event.HOPELESS
+    return Event.ENDED if stalled else event
 
 
 def judge(state: State, code: int, reason: str | None) -> Event:
@@ -169,16 +210,17 @@ def judge(state: State, code: int, reason: str | None) -> Event:
     return Event.FAILED if code == ExitCode.BOOT and state is State.STARTING else Event.DIED
 
 
-def backoff_delay(deaths: int, jitter: float) -> float:
+def backoff_delay(deaths: int, jitter: float, most: float = BACKOFF_MOST) -> float:
     """Seconds before the next start after `deaths` in a row: between half of the full delay and all of it."""
-    full = min(BACKOFF_MOST, BACKOFF_FIRST * 2.0 ** min(deaths - 1, 32))
+    full = min(most, BACKOFF_FIRST * 2.0 ** min(deaths - 1, 32))
     return full * (1.0 - jitter / 2)
 
 
 def _after_death(slot: Slot, now: float, jitter: float) -> Slot:
     healthy = slot.ready_since is not None and now - slot.ready_since >= HEALTHY_AFTER
     deaths = 1 if healthy else slot.deaths + 1
-    return Slot(State.BACKOFF, now + backoff_delay(deaths, jitter), deaths, None, slot.was_ready)
+    most = BACKOFF_MOST if slot.ready_since is None else BACKOFF_READY
+    return Slot(State.BACKOFF, now + backoff_delay(deaths, jitter, most), deaths, None, slot.was_ready)
 
 
 def _deadline(slot: Slot, event: Event, now: float, grace: float) -> float | None:
@@ -186,5 +228,5 @@ def _deadline(slot: Slot, event: Event, now: float, grace: float) -> float | Non
     if event is Event.OVERDUE:
         return None
     if event is Event.STOP:
-        return now + grace + STOP_MARGIN
+        return slot.timer if slot.state is State.STOPPING else now + grace + STOP_MARGIN
     return now + STOP_MARGIN if slot.timer is None else min(slot.timer, now + STOP_MARGIN)

@@ -39,6 +39,7 @@ DEBOUNCE = 0.01  # seconds between two looks, however many notifications come
 SLOWEST_LOOK = 1.0  # seconds that a look is taken to last at most when something calls for the next one
 FLOOR_SLACK = 1e-4  # seconds; times come as floats, which are a tenth as exact as that for some centuries
 MOST_EXPIRED = 1000
+AFTER_OUTAGE = 10.0  # seconds that others are given to come back, before their leases are taken for those of the dead
 MOST_CLAIM_BYTES = 16 * 1024 * 1024  # of steps in one claim; a guess from the batches before
 _DUE = itemgetter(5)
 
@@ -187,8 +188,19 @@ class Claim:
 
     async def _expire(self) -> None:
         """Free the leases that have run out. Nobody's lease made after this look ends within one lease timeout, so to
-        look again then, or when the next one known ends, misses none."""
-        ((freed, following),) = await self._link.run("expire", MOST_EXPIRED)
+        look again then, or when the next one known ends, misses none.
+
+        While the database was away nobody could renew: whose lease ended meanwhile may well be alive, and gives it back
+        itself, without a charge for its task. A crash is what is left after that."""
+        try:
+            await self._link.open()  # which finds out whether it was lost
+            if time.monotonic() < (patient := self._link.lost_at + min(AFTER_OUTAGE, self._lease_timeout)):
+                self._expire_at = patient
+                return
+            ((freed, following),) = await self._link.once("expire", MOST_EXPIRED)
+        except DatabaseUnavailable:
+            self._expire_at = time.monotonic() + REFRESH
+            return
         wait = self._lease_timeout / 2
         if following is not None:
             wait = min(wait, max(following, 0.0) + 0.01)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pgtask._events import log_event
-from pgtask._fastpath import Dispatcher, Lease, Leases, Table
+from pgtask._fastpath import Dispatcher, Lease, Leases, Marks, Table
 from pgtask._postgres.connection import is_connection_loss
 from pgtask._worker.error_text import describe
 from pgtask.task import Context, Task
@@ -35,12 +35,18 @@ class Dispatch(Dispatcher):
         *,
         concurrency: int,
         max_step_bytes: int,
+        marks: Marks | None = None,
         wake: Callable[[], None],
         unknown: Callable[[str], float | None],
         broke: Callable[[BaseException], None],
     ) -> None:
         super().__init__(
-            asyncio.get_running_loop(), table, leases, concurrency=concurrency, max_step_bytes=max_step_bytes
+            asyncio.get_running_loop(),
+            table,
+            leases,
+            concurrency=concurrency,
+            max_step_bytes=max_step_bytes,
+            marks=marks,
         )
         self.threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pgtask-step")
         self._loop = asyncio.get_running_loop()

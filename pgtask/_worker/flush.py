@@ -14,7 +14,7 @@ from pgtask._fastpath import Lease, Leases, Outcomes
 from pgtask._postgres.store import Link
 from pgtask.errors import DataRefused, RowsLocked
 
-__all__ = ["RETRY_LOCKED", "Flush"]
+__all__ = ["Flush"]
 
 log = logging.getLogger("pgtask.flush")
 
@@ -35,7 +35,8 @@ class Flush:
         """Outcomes whose row somebody else has locked: they hold up no other, and are tried again every second."""
         self._try_waiting_at = 0.0
         self.lost = 0
-        """Outcomes that were dropped because somebody else had taken the task."""
+        """Leases that were lost; what came of their steps was dropped."""
+        self._lost: list[tuple[float, Lease]] = []  # and when each of them ends for the others as well
 
     async def flush(self, outcomes: Outcomes, *, waits_for_rows: bool = False) -> list[Lease]:
         """Write a batch and return the leases whose next step may now run. Waits out a database that is away.
@@ -126,6 +127,26 @@ class Flush:
             return []
         self.parked += 1 - self._strike([lease], moved, certain=True)
         return []
+
+    def wait(self) -> float:
+        """Seconds until there is something to write or to give back that nobody will bring up."""
+        retry = RETRY_LOCKED if len(self.waiting) else float("inf")
+        return min(retry, self._lost[0][0] - time.monotonic()) if self._lost else retry
+
+    def lose(self, lease: Lease, *, ends_in: float) -> None:
+        """Somebody else may have this task, in `ends_in` seconds at the latest."""
+        self.lost += 1
+        self._lost.append((time.monotonic() + ends_in, lease))
+
+    def take_lost(self, *, before: float | None = None) -> list[Lease]:
+        """The lost leases that have ended by now. If nobody was there to take their tasks, as while the database is
+        away, they are released like others: this worker lives, so these tasks are under no suspicion."""
+        if not self._lost:
+            return []
+        now = time.monotonic() if before is None else before
+        ended = [lease for ends, lease in self._lost if ends <= now]
+        self._lost = [entry for entry in self._lost if entry[0] > now]
+        return ended
 
     async def release(self, leases: list[Lease]) -> None:
         """Give leases back untouched, as if they had never been claimed; other workers are told."""

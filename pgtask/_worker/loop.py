@@ -17,16 +17,18 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from pgtask._events import log_event
-from pgtask._fastpath import Lease, Leases, Outcomes
+from pgtask._fastpath import Lease, Leases, Marks, Outcomes
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
 from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of
 from pgtask._worker.dispatch import Dispatch
-from pgtask._worker.flush import RETRY_LOCKED, Flush
+from pgtask._worker.flush import Flush
 from pgtask._worker.journal import Journal
 from pgtask._worker.renew import Renew
+from pgtask._worker.room import Room
 from pgtask._worker.runs import Runs
 from pgtask._worker.status import Totals
+from pgtask._worker.suspects import Suspects
 from pgtask._worker.wake import Wake
 from pgtask.app import App
 from pgtask.config import Config
@@ -35,7 +37,6 @@ __all__ = ["UNWIND", "Loop", "Reason"]
 
 log = logging.getLogger("pgtask.loop")
 
-PREFETCH = 0.05  # seconds of work that are claimed ahead, at the rate of late
 GATHER = 0.004  # seconds between two looks whether outcomes of steps which await have found company,
 MOST_GATHERING = 5  # and how many such looks there are at most
 FEW = 100  # outcomes that are not worth a transaction of their own while there is work in hand
@@ -48,28 +49,30 @@ class Loop:
     """The stages of one worker, wired to each other, and the pump that drives them. To be made on the running loop;
     `stopped` is called when `NOTIFY pg_task_changed, 'stop_worker'` came."""
 
-    def __init__(self, config: Config, app: App, *, stopped: Callable[[], None]) -> None:
+    def __init__(self, config: Config, app: App, *, worker: bytes, marks: Marks, stopped: Callable[[], None]) -> None:
         assert config.dsn is not None
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()  # something for the pump to do
         self._stop_now = False
         self._failure: BaseException | None = None
-        self._rate = _Rate()
+        self._room = Room(config.concurrency, config.batch)
         self.leaving: Reason | None = None
         """Why it claims no more, or None while it does."""
         self.some_parked = False
         """Whether a burst left tasks with an error."""
-        self._build(config, config.dsn, app, stopped)
+        self._build(config, config.dsn, app, worker, marks, stopped)
 
-    def _build(self, config: Config, dsn: str, app: App, stopped: Callable[[], None]) -> None:
+    def _build(
+        self, config: Config, dsn: str, app: App, worker: bytes, marks: Marks, stopped: Callable[[], None]
+    ) -> None:
         name = f"pgtask worker {os.getpid()}"
         pooled = not config.listen
         self.link = Link(dsn, name, pooled=pooled)
         self._leases = Leases()
         self._claim = Claim(
             self.link,
-            worker=os.urandom(8),
+            worker=worker,
             queues=config.queue,
             lease_timeout=config.lease_timeout,
             max_step_bytes=config.max_step_bytes,
@@ -85,10 +88,12 @@ class Loop:
             self._leases,
             concurrency=config.concurrency,
             max_step_bytes=config.max_step_bytes,
+            marks=marks,
             wake=self._work.set,
             unknown=unknown.delay,
             broke=self.fail,
         )
+        self._suspects = Suspects(self.dispatch, config.concurrency)
         self._flush = Flush(self.link, self._leases)
         self.renew = Renew(
             dsn,
@@ -143,8 +148,8 @@ class Loop:
         for lease in leases:
             if lease.is_open:
                 log_event(log, logging.WARNING, "lease.lost", task=lease.id, step=lease.label, outcome="cancelled")
-                self._flush.lost += 1
                 self.dispatch.lose(lease)
+                self._flush.lose(lease, ends_in=self.renew.margin)
         self._work.set()
 
     def fail(self, error: BaseException) -> None:
@@ -161,11 +166,12 @@ class Loop:
             if self._failure is not None:
                 raise self._failure
             await self._flush_gathered()
+            await self._flush.release(self._flush.take_lost())
             if self.leaving is not None:
-                await self._flush.release(self.dispatch.take_ready())
-                if self._stop_now or not (self.dispatch.suspended or self._unwritten()):
+                await self._flush.release(self.dispatch.take_ready() + self._suspects.take())
+                if self._stop_now or self._is_quiet():
                     return
-            elif await self._claim_some() or (self._config.burst and await self._burst_over()):
+            elif await self._claim_or_try_a_suspect() or (self._config.burst and await self._burst_over()):
                 continue
             if not self._work.is_set() and not len(self.dispatch.outcomes):
                 self._check_owners()
@@ -173,11 +179,13 @@ class Loop:
 
     def _check_owners(self) -> None:
         """Nothing is left to flush, so every lease waits for its turn or runs. If not, dying is how it is let go."""
-        if len(self._leases) and not (self.dispatch.ready or self.dispatch.suspended or len(self._flush.waiting)):
+        owners = (self.dispatch.ready, self.dispatch.suspended, len(self._flush.waiting), len(self._suspects))
+        if len(self._leases) and not any(owners):
             raise AssertionError(f"{len(self._leases)} leases have no owner: please report this")
 
-    def _unwritten(self) -> int:
-        return len(self.dispatch.outcomes) + len(self._flush.waiting)
+    def _is_quiet(self) -> bool:
+        """No step is executing, and every outcome is in the database."""
+        return not (self.dispatch.suspended or len(self.dispatch.outcomes) or len(self._flush.waiting))
 
     async def _flush_gathered(self) -> None:
         """Write the buffer, and let the tasks that go on here go on."""
@@ -200,12 +208,18 @@ class Loop:
         for delay, error in zip(outcomes.moved_delays, outcomes.moved_errors, strict=True):
             if error is None:
                 self._claim.due_in(delay)
-        self._rate.count(len(outcomes))
+        self._room.count(len(outcomes))
         return await self._flush.flush(outcomes)
+
+    async def _claim_or_try_a_suspect(self) -> bool:
+        came = await self._claim_some()
+        is_quiet = self._is_quiet()
+        self._suspects.turn(is_quiet=is_quiet, is_idle=is_quiet and not (came or self.dispatch.ready))
+        return came
 
     async def _claim_some(self) -> bool:
         """Claim for the free slots and a little ahead; whether anything came."""
-        room = self._room()
+        room = self._room_left()
         if room <= 0 or not self._claim.wanted:
             return False
         rows, token, sent = await self._claim.claim(room)
@@ -213,23 +227,22 @@ class Loop:
             return False
         leases, displaced = self._leases.claimed(rows, token, sent)
         self._lose(displaced)
+        if suspects := self._leases.take_suspects():
+            self._suspects.receive(suspects)
+            leases = [lease for lease in leases if lease.claims == 1]
         self.dispatch.admit(leases)
         return True
 
-    def _room(self) -> int:
-        """How many tasks to claim: what there is room for, but not by driblets while there is work in hand."""
-        config = self._config
-        hold = config.concurrency + min(int(self._rate.per_second * PREFETCH), 2 * config.batch)
-        room = min(hold - len(self._leases), config.batch)
-        if self.dispatch.ready and room < min(hold, config.batch) // 4:
-            return 0
-        return room
+    def _room_left(self) -> int:
+        """How many tasks to claim; suspects that wait take nobody's place."""
+        held = len(self._leases) - len(self._suspects)
+        return 0 if self._suspects.is_hushed else self._room.left(held, len(self.dispatch.ready))
 
     async def _wait(self) -> None:
         """Until something happens, or it is time to look again."""
         timer = None
-        wait = RETRY_LOCKED if len(self._flush.waiting) else float("inf")
-        if self.leaving is None and self._room() > 0:
+        wait = max(0.0, min(self._suspects.wait(), self._flush.wait()))
+        if self.leaving is None and self._room_left() > 0:
             wait = min(wait, max(0.0, self._claim.look_at - time.monotonic()))
         if wait < float("inf"):
             timer = self._loop.call_later(wait, self._work.set)
@@ -270,7 +283,8 @@ class Loop:
             async with asyncio.timeout(UNWIND):
                 # Nothing may start any more, so what could go on is given back; what still runs is left to run out.
                 kept = await self._write(self.dispatch.take())
-                await self._flush.release(kept + [lease for lease in self._leases.open() if not lease.is_running])
+                unused = [lease for lease in self._leases.open() if not lease.is_running]
+                await self._flush.release(kept + unused + self._flush.take_lost(before=float("inf")))
         except TimeoutError:
             log_event(log, logging.WARNING, "leases.abandoned", leases=len(self._leases))
 
@@ -284,19 +298,3 @@ class Loop:
             parked=self._flush.parked + parked,
             lost=self._flush.lost + lost,
         )
-
-
-class _Rate:
-    """Outcomes per second of late: a moving average over windows of a tenth of a second."""
-
-    def __init__(self) -> None:
-        self.per_second = 0.0
-        self._since = time.monotonic()
-        self._counted = 0
-
-    def count(self, outcomes: int) -> None:
-        self._counted += outcomes
-        elapsed = time.monotonic() - self._since
-        if elapsed >= 0.1:
-            self.per_second += 0.5 * (self._counted / elapsed - self.per_second)
-            self._since, self._counted = time.monotonic(), 0

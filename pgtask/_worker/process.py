@@ -17,9 +17,11 @@ from typing import Any
 import uvloop
 
 from pgtask._events import log_event
+from pgtask._fastpath import Marks
 from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
+from pgtask._worker import orphan
 from pgtask._worker.lifespan import opened_resources
 from pgtask._worker.loop import UNWIND, Loop, Reason
 from pgtask._worker.status import Gone, Ready, StatusPipe, Tick
@@ -36,21 +38,42 @@ IDLE_TICK = 2.0  # the same while there is nothing new to tell
 
 
 def run_worker(
-    config: Config, app: App, *, status: StatusPipe, parent_fd: int, counts_waiting: bool, embedded: bool
+    config: Config,
+    app: App,
+    *,
+    status: StatusPipe,
+    parent_fd: int,
+    counts_waiting: bool,
+    embedded: bool,
+    worker: bytes,
+    marks: Marks,
 ) -> int:
     """Run one worker in this process until it is told to leave, or a burst is over; returns the exit code, 0.
 
-    SIGTERM, or the end of `parent_fd`, drains within `config.grace`; SIGQUIT stops now. Tells `status`. With
-    `embedded` a missing schema is created. Raises `DatabaseRefused` for what waiting will not mend.
+    SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Tells
+    `status`. With `embedded` a missing schema is created. All its tokens begin with the eight bytes `worker`; what it
+    executes is in `marks`. Raises `DatabaseRefused` for what waiting will not mend.
     """
-    process = _Process(config, app, status, embedded=embedded, counts_waiting=counts_waiting)
+    process = _Process(config, app, status, worker, marks, embedded=embedded, counts_waiting=counts_waiting)
     # The loop is not closed: that would wait for steps which ignore their cancellation, and the process ends here.
     uvloop.new_event_loop().run_until_complete(process.run(parent_fd))
     return 0
 
 
 class _Process:
-    def __init__(self, config: Config, app: App, status: StatusPipe, *, embedded: bool, counts_waiting: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        app: App,
+        status: StatusPipe,
+        worker: bytes,
+        marks: Marks,
+        *,
+        embedded: bool,
+        counts_waiting: bool,
+    ) -> None:
+        self._worker = worker
+        self._marks = marks
         self._config = config
         self._app = app
         self._status = status
@@ -63,8 +86,15 @@ class _Process:
     async def run(self, parent_fd: int) -> None:
         """Work until it is time to leave, and say why."""
         self._main = asyncio.current_task()
-        self._loop = Loop(self._config, self._app, stopped=lambda: self._drain("notified"))
+        self._loop = Loop(
+            self._config,
+            self._app,
+            worker=self._worker,
+            marks=self._marks,
+            stopped=lambda: self._drain("notified"),
+        )
         self._handle_signals(parent_fd)
+        ticking = asyncio.create_task(self._watch(self._tick()))  # from the start: who waits for a database is not dead
         try:
             async with AsyncExitStack() as stack:
                 await self._open(stack)
@@ -74,6 +104,8 @@ class _Process:
         except asyncio.CancelledError:
             if self._loop.leaving is None:
                 raise
+        finally:
+            ticking.cancel()
         self._status.send(Gone(self._loop.leaving or "drained", self._loop.totals(), self._loop.some_parked))
 
     async def _open(self, stack: AsyncExitStack) -> None:
@@ -97,7 +129,7 @@ class _Process:
 
     async def _work(self) -> None:
         """The pump, and what goes on beside it."""
-        services = [self._tick()]
+        services = []
         if self._loop.wake is not None:
             services.append(self._loop.wake.run())
         if self._loop.journal is not None:
@@ -134,6 +166,7 @@ class _Process:
         asyncio.get_running_loop().remove_reader(parent_fd)
         log_event(log, logging.WARNING, "parent.gone")
         self._drain("drained")
+        asyncio.get_running_loop().call_later(orphan.GRACE, self._stop_now)
 
     def _drain(self, reason: Reason) -> None:
         """Claim no more, and let what runs come to its end within the grace."""
@@ -157,11 +190,12 @@ class _Process:
     async def _tick(self) -> None:
         """From the loop, so that the supervisor also knows that the loop lives."""
         told: Tick | None = None
-        pause = TICK
+        stall = self._config.stall or float("inf")
+        pause, longest = TICK, max(TICK, min(IDLE_TICK, stall / 4))
         while True:
             tick = Tick(self._loop.totals(), self._waiting)
             self._status.send(tick)
-            pause = TICK if tick != told else min(2 * pause, IDLE_TICK)
+            pause = TICK if tick != told else min(2 * pause, longest)
             told = tick
             await asyncio.sleep(pause)
 

@@ -50,7 +50,8 @@ class Renew:
         self._heartbeat_interval = heartbeat_interval
         # Given up this long before its end, checked this often: the rest is for the step to be cancelled in.
         self._tick = min(heartbeat_interval, lease_timeout - heartbeat_interval) / 4
-        self._lifetime = lease_timeout - 2 * self._tick
+        self.margin = 2 * self._tick
+        self._lifetime = lease_timeout - self.margin
         self._lost = lost
         self._refused = refused
         self._thread = threading.Thread(target=self._main, name="pgtask-renew", daemon=True)

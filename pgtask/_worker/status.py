@@ -1,18 +1,20 @@
 """What a worker tells its supervisor: one JSON line per message, over a pipe.
 
-Invariants: totals count from the start of this process and only grow; `Ready` comes once, before any `Tick`; the last
-message is `Gone`, unless the process was killed.
+Invariants: totals count from the start of this process and only grow; `Ready` comes once; the last
+message is `Gone`, unless the process was killed. The stacks that faulthandler writes on demand come the same way, as
+they are: it needs a descriptor that is open already, and writes from the thread that sends the messages.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import Literal
 
 import msgspec
 
-__all__ = ["Gone", "Message", "Ready", "StatusPipe", "Tick", "Totals", "decode_messages"]
+__all__ = ["Gone", "Message", "Ready", "Sources", "Stack", "StatusPipe", "Tick", "Totals", "decode_messages"]
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -53,8 +55,21 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
     message: str | None = None
 
 
-Message = Ready | Tick | Gone
+class Sources(msgspec.Struct, frozen=True, tag="sources"):
+    """A directory that code of the app was loaded from, or was to be."""
+
+    directory: str
+
+
+class Stack(msgspec.Struct, frozen=True):
+    """Lines of what every thread is doing. Not sent as JSON: faulthandler writes it while the process cannot."""
+
+    text: str
+
+
+Message = Ready | Tick | Gone | Sources
 _decoder = msgspec.json.Decoder(Message)
+_STACK_LINE = re.compile(rb"(?:Current thread|Thread) 0x|  ")
 
 
 class StatusPipe:
@@ -70,8 +85,11 @@ class StatusPipe:
             os.write(self._fd, msgspec.json.encode(message) + b"\n")
 
 
-def decode_messages(buffer: bytearray) -> list[Message]:
-    """Take the complete lines out of `buffer` and return them decoded; a begun line stays."""
+def decode_messages(buffer: bytearray) -> list[Message | Stack]:
+    """Take the complete lines out of `buffer` and return them decoded; a begun line stays. Stacks are joined to one,
+    which comes first."""
     *lines, rest = bytes(buffer).split(b"\n")
     buffer[:] = rest
-    return [_decoder.decode(line) for line in lines if line]
+    stack = [line.decode(errors="replace") for line in lines if _STACK_LINE.match(line)]
+    messages = [_decoder.decode(line) for line in lines if line and not _STACK_LINE.match(line)]
+    return [Stack("\n".join(stack)), *messages] if stack else messages

@@ -77,4 +77,4 @@ COMMENT ON COLUMN pg_task.lock_expires_at IS 'End of the lease, unless it is ren
 COMMENT ON COLUMN pg_task.queue IS 'Workers started with --queue serve only the queues they name.';
 COMMENT ON COLUMN pg_task.priority IS 'Within a queue a higher priority is claimed first, then the oldest wakeup_at.';
 COMMENT ON COLUMN pg_task.key IS 'Idempotency key: while a task with this key is in the table, enqueueing it again returns that task.';
-COMMENT ON COLUMN pg_task.claims IS 'Claims of the current step that have not ended with an outcome; more than one means that a worker died or lost its lease.';
+COMMENT ON COLUMN pg_task.claims IS 'Claims of the current step that have not ended with an outcome; more than one means that a worker died or lost its lease: the task then runs by itself.';

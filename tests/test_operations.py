@@ -1,0 +1,415 @@
+"""The operations on a running fleet with a real database: nothing is lost, nothing runs twice, nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apps
+import psutil
+import pytest
+from fleet import TESTS, Fleet, Rows, put
+
+pytestmark = pytest.mark.timeout(120)
+
+CODE = """\
+from pgtask import App, Context, Done, Task
+from apps import Chain, Odd, mark, resources
+
+class Changing(Task): ...
+
+class Tell(Changing):
+    async def run(self, ctx: Context) -> Done:
+        await mark(ctx, "{says}")
+        return Done()
+
+app = App(Chain, Odd, Changing, lifespan=resources)
+"""
+
+
+@pytest.fixture
+def rows(dsn: str) -> Rows:
+    found = Rows(dsn)
+    found(apps.MARKS)
+    return found
+
+
+@contextmanager
+def working(dsn: str, *arguments: str, procs: int = 1, app: str = "apps:app") -> Iterator[Fleet]:
+    """A fleet whose workers are all ready; at the end it must have stopped by itself, and left nothing behind."""
+    with Fleet(dsn, *arguments, procs=procs, app=app) as fleet:
+        fleet.until("worker.ready", times=procs)
+        yield fleet
+        stop(fleet, dsn)
+
+
+def stop(fleet: Fleet, dsn: str, order: signal.Signals = signal.SIGTERM, code: int = 0) -> None:
+    family = fleet.family()
+    if fleet.process.poll() is None:
+        fleet.send(order)
+    assert fleet.ends() == code, fleet.output
+    assert not [process for process in family if process.is_running()], "a process is left"
+    connections = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^pgtask (worker|step)'"
+    assert Rows(dsn).until(connections, holds=lambda count: count == 0) == 0
+    assert Rows(dsn).value("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL") == 0, "a lease is left"
+
+
+def zombies(fleet: Fleet) -> list[psutil.Process]:
+    return [process for process in fleet.family() if process.status() == psutil.STATUS_ZOMBIE]
+
+
+def write_code(directory: Path, says: str) -> None:
+    """The size differs as well: within one second Python tells versions of a file apart by that only."""
+    (directory / "changing.py").write_text(CODE.format(says=says))
+
+
+def least_ready(lines: list[str]) -> int:
+    """The smallest number of workers that were ready and not told to leave, from the reload on."""
+    ready: set[str] = set()
+    least: int | None = None
+    for line in lines:
+        pid = (re.findall(r" pid=(\d+)", line) or [""])[0]
+        if "worker.ready" in line:
+            ready.add(pid)
+        elif re.search(r"worker\.(replaced|gone|died|removed)", line):
+            ready.discard(pid)
+        if "reload.started" in line:
+            least = len(ready)
+        elif least is not None:
+            least = min(least, len(ready))
+        if "reload.done" in line:
+            break
+    assert least is not None
+    return least
+
+
+# --- HUP
+
+
+def test_hup_under_load_loses_nothing_and_leaves_no_gap(dsn: str, rows: Rows) -> None:
+    rows(apps.ONCE)
+    put(dsn, *(apps.First(number) for number in range(6000)))
+    with Fleet(dsn, "--burst", procs=3) as fleet:
+        fleet.until("worker.ready", times=3)
+        rows.until("SELECT count(*) > 500 FROM mark")
+        before = {process.pid for process in fleet.family()}
+        fleet.send(signal.SIGHUP)
+        fleet.until("reload.done")
+        assert not before & {process.pid for process in fleet.family()}
+        assert rows.value("SELECT count(*) FROM pg_task") > 0, "it was over too soon to test anything"
+        stop(fleet, dsn, signal.SIGCONT)
+    assert least_ready(fleet.lines) == 3
+    assert rows.value("SELECT count(*) FROM mark") == 18_000
+    assert rows.value("SELECT count(*) FROM pg_task") == 0
+    assert "6,000 tasks done, 18,000 steps, 0 errors" in fleet.output, "the sums include the replaced"
+    assert not re.search("WARN|ERROR", fleet.output), fleet.output
+
+
+def test_hup_waits_for_a_running_step(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    write_code(tmp_path, "old")
+    go = tmp_path / "go"
+    with working(dsn, app="changing:app") as fleet:
+        put(dsn, apps.UntilFile(str(go)))
+        rows.until("SELECT count(*) FROM mark")
+        fleet.send(signal.SIGHUP)
+        fleet.until("worker.replaced")
+        put(dsn, apps.Mark("meanwhile"))
+        rows.until("SELECT count(*) FROM mark WHERE step = 'meanwhile'")
+        go.touch()
+        fleet.until("reload.done")
+    assert rows.value("SELECT array_agg(step ORDER BY at) FROM mark") == ["begin", "meanwhile", "end"]
+    assert rows.value("SELECT count(*) FROM pg_task") == 0
+
+
+def test_hup_brings_fresh_code(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    write_code(tmp_path, "old")
+    with working(dsn, app="changing:app", procs=2) as fleet:
+        insert = 'INSERT INTO pg_task (step) VALUES (\'{"Changing":{"Tell":null}}\')'
+        rows(insert)
+        rows.until("SELECT count(*) FROM mark WHERE step = 'old'")
+        write_code(tmp_path, "brand new")
+        fleet.send(signal.SIGHUP)
+        fleet.until("reload.done")
+        for _ in range(10):
+            rows(insert)
+        rows.until("SELECT count(*) = 10 FROM mark WHERE step = 'brand new'")
+    assert rows.value("SELECT count(*) FROM mark") == 11
+
+
+def test_hup_with_broken_code_changes_nothing(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    write_code(tmp_path, "old")
+    with working(dsn, app="changing:app", procs=2) as fleet:
+        before = {process.pid for process in fleet.family()}
+        (tmp_path / "changing.py").write_text("import nothing_of_this_name\n")
+        fleet.send(signal.SIGHUP)
+        line = fleet.until("reload.failed")
+        assert "no module named 'nothing_of_this_name'" in line
+        assert {process.pid for process in fleet.family()} == before
+        put(dsn, apps.First(1))
+        rows.until("SELECT count(*) = 3 FROM mark")
+
+
+def test_hup_with_code_that_hangs_changes_nothing(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    write_code(tmp_path, "old")
+    with working(dsn, "--stall", "4", app="changing:app", procs=2) as fleet:
+        before = {process.pid for process in fleet.family()}
+        (tmp_path / "changing.py").write_text("import time\ntime.sleep(3600)\n")
+        fleet.send(signal.SIGHUP)
+        assert re.search(r'File ".*changing\.py", line 2', fleet.until("changing.py"))
+        assert "it was silent for too long (see --stall) before it was ready" in fleet.until("reload.failed")
+        assert {process.pid for process in fleet.family()} == before
+        put(dsn, apps.First(1))
+        rows.until("SELECT count(*) = 3 FROM mark")
+
+
+def test_an_import_that_hangs_is_a_start_that_failed(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "changing.py").write_text("import time\ntime.sleep(3600)\n")
+    with Fleet(dsn, "--stall", "2", app="changing:app", procs=2) as fleet:
+        assert fleet.ends() == 3
+    assert "a worker could not start: it was silent for too long (see --stall) before it was ready" in fleet.output
+    assert "3 times in a row" in fleet.output
+    assert re.search(r'File ".*changing\.py", line 2', fleet.output)
+
+
+# --- more, fewer, and how they are
+
+
+def test_workers_are_added_and_removed_under_load(dsn: str, rows: Rows) -> None:
+    rows(apps.ONCE)
+    put(dsn, *(apps.First(number) for number in range(3000)))
+    with Fleet(dsn, "--burst", procs=1) as fleet:
+        fleet.until("worker.ready")
+        for _ in range(2):
+            fleet.send(signal.SIGTTIN)
+            fleet.until("worker.ready")
+        assert len(fleet.family()) == 3
+        for _ in range(2):
+            fleet.send(signal.SIGTTOU)
+            fleet.until("worker.gone")
+        assert len(fleet.family()) == 1
+        assert not zombies(fleet)
+        stop(fleet, dsn, signal.SIGCONT)
+    assert rows.value("SELECT count(*) FROM mark") == 9000
+    assert "3,000 tasks done, 9,000 steps, 0 errors" in fleet.output
+
+
+def test_usr1_is_a_table_of_the_workers(dsn: str, rows: Rows) -> None:
+    with working(dsn, procs=2) as fleet:
+        put(dsn, *(apps.Noop() for _ in range(100)))
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+        done = 0
+        while done != 100:
+            fleet.send(signal.SIGUSR1)
+            assert "workers=2 backoff=0 starting=0 ready=2 stopping=0" in fleet.until("supervisor.status")
+            lines = [fleet.until("worker.status") for _ in range(2)]
+            done = sum(int(re.findall(r" done=(\d+)", line)[0]) for line in lines)
+        for line in lines:
+            rss, uptime = (float(re.findall(rf" {name}=(\S+)", line)[0]) for name in ("rss_mb", "uptime"))
+            assert 10 < rss < 1000
+            assert 0 < uptime < 120
+
+
+# --- limits
+
+
+def test_max_tasks_replaces_workers_and_loses_nothing(dsn: str, rows: Rows) -> None:
+    rows(apps.ONCE)
+    with working(dsn, "--max-tasks", "100", procs=2) as fleet:
+        before = {process.pid for process in fleet.family()}
+        put(dsn, *(apps.First(number) for number in range(1000)))
+        for _ in range(2):
+            assert re.search(r"worker.replaced .* cause=max-tasks tasks=\d+", fleet.until("worker.replaced"))
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+        after = {process.pid for process in fleet.family()}
+        assert not before & after or len(fleet.family()) <= 3
+    assert rows.value("SELECT count(*) FROM mark") == 3000
+    assert rows.value("SELECT count(DISTINCT pid) FROM mark") >= 2
+
+
+def test_max_rss_replaces_a_worker_that_leaks(dsn: str, rows: Rows) -> None:
+    with working(dsn, "--max-rss", "250", procs=1) as fleet:
+        put(dsn, apps.Leaks(250))
+        line = fleet.until("worker.replaced")
+        assert "cause=max-rss" in line
+        assert float(re.findall(r"rss_mb=(\S+)", line)[0]) > 250
+        fleet.until("worker.gone")
+        assert not zombies(fleet)
+        put(dsn, apps.Mark("after"))
+        rows.until("SELECT count(*) FROM mark WHERE step = 'after'")
+    assert fleet.output.count("worker.replaced") == 1
+
+
+# --- where and what they run
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has an affinity")
+def test_pin(dsn: str) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    with working(dsn, "--pin", procs=2) as fleet:
+        pinned = sorted(process.cpu_affinity() for process in fleet.family())
+        assert pinned == sorted([[allowed[0]], [allowed[1 % len(allowed)]]])
+
+
+def test_preload_imports_the_app_once(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    code = "import os, gc; open('imported', 'a').write(f'{os.getpid()}\\n')\n" + CODE.format(says="preloaded")
+    (tmp_path / "changing.py").write_text(code)
+    with working(dsn, "--preload", procs=2, app="changing:app") as fleet:
+        assert (tmp_path / "imported").read_text().split() == [str(fleet.process.pid)]
+        rows('INSERT INTO pg_task (step) VALUES (\'{"Changing":{"Tell":null}}\')')
+        rows.until("SELECT count(*) FROM mark WHERE step = 'preloaded'")
+        fleet.send(signal.SIGHUP)
+        fleet.until("reload.preloaded")
+        fleet.until("reload.done")
+
+
+def test_preload_leaves_what_is_shared_to_no_collector(tmp_path: Path) -> None:
+    write_code(tmp_path, "preloaded")
+    program = "preload('changing:app'); import gc; print(gc.get_freeze_count() > 10_000, gc.isenabled())"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"from pgtask._supervisor.source import preload; {program}"],
+        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout == "True True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import nowhere\n", "no module named 'nowhere'"),
+        (
+            "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n" + CODE,
+            "importing it started 1 thread, and a fork does not take threads along",
+        ),
+    ],
+)
+def test_an_app_that_cannot_be_preloaded(dsn: str, tmp_path: Path, code: str, says: str) -> None:
+    (tmp_path / "changing.py").write_text(code)
+    with Fleet(dsn, "--preload", app="changing:app") as fleet:
+        assert fleet.ends() == 4
+    assert says in fleet.output
+    assert "Traceback" not in fleet.output
+
+
+def test_reload_follows_the_source(dsn: str, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    write_code(tmp_path, "one")
+    with working(dsn, "--reload", procs=2, app="changing:app") as fleet:
+        second = time.time_ns() // 10**9 * 10**9
+        for number, says in enumerate(["two", "six"]):  # the same size, in the same second
+            write_code(tmp_path, says)
+            os.utime(tmp_path / "changing.py", ns=(second, second + number))
+            assert f"changed {tmp_path}/changing.py" in fleet.until("reload.started")
+            fleet.until("reload.done")
+            rows('INSERT INTO pg_task (step) VALUES (\'{"Changing":{"Tell":null}}\')')
+            rows.until("SELECT count(*) FROM mark WHERE step = $1", says)
+        (tmp_path / "changing.py").write_text("import part\n" + CODE.format(says="parts"))
+        (tmp_path / "part.py").write_text("this is no Python\n")
+        fleet.until("reload.failed")
+        (tmp_path / "part.py").write_text("")  # no worker that runs has ever imported it
+        fleet.until("reload.done")
+        rows('INSERT INTO pg_task (step) VALUES (\'{"Changing":{"Tell":null}}\')')
+        rows.until("SELECT count(*) FROM mark WHERE step = 'parts'")
+
+
+# --- silence
+
+
+def test_a_step_that_blocks_the_loop_is_named_and_its_worker_replaced(dsn: str, rows: Rows) -> None:
+    with working(dsn, "--stall", "2", "--lease-timeout", "3", "--heartbeat-interval", "1", procs=1) as fleet:
+        put(dsn, apps.Blocks(600.0))
+        fleet.until("worker.silent")
+        fleet.until("worker.stack")
+        assert re.search(r'File ".*apps\.py", line \d+ in run', fleet.until("apps.py"))
+        rows("UPDATE pg_task SET error = 'parked by hand'")  # or it would stall the next one as well
+        fleet.until("worker.stalled")
+        fleet.until("worker.ready")
+        put(dsn, apps.Mark("after"))
+        rows.until("SELECT count(*) FROM mark WHERE step = 'after'")
+        assert not zombies(fleet)
+        rows("DELETE FROM pg_task")
+    assert rows.value("SELECT count(*) FROM mark WHERE step = 'begin'") == 1
+    assert fleet.output.count("worker.silent") == 1
+
+
+# --- stops
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2, 0.3, 0.5, 0.8])
+def test_a_stop_while_booting(dsn: str, delay: float) -> None:
+    """From the fork over imports and connections to the first claim: wherever it hits, all end."""
+    put(dsn, *(apps.Noop() for _ in range(100)))
+    with Fleet(dsn, procs=3) as fleet:
+        fleet.until("supervisor.started")
+        family = fleet.family()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a moment of the boot to stop at
+            fleet.process.wait(delay)
+        began = time.monotonic()
+        stop(fleet, dsn)
+        assert time.monotonic() - began < 10
+        assert not [process for process in family if process.is_running()]
+
+
+@pytest.mark.parametrize("orders", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGTERM], [signal.SIGQUIT]])
+@pytest.mark.parametrize("portion", [1, 1500, 4000])
+def test_a_stop_while_claiming_and_flushing_repeats_nothing(
+    dsn: str, rows: Rows, orders: list[signal.Signals], portion: int
+) -> None:
+    """The unique index makes a step fail that runs twice. QUIT may cancel a step behind its mark: one at most for
+    each that was suspended then, and no duplicate either."""
+    put(dsn, *(apps.First(number) for number in range(3000)))
+    gentle = orders == [signal.SIGTERM]
+    if gentle:
+        rows(apps.ONCE)
+    with Fleet(dsn, "--concurrency", "20", procs=3) as fleet:
+        fleet.until("worker.ready", times=3)
+        rows.until(f"SELECT count(*) >= {portion} FROM mark")
+        for order in orders[:-1]:
+            fleet.send(order)
+        began = time.monotonic()
+        stop(fleet, dsn, orders[-1])
+        assert time.monotonic() - began < (35 if gentle else 5)
+    assert "worker.died" not in fleet.output
+    assert rows.value("SELECT count(*) FROM pg_task WHERE tried > 0 OR claims > 0") == 0
+    with Fleet(dsn, "--burst", procs=2) as fleet:
+        stop(fleet, dsn, signal.SIGCONT)
+    assert rows.value("SELECT count(*) FROM pg_task") == 0
+    twice = rows.value("SELECT count(*) - count(DISTINCT (task, step)) FROM mark")
+    assert rows.value("SELECT count(DISTINCT (task, step)) FROM mark") == 9000
+    assert twice <= (0 if gentle else 3 * 20)
+
+
+@pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_stop_in_the_middle_of_a_reload_leaves_nothing(
+    dsn: str, rows: Rows, tmp_path: Path, order: signal.Signals
+) -> None:
+    put(dsn, *(apps.First(number) for number in range(2000)))
+    with Fleet(dsn, procs=2) as fleet:
+        fleet.until("worker.ready", times=2)
+        fleet.send(signal.SIGHUP)
+        fleet.until("reload.started")
+        stop(fleet, dsn, order)
+    assert "reload.done" not in fleet.output
+
+
+def test_a_step_that_hears_nothing_ends_within_the_grace_and_five_seconds(dsn: str, rows: Rows) -> None:
+    with Fleet(dsn, "--grace", "0.5", procs=1) as fleet:
+        fleet.until("worker.ready")
+        put(dsn, apps.Blocks(600.0))
+        rows.until("SELECT count(*) FROM mark")
+        began = time.monotonic()
+        fleet.send(signal.SIGTERM)
+        fleet.send(signal.SIGTERM)
+        assert fleet.ends() == 0
+        assert time.monotonic() - began < 5.5
+        assert not fleet.family()

@@ -49,6 +49,7 @@ class Lease:
     renewed: float
     label: str
     is_open: bool
+    def clear(self) -> None: ...
     is_running: bool
 
 class Leases:

@@ -336,6 +336,10 @@ cdef class Lease:
     def is_running(self):
         return self.state == RUNNING
 
+    def clear(self):
+        """Its step has got on under this claim: what came of the claims before does not count any more."""
+        self.claims = 1
+
     @property
     def is_open(self):
         """Waiting for its turn or running: no outcome yet."""

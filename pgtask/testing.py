@@ -151,6 +151,7 @@ class MemoryWorker:
     async def _run_due(self, most: int) -> None:
         claimed = self.client.rows.claim(self._concurrency)
         leases, _ = self._leases.claimed(claimed, uuid4(), time.monotonic())
+        self._leases.take_suspects()
         try:
             self._dispatch.admit(leases)
             while len(self._leases):

@@ -101,6 +101,7 @@ class Held:
     def enter(self, rows: list[Any], token: UUID, sent: float) -> list[_fastpath.Lease]:
         """Rows that a claim has brought are renewed from now on."""
         leases, displaced = self.leases.claimed(rows, token, sent)
+        self.leases.take_suspects()  # whoever consumes sees `claims`, and decides
         self.mark_lost([self._by_id[held.id] for held in displaced])
         return leases
 

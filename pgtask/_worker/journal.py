@@ -187,8 +187,11 @@ class Journal:
         for entry in entries:
             if held is not None and entry.lease.id not in held:
                 missing.append(entry)
-            elif not entry.written.done():
-                entry.written.set_result(None if held is None else held[entry.lease.id])
+            else:
+                if kind == "record":
+                    entry.lease.clear()
+                if not entry.written.done():
+                    entry.written.set_result(None if held is None else held[entry.lease.id])
         if missing:
             # Sent twice, a run that is no longer ours was probably let go by the first attempt.
             await self._settle(kind, missing, is_lost=is_certain or kind not in ("pause", "end"))

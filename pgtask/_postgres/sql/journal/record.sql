@@ -5,7 +5,7 @@
 -- runs whose lease is held, null for all: those that are missing have lost it, or somebody else has locked the row. May
 -- be sent again.
 WITH held AS MATERIALIZED (
-    SELECT checkpoint.*
+    SELECT checkpoint.*, task.claims
     FROM unnest(
         $1::uuid[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
         $9::timestamptz[], $10::float8[], $11::integer[]
@@ -20,6 +20,12 @@ begun AS (
     FROM held
     WHERE run.id = held.run
       AND held.version IS NOT NULL
+),
+-- A run that gets on has not killed its worker: claims that ended without an outcome count up to a checkpoint only.
+cleared AS (
+    UPDATE pg_task
+    SET claims = 1
+    WHERE id = ANY (ARRAY (SELECT run FROM held WHERE claims > 1))
 ),
 recorded AS (
     INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result, error, due_at, seconds)

@@ -88,6 +88,7 @@ class Suspects:
         """See what there is to do; `is_quiet` when no step is executing here and every outcome is in the database,
         `is_idle` when there is also no other task to be had."""
         now = time.monotonic()
+        tried = len(self._trials)
         while self._trials and not (self._trials[0].is_open and self._trials[0].claims > 1):
             self._trials.popleft()  # it has ended, or gone on to another step
             self._alone_since = now
@@ -96,7 +97,8 @@ class Suspects:
             return
         while self._held and not self._held[0].is_open:
             self._held.popleft()
-        if not self._held or (self._hushed_since is not None and now >= self._hushed_since + SESSION):
+        session_over = tried and self._hushed_since is not None and now >= self._hushed_since + SESSION
+        if not self._held or session_over:
             self._end_hush(now)
         if self._held and (self._hushed_since is not None or now >= self._not_before or is_idle):
             self._try_held(now, is_quiet)

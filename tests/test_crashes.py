@@ -162,13 +162,13 @@ def test_an_outage_longer_than_the_lease_makes_nobody_a_suspect(tmp_path: Path) 
         rows(apps.MARKS)
         lease = ("--lease-timeout", "4", "--heartbeat-interval", "1")
         with working(dsn, *lease, "--concurrency", "20", procs=3) as fleet:
-            put(dsn, *[poison.Stubborn(str(go))] * 20, *[poison.Threaded(str(go))] * 5, *[poison.Short()] * 20)
-            rows.until("SELECT count(*) = 40 FROM mark")
+            put(dsn, *[poison.Stubborn(str(go))] * 10, *[poison.Threaded(str(go))] * 3, *[poison.Short()] * 20)
+            rows.until("SELECT count(*) = 30 FROM mark")
             embedded.stop(tmp_path)
-            fleet.until("lease.lost", times=25)
+            fleet.until("lease.lost", times=13)
             embedded.start(tmp_path)
             fleet.until("database.back", times=3)
-            rows.until("SELECT count(DISTINCT pid) >= 1 AND count(*) >= 60 FROM mark")
+            rows.until("SELECT count(*) >= 40 FROM mark")  # a thread keeps its slot until it ends
             assert rows.value("SELECT max(claims) FROM pg_task") == 1
             go.touch()
             rows.until("SELECT count(*) = 0 FROM pg_task")

@@ -83,9 +83,9 @@ class Order(msgspec.Struct, frozen=True):
 class Process:
     """One process in the eyes of its parent, from the fork to `waitpid`: its pipe, and what it said on it.
 
-    `ended` says that nothing more can come; `gone` is its last message. The rest is drawn before the fork, so that it
-    can be known of a process that says nothing: its `worker`, with which all tokens of its leases begin; its `marks`,
-    in shared memory; and the file in which a crash leaves its stacks.
+    `ended` says that nothing more can come; `was_ready` that it may hold leases; `gone` is its last message. The rest
+    is drawn before the fork, so that it can be known of a process that says nothing: its `worker`, with which all
+    tokens of its leases begin; its `marks`, in shared memory; and the file in which a crash leaves its stacks.
     """
 
     def __init__(self, concurrency: int) -> None:
@@ -100,6 +100,7 @@ class Process:
             self.crash.close()
             raise
         self.ended = False
+        self.was_ready = False
         self.gone: Gone | None = None
         self.totals = Totals()
         self._buffer = bytearray()
@@ -135,6 +136,7 @@ class Process:
                 self.totals = combine(max, self.totals, message.totals)
             if isinstance(message, Gone):
                 self.gone = message
+            self.was_ready |= isinstance(message, Ready)
         return messages
 
     def _take(self) -> None:

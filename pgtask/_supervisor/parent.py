@@ -271,7 +271,7 @@ class Supervisor:
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self.config.grace)
         wanted = self.stopping or before.state is State.STOPPING or before.trial
         worker.log_end(event, code, words, wanted=wanted)
-        if before.state is not State.STARTING and (event is Event.DIED or code != ExitCode.OK):
+        if process.was_ready and (event is Event.DIED or code != ExitCode.OK):
             self._undertakers.inherit(process, death(code), charged=not worker.was_killed)
         if stacks := process.last_stacks():
             with contextlib.suppress(OSError):  # a terminal that is closed

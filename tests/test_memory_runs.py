@@ -241,6 +241,22 @@ def test_a_run_that_waits_for_ever_ends_the_test_and_not_itself() -> None:
     run(main())
 
 
+def test_a_signal_that_comes_after_the_look_for_it_is_not_missed() -> None:
+    @workflow("tells_itself")
+    async def tells_itself(ctx: WorkflowContext) -> list[Any]:
+        send = ctx.step("send", ctx.resources.signal, ctx.run_id, "go", 7)
+        return await ctx.gather(ctx.wait_for_signal("go", int), send)
+
+    async def main() -> None:
+        client = MemoryClient()
+        async with MemoryWorker(App(tells_itself), client=client, resources=client) as worker:
+            started = await client.trigger(tells_itself)
+            await worker.run()
+            assert await started.result(timeout=5) == [7, None]
+
+    run(main())
+
+
 # --- cancel and resume
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import overload
 from uuid import UUID
 
-__all__ = ["TaskIds", "first_id"]
+__all__ = ["TaskIds", "earliest_id", "first_id"]
 
 
 def first_id() -> int:
@@ -28,6 +29,11 @@ def first_id() -> int:
         | 0b10 << 62
         | random & ((1 << 61) - 1)
     )
+
+
+def earliest_id(at: datetime) -> UUID:
+    """No id of version 7 that is made at this time or later is before this one."""
+    return UUID(int=max(0, int(at.timestamp() * 1000)) << 80)
 
 
 class TaskIds(Sequence[UUID]):

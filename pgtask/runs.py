@@ -54,12 +54,10 @@ class Run(Generic[OutputT]):
 
     async def status(self) -> RunStatus:
         """How it is now. Raises `RunNotFound`."""
-        async with self._runs._connection(None) as connection:
-            with map_errors():
-                found = await read_statuses(connection, [self.id])
-        if not found:
+        found = await self._runs._status(self.id)
+        if found is None:
             raise RunNotFound(f"there is no run {self.id}")
-        return found[0]
+        return found
 
     async def result(self, timeout: timedelta | float | None = None) -> OutputT:
         """What it returns, as soon as it has ended; `timeout` is a timedelta or seconds.
@@ -94,18 +92,14 @@ class Run(Generic[OutputT]):
         A step that is running is not recorded any more; it is interrupted when the worker's lease is next renewed, and
         nothing that comes after it starts.
         """
-        async with self._runs._connection(conn) as connection:
-            with map_errors():
-                return self.id in await cancel_runs(connection, [self.id])
+        return await self._runs._cancel(self.id, conn)
 
     async def resume(self, *, conn: Any = None) -> bool:
         """Let it go on from what it has recorded, if it has ended as ERROR or was cancelled; wake it if it pauses.
 
         False if there was nothing to do: it is running, or has ended well.
         """
-        async with self._runs._connection(conn) as connection:
-            with map_errors():
-                return bool(await resume_runs(connection, [self.id]))
+        return await self._runs._resume(self.id, conn)
 
 
 class Runs:
@@ -144,17 +138,7 @@ class Runs:
         due = (None if at is None else check_time(at), None if after is None else check_delay(after))
         if key is not None:
             check_key(key)
-        async with self._connection(conn) as connection:
-            while True:
-                id = UUID(int=first_id())
-                with map_errors():
-                    found = await connection.fetchval(
-                        statement("runs/trigger"), id, workflow.name, text, *due, *lane, key
-                    )
-                    if found is None:
-                        found = (await connection.fetchrow(statement("find_keys"), [key]) or (None, None))[1]
-                if found is not None:
-                    return Run(self, UUID(int=found.int), workflow)
+        return Run(self, await self._trigger(workflow.name, text, *due, *lane, key, conn), workflow)
 
     async def trigger_many(
         self,
@@ -169,14 +153,7 @@ class Runs:
         lane = _lane(workflow, queue, priority)
         texts = [self._envelope(workflow, value) for value in inputs]
         ids = TaskIds(UUID(int=first_id()), len(texts))
-        async with self._connection(conn) as connection:
-            with map_errors():
-                async with connection.transaction():
-                    for at in range(0, len(texts), TRIGGER_CHUNK):
-                        part = slice(at, at + TRIGGER_CHUNK)
-                        await connection.execute(
-                            statement("runs/trigger_many"), ids[part], workflow.name, texts[part], *lane
-                        )
+        await self._trigger_all(ids, workflow.name, texts, *lane, conn)
         return ids
 
     @overload
@@ -200,10 +177,7 @@ class Runs:
         For the next page pass the last id as `before`. Looks at 100,000 runs at most.
         """
         name = workflow.name if isinstance(workflow, Workflow) else workflow
-        async with self._connection(None) as connection:
-            with map_errors():
-                found, _ = await list_runs(connection, name=name, state=state, limit=limit, before=before)
-        return found
+        return await self._list(name, state, limit, before)
 
     async def signal(self, run: UUID, name: str, value: Any = None, *, conn: Any = None) -> None:
         """Send a signal to a run, which keeps it until it waits for one of this name. With `conn` it is part of the
@@ -213,10 +187,71 @@ class Runs:
             payload = msgspec.json.encode(value).decode()
         except Exception as error:
             raise EnqueueError(f"signal {name}: its value cannot be stored as JSON: {error}") from error
+        if not await self._send(run, name, payload, conn):
+            raise RunNotFound(f"run {run} has ended, or never was; signal {name} was not sent")
+
+    # --- the statements
+
+    async def _trigger(
+        self,
+        name: str,
+        text: str,
+        at: datetime | None,
+        delay: float | None,
+        queue: str,
+        priority: int,
+        key: str | None,
+        conn: Any,
+    ) -> UUID:
+        async with self._connection(conn) as connection:
+            while True:
+                id = UUID(int=first_id())
+                with map_errors():
+                    found = await connection.fetchval(
+                        statement("runs/trigger"), id, name, text, at, delay, queue, priority, key
+                    )
+                    if found is None:
+                        found = (await connection.fetchrow(statement("find_keys"), [key]) or (None, None))[1]
+                if found is not None:
+                    return UUID(int=found.int)
+
+    async def _trigger_all(
+        self, ids: TaskIds, name: str, texts: list[str], queue: str, priority: int, conn: Any
+    ) -> None:
         async with self._connection(conn) as connection:
             with map_errors():
-                if not await send_signal(connection, run, name, payload):
-                    raise RunNotFound(f"run {run} has ended, or never was; signal {name} was not sent")
+                async with connection.transaction():
+                    for at in range(0, len(texts), TRIGGER_CHUNK):
+                        part = slice(at, at + TRIGGER_CHUNK)
+                        await connection.execute(
+                            statement("runs/trigger_many"), ids[part], name, texts[part], queue, priority
+                        )
+
+    async def _status(self, run: UUID) -> RunStatus | None:
+        async with self._connection(None) as connection:
+            with map_errors():
+                return next(iter(await read_statuses(connection, [run])), None)
+
+    async def _list(self, name: str | None, state: RunState | None, limit: int, before: UUID | None) -> list[RunStatus]:
+        async with self._connection(None) as connection:
+            with map_errors():
+                found, _ = await list_runs(connection, name=name, state=state, limit=limit, before=before)
+        return found
+
+    async def _send(self, run: UUID, name: str, payload: str, conn: Any) -> bool:
+        async with self._connection(conn) as connection:
+            with map_errors():
+                return await send_signal(connection, run, name, payload)
+
+    async def _cancel(self, run: UUID, conn: Any) -> bool:
+        async with self._connection(conn) as connection:
+            with map_errors():
+                return run in await cancel_runs(connection, [run])
+
+    async def _resume(self, run: UUID, conn: Any) -> bool:
+        async with self._connection(conn) as connection:
+            with map_errors():
+                return bool(await resume_runs(connection, [run]))
 
     async def _ended(self, run: UUID) -> tuple[str, str | None, str | None]:
         if self._ends is None:

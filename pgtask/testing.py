@@ -1,4 +1,4 @@
-"""For the tests of users: run tasks in memory, without Postgres, and see what was enqueued.
+"""For the tests of users: run tasks and workflows in memory, without Postgres, and see what was enqueued.
 
 Invariant: steps run by the worker's own code, so policy, retries, timeouts, outcomes and the JSON between two steps are
 what they are in a worker. Only the table is in memory, and its clock waits for nothing.
@@ -15,16 +15,20 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from pgtask._fastpath import Leases, Outcomes
+from pgtask._memory.calls import MemoryCalls
 from pgtask._memory.client import Enqueued, MemoryClient
 from pgtask._memory.dispatch import Fault, MemoryDispatch
+from pgtask._memory.journal import MemoryJournal
 from pgtask._memory.rows import MemoryTask, Try
+from pgtask._postgres.runs import CheckpointRow
 from pgtask._worker.lifespan import opened_resources
+from pgtask._worker.runs import Runs
 from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import DatabaseRefused, DefinitionError
 from pgtask.task import Task
 
-__all__ = ["Enqueued", "MemoryClient", "MemoryTask", "MemoryWorker", "Try", "run_task"]
+__all__ = ["CheckpointRow", "Enqueued", "MemoryClient", "MemoryTask", "MemoryWorker", "Try", "run_task"]
 
 FROM_LIFESPAN: Any = object()
 
@@ -45,6 +49,9 @@ class MemoryWorker:
     - `resources` is what `ctx.resources` is, instead of what the app's lifespan yields; `db` is `ctx.db`, which
       without it raises `DatabaseRefused` when it is used.
     - A step that the app does not know is parked, as with `--unknown park`.
+    - Runs of workflows are triggered, told things and asked by the client: `run = await worker.client.trigger(...)`.
+      Sleeps and timeouts of signals pass at once; with `replays`, a run is given up after whatever it has recorded and
+      replayed from the top, so that a workflow which does not do the same each time is found out.
 
     Raises `LifespanError` when it is entered, as a worker does.
     """
@@ -58,6 +65,7 @@ class MemoryWorker:
         client: MemoryClient | None = None,
         concurrency: int = 1,
         most_steps: int = 10_000,
+        replays: bool = False,
     ) -> None:
         self.client = MemoryClient() if client is None else client
         """What the worker takes its tasks from. Give it to the code under test."""
@@ -66,6 +74,7 @@ class MemoryWorker:
         self._db = _NoDatabase() if db is None else db
         self._concurrency = concurrency
         self._most_steps = most_steps
+        self._replays = replays
         self._leases = Leases()
         self._work = asyncio.Event()
         self._failure: BaseException | None = None
@@ -80,6 +89,11 @@ class MemoryWorker:
             wake=self._work.set,
             broke=self._fail,
         )
+        if self._app.workflows:
+            journal = MemoryJournal(self.client.records, self._leases, self._dispatch.crashed)
+            calls = MemoryCalls(self._dispatch, journal, most_bytes=DEFAULT_MAX_STEP_BYTES, replays=self._replays)
+            Runs(self._app, self._leases, self._dispatch, journal=journal, calls=calls)
+        self._dispatch.tap(self._app)
         self._stack = AsyncExitStack()
         self._stack.callback(self._dispatch.close)
         self._dispatch.db = self._db
@@ -108,11 +122,16 @@ class MemoryWorker:
         """All tasks, in the order in which they were enqueued."""
         return list(self.client.rows.tasks.values())
 
+    def recorded(self, run: UUID) -> list[CheckpointRow]:
+        """What a run has recorded, in that order: each with its `kind`, `name`, and `result` as JSON. Raises
+        `KeyError`."""
+        return sorted(self.client.records.runs[run].checkpoints.values(), key=lambda row: row.number)
+
     # --- faults
 
-    def fail(self, step: type[Task], error: BaseException | type[BaseException], *, times: int = 1) -> None:
+    def fail(self, step: type[Task] | str, error: BaseException | type[BaseException], *, times: int = 1) -> None:
         """The next tries of `step`, so many, raise `error` instead of running. Faults of a step come in the order in
-        which they were asked for, one for each try."""
+        which they were asked for, one for each try. A step of a workflow is named by its name in `ctx.step`."""
         self._put(step, error, times)
 
     def time_out(self, step: type[Task], *, times: int = 1) -> None:
@@ -122,21 +141,24 @@ class MemoryWorker:
             raise DefinitionError(f"step {step.__name__} cannot time out: its policy has no timeout")
         self._put(step, "timeout", times)
 
-    def crash(self, step: type[Task], *, times: int = 1) -> None:
+    def crash(self, step: type[Task] | str, *, times: int = 1) -> None:
         """After the next tries of `step` the worker dies before their outcome is written: what they did is done, and
         they run again, as tried as before. What a step does in the world has to bear that."""
         self._put(step, "crash", times)
 
-    def _put(self, step: type[Task], fault: Fault, times: int) -> None:
-        if step not in self._app.steps:
+    def _put(self, step: type[Task] | str, fault: Fault, times: int) -> None:
+        if isinstance(step, str):
+            if not self._app.workflows:
+                raise DefinitionError(f"{step!r} would be a step of a workflow, and this app has none")
+        elif step not in self._app.steps:
             raise DefinitionError(f"{getattr(step, '__name__', step)} is not a step of this app")
         self._dispatch.faults[step].extend([fault] * times)
 
     # --- running
 
     async def run(self, within: timedelta | None = None) -> None:
-        """Run until every task is done or parked; with `within`, only what falls due in that time, and then the clock
-        stands at its end.
+        """Run until every task is done or parked, and every run of a workflow has ended or waits for a signal without a
+        timeout; with `within`, only what falls due in that time, and then the clock stands at its end.
 
         Raises `AssertionError` after `most_steps` steps: a task that looks again and again never ends.
         """

@@ -219,11 +219,11 @@ def prune(dsn: str, *words: str) -> int:
 def test_prune_removes_the_archived_tasks_that_are_older(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
     fill(dsn)
     assert prune(dsn, "--older-than", "30d") == 0
-    assert capsys.readouterr().out == "70 archived tasks removed\n"
+    assert capsys.readouterr().out == "70 archived tasks removed\n0 ended runs removed\n"
     assert counts(dsn) == (30, 102)
     assert Rows(dsn).value("SELECT max(now() - finished_at) < '30 days' FROM pg_task_archive")
     assert prune(dsn, "--older-than", "30d") == 0
-    assert capsys.readouterr().out == "0 archived tasks removed\n"
+    assert capsys.readouterr().out == "0 archived tasks removed\n0 ended runs removed\n"
 
 
 def test_prune_removes_parked_tasks_only_if_it_is_asked_to(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +245,7 @@ def test_prune_goes_by_batches_and_says_how_far_it_is(
 ) -> None:
     monkeypatch.setattr("pgtask._cli.prune.SAY_EVERY", 0.0)
     fill(dsn)
-    assert prune(dsn, "--older-than", "0s", "--batch", "40") == 0
+    assert prune(dsn, "--archive", "--older-than", "0s", "--batch", "40") == 0
     said = capsys.readouterr()
     assert said.out == "100 archived tasks removed\n"
     assert said.err.splitlines() == [f"pgtask: {n} archived tasks removed so far" for n in (40, 80, 100)]

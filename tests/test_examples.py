@@ -172,7 +172,7 @@ def test_the_tests_in_the_document_on_testing_pass(dsn: str, here: Path) -> None
         env=with_root(here),
     )
     assert said.returncode == 0, said.stdout + said.stderr
-    assert "5 passed" in said.stdout
+    assert "7 passed" in said.stdout
 
 
 CONFTEST = """

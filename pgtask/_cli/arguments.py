@@ -87,8 +87,9 @@ with more than ten lanes): 100,000+ means at least so many. Then what the table 
 what ails it: leases that ran out, an old transaction that keeps vacuum from removing dead rows.
 """
 _PRUNE = """\
-Remove archived tasks that finished longer ago than AGE, the oldest first, in batches that are transactions of
-their own. Parked tasks, which wait for a person, are removed only with --parked, by when they were parked.
+Remove archived tasks, and runs of workflows with what they recorded, that ended longer ago than AGE, in batches
+that are transactions of their own. Parked tasks, failed runs among them, wait for a person: they are removed only
+with --parked, by when they were parked. What is named by a flag is removed, and nothing else.
 
     pgtask prune --older-than 30d
 """
@@ -178,7 +179,7 @@ def _build() -> _Parser:
     resume = command("resume", "let runs go on that failed or were cancelled", _RESUME)
     resume.add_argument("ids", nargs="+", metavar="ID", help="the id of a run")
     _add_json(command("stats", "count tasks, weigh the table", _STATS))
-    _add_prune(command("prune", "remove old finished tasks from the archive", _PRUNE))
+    _add_prune(command("prune", "remove archived tasks and ended runs that are old", _PRUNE))
     stop = command("stop", "tell all workers to finish and leave", _STOP)
     stop.add_argument("--server", action="store_true", help="end the embedded PostgreSQL")
     graph = command("graph", "print the app's state machine as Mermaid", _GRAPH, takes_dsn=False)
@@ -259,10 +260,18 @@ def _add_prune(parser: _Parser) -> None:
     parser.add_argument(
         "--older-than", type=_age, required=True, metavar="AGE", help="45s, 90m, 12h, 30d or 8w; 0s is everything"
     )
-    for kind, help in (("archive", "finished tasks (what is pruned if nothing is named)"), ("parked", "parked tasks")):
+    for kind, help in (
+        ("archive", "archived tasks (if nothing is named, these and the ended runs)"),
+        ("runs", "runs that succeeded or were cancelled"),
+        ("parked", "parked tasks and failed runs"),
+    ):
         parser.add_argument(f"--{kind}", dest="kinds", action="append_const", const=kind, help=help)
     parser.add_argument(
-        "--batch", type=_whole(1, 100_000), default=5_000, metavar="N", help="most rows at once (default: 5,000)"
+        "--batch",
+        type=_whole(1, 100_000),
+        default=5_000,
+        metavar="N",
+        help="most tasks or runs at once (default: 5,000)",
     )
     _add_json(parser)
 

@@ -1,6 +1,6 @@
 """`pgtask prune`: remove what was kept and is old.
 
-Invariant: parked tasks wait for a person, so they are removed only by one who asks for it.
+Invariant: parked tasks, failed runs among them, wait for a person, so they are removed only by one who asks for it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pgtask._postgres.prune import prune
 __all__ = ["prune_command"]
 
 SAY_EVERY = 5.0  # seconds
-_NAMES = {"archive": "archived task", "parked": "parked task"}
-_HISTORY = ("archive",)  # what is pruned unless something is named
+_NAMES = {"archive": "archived task", "runs": "ended run", "parked": "parked task"}
+_HISTORY = ("archive", "runs")  # what is pruned unless something is named
 
 
 def prune_command(args: argparse.Namespace) -> int:

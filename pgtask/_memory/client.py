@@ -18,11 +18,15 @@ from pgtask._bulk import Source
 from pgtask._encode import check_key, encode, lane_of
 from pgtask._fastpath import Codec
 from pgtask._ids import TaskIds, first_id
+from pgtask._memory.records import Records
 from pgtask._memory.rows import MemoryTask, Rows
+from pgtask._postgres.runs import RunStatus
+from pgtask._worker.entries import Ended
 from pgtask.client import Client
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import EnqueueError
 from pgtask.task import Task
+from pgtask.workflow import RunState
 
 __all__ = ["Enqueued", "MemoryClient"]
 
@@ -55,6 +59,8 @@ class MemoryClient(Client):
         self.enqueued: list[Enqueued] = []
         self.rows = Rows(now)
         """The tasks, by id in `rows.tasks`, and the time in memory, `rows.now`."""
+        self.records = Records(self.rows)
+        """The records of runs, by id in `records.runs`."""
 
     async def __aenter__(self) -> MemoryClient:
         return self
@@ -161,6 +167,53 @@ class MemoryClient(Client):
             async for step, key in source
         ]
         return [self._add(UUID(int=first_id()), *one, self.rows.now) for one in found]
+
+    async def _trigger(
+        self,
+        name: str,
+        text: str,
+        at: datetime | None,
+        delay: float | None,
+        queue: str,
+        priority: int,
+        key: str | None,
+        conn: Any,
+    ) -> UUID:
+        due = self.rows.now + timedelta(seconds=delay or 0) if at is None else at
+        return self._add_run(UUID(int=first_id()), name, text, queue, priority, key, due)
+
+    async def _trigger_all(
+        self, ids: TaskIds, name: str, texts: list[str], queue: str, priority: int, conn: Any
+    ) -> None:
+        for id, text in zip(ids, texts, strict=True):
+            self._add_run(id, name, text, queue, priority, None, self.rows.now)
+
+    def _add_run(
+        self, id: UUID, name: str, text: str, queue: str, priority: int, key: str | None, due: datetime
+    ) -> UUID:
+        task = MemoryTask(
+            id=id, raw=text, queue=queue, priority=priority, key=key, due_at=due, created_at=self.rows.now, tries=[]
+        )
+        return self.records.add(task, name)
+
+    async def _status(self, run: UUID) -> RunStatus | None:
+        return self.records.status(run) if run in self.records.runs else None
+
+    async def _list(self, name: str | None, state: RunState | None, limit: int, before: UUID | None) -> list[RunStatus]:
+        found = [self.records.status(run) for run in self.records.latest() if before is None or run < before]
+        return [one for one in found if name in (None, one.name) and state in (None, one.state)][:limit]
+
+    async def _send(self, run: UUID, name: str, payload: str, conn: Any) -> bool:
+        return self.records.signal(run, name, payload)
+
+    async def _cancel(self, run: UUID, conn: Any) -> bool:
+        return self.records.cancel(run)
+
+    async def _resume(self, run: UUID, conn: Any) -> bool:
+        return self.records.resume(run)
+
+    async def _ended(self, run: UUID) -> Ended:
+        return await self.records.ended(run)
 
 
 class _NoConnection:

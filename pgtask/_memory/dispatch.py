@@ -10,6 +10,7 @@ import inspect
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -20,13 +21,16 @@ from pgtask._worker.dispatch import Dispatch
 from pgtask.app import App
 from pgtask.task import Context, Task
 
-__all__ = ["Fault", "MemoryDispatch"]
+__all__ = ["Fault", "MemoryDispatch", "current_run"]
 
 Fault = BaseException | type[BaseException] | Literal["crash", "timeout"]
 
+current_run: ContextVar[UUID] = ContextVar("current_run")
+"""The task whose step is running, also in the branches of a run."""
+
 
 class MemoryDispatch(Dispatch):
-    """Runs the steps of `app` and notes the tries in `rows`."""
+    """Runs the steps of `app` and notes the tries in `rows`. `tap` is to be called once each step has what runs it."""
 
     def __init__(
         self,
@@ -39,9 +43,8 @@ class MemoryDispatch(Dispatch):
         wake: Callable[[], None],
         broke: Callable[[BaseException], None],
     ) -> None:
-        table = Table(app)
         super().__init__(
-            table,
+            Table(app),
             leases,
             concurrency=concurrency,
             max_step_bytes=max_step_bytes,
@@ -50,17 +53,21 @@ class MemoryDispatch(Dispatch):
             broke=broke,
         )
         self._rows = rows
-        self.faults: dict[type[Task], deque[Fault]] = defaultdict(deque)
+        self.faults: dict[type[Task] | str, deque[Fault]] = defaultdict(deque)
+        """By step of a task, or by name of a step in a workflow."""
         self.crashed: set[UUID] = set()
         """Tasks whose outcome must not be written."""
+
+    def tap(self, app: App) -> None:
         for definition in app:
-            entry = table.entry(definition.cls)
+            entry = self.table.entry(definition.cls)
             entry.run = self._tap_async(entry) if inspect.iscoroutinefunction(entry.run) else self._tap_thread(entry)
 
     def _tap_async(self, entry: Entry) -> Callable[[Task, Context], Any]:
         run = entry.run
 
         async def tapped(step: Task, context: Context) -> Any:
+            current_run.set(context.task_id)
             if self._begin(step, context) == "timeout":
                 asyncio.get_running_loop().call_soon(self.expire, self._lease_of(context))
             return await run(step, context)
@@ -92,11 +99,16 @@ class MemoryDispatch(Dispatch):
         """Note a try, and raise its fault if that is an exception."""
         now: datetime = self._rows.now
         self._rows.tasks[context.task_id].tries.append(Try(step, context.attempt, now))
-        faults = self.faults.get(type(step))
-        fault = faults.popleft() if faults else None
+        fault = self.next_fault(type(step))
         if fault == "crash":
             self.crashed.add(context.task_id)
-        elif fault is not None and not isinstance(fault, str):
+        return fault
+
+    def next_fault(self, step: type[Task] | str) -> Fault | None:
+        """The fault for this try of a step, raised if it is an exception."""
+        faults = self.faults.get(step)
+        fault = faults.popleft() if faults else None
+        if fault is not None and not isinstance(fault, str):
             raise fault
         return fault
 

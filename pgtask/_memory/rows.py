@@ -14,7 +14,10 @@ import msgspec
 from pgtask._fastpath import Outcomes
 from pgtask.task import Task
 
-__all__ = ["MemoryTask", "Rows", "Try"]
+__all__ = ["FOREVER", "MemoryTask", "Rows", "Try"]
+
+FOREVER = datetime.max.replace(tzinfo=UTC)
+"""When a task falls due that waits until somebody wakes it."""
 
 
 class Try(msgspec.Struct, eq=False):
@@ -27,10 +30,13 @@ class Try(msgspec.Struct, eq=False):
 
 
 class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
-    """A task in memory: the columns of its row, with the step as JSON in `raw`, and what has run."""
+    """A task in memory: the columns of its row, with the step as JSON in `raw`, and what has run.
+
+    The task of a run of a workflow is `cancelled` with it, and `done` when it has ended well.
+    """
 
     id: UUID
-    state: Literal["waiting", "leased", "parked", "done"] = "waiting"
+    state: Literal["waiting", "leased", "parked", "done", "cancelled"] = "waiting"
     raw: str
     queue: str
     priority: int
@@ -41,6 +47,11 @@ class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
     claims: int = 0
     error: str | None = None
     tries: list[Try] = []
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it has a row."""
+        return self.state in ("waiting", "leased", "parked")
 
     @property
     def steps(self) -> list[Task]:
@@ -59,14 +70,22 @@ class Rows:
         """Add a task; if there is a live one with its key, that one is returned and nothing is added."""
         if task.key is not None:
             for other in self.tasks.values():
-                if other.key == task.key and other.state != "done":
+                if other.key == task.key and other.is_live:
                     return other
         self.tasks[task.id] = task
         return task
 
     def next_due(self) -> datetime | None:
-        """When the first waiting task falls due, or fell."""
-        return min((task.due_at for task in self.tasks.values() if task.state == "waiting"), default=None)
+        """When the first waiting task falls due, or fell; None if all wait for somebody to wake them."""
+        waiting = (task.due_at for task in self.tasks.values() if task.state == "waiting")
+        return min((due for due in waiting if due < FOREVER), default=None)
+
+    def wake(self, task: MemoryTask) -> None:
+        """Something has come for it: it is due now, or, if it is leased, its due time says so."""
+        if task.state == "waiting":
+            task.due_at = min(task.due_at, self.now)
+        elif task.state == "leased":
+            task.due_at = max(self.now, task.due_at + timedelta(microseconds=1))
 
     def claim(self, limit: int) -> list[tuple[Any, ...]]:
         """Due tasks in the order of a worker, as the rows that claim.sql returns."""
@@ -80,9 +99,11 @@ class Rows:
     def release(self, ids: list[UUID]) -> None:
         """What was claimed and has no outcome is waiting again; `claims` goes on counting."""
         for id in ids:
-            self.tasks[id].state = "waiting"
+            if self.tasks[id].state == "leased":
+                self.tasks[id].state = "waiting"
 
     def write(self, outcomes: Outcomes) -> None:
+        """What is no longer leased was cancelled meanwhile, and stays so."""
         for id in outcomes.done_ids + outcomes.archived_ids:
             self.tasks[id].state = "done"
         for id, step in zip(outcomes.kept_ids, outcomes.kept_steps, strict=True):
@@ -95,6 +116,8 @@ class Rows:
         )
         for id, raw, tried, error, delay, queue, priority, claims in moved:
             task = self.tasks[id]
+            if task.state != "leased":
+                continue
             task.state = "waiting" if error is None else "parked"
             task.raw = task.raw if raw is None else raw
             task.tried = task.tried if tried is None else tried

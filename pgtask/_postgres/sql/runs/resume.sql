@@ -1,5 +1,7 @@
 -- Let those of the runs $1 go on that have ended as ERROR or were cancelled, from what they have recorded, with all their
 -- retries, now; wake those that pause. What comes back are the runs for which that was done.
+--
+-- Those that are put back are locked before that, so that nobody prunes them meanwhile.
 WITH free AS MATERIALIZED (
     SELECT task.id
     FROM pg_task AS task
@@ -28,6 +30,8 @@ put_back AS (
     WHERE id = ANY ($1::uuid[])
       AND state = 'CANCELLED'
       AND step IS NOT NULL
+    ORDER BY id
+    FOR NO KEY UPDATE
     ON CONFLICT DO NOTHING
     RETURNING id
 ),

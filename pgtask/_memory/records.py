@@ -1,0 +1,162 @@
+"""The records of runs in memory: what `pg_task_runs`, `pg_task_checkpoints` and `pg_task_signals` would hold.
+
+Invariant: each method does to them, and to their tasks in `Rows`, what the statement of its name in `sql/runs` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from pgtask._memory.rows import MemoryTask, Rows
+from pgtask._postgres.runs import CheckpointRow, RunStatus
+from pgtask._worker.entries import Ended
+from pgtask.policy import DEFAULT_QUEUE
+from pgtask.workflow import RunState
+
+__all__ = ["Record", "Records"]
+
+
+class Record(msgspec.Struct, kw_only=True, eq=False):
+    """The record of a run, what it has recorded by number, and its signals that are not taken: name and payload."""
+
+    id: UUID
+    name: str
+    parent: UUID | None = None
+    created_at: datetime
+    version: int | None = None
+    state: str | None = None
+    step: str | None = None
+    output: str | None = None
+    error: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    waits_on: str | None = None
+    waits_for: int = 0
+    awaited: bool = False
+    checkpoints: dict[int, CheckpointRow] = {}
+    signals: list[tuple[str, str]] = []
+
+
+class Records:
+    """The runs whose tasks are in `rows`, ended ones included."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.runs: dict[UUID, Record] = {}
+        self._waiting: dict[UUID, list[asyncio.Future[Ended]]] = {}
+
+    def add(self, task: MemoryTask, name: str, parent: UUID | None = None) -> UUID:
+        """Insert a run; if there is a live task with its key, it is that one."""
+        found = self.rows.insert(task)
+        if found is task:
+            self.runs[task.id] = Record(id=task.id, name=name, parent=parent, created_at=self.rows.now)
+        return found.id
+
+    def signal(self, run: UUID, name: str, payload: str) -> bool:
+        task = self.rows.tasks.get(run)
+        if task is None or not task.is_live:
+            return False
+        self.adopt(task, _workflow_of(task)).signals.append((name, payload))
+        if task.tries:  # one that never ran is left to its time
+            self.rows.wake(task)
+        return True
+
+    def adopt(self, task: MemoryTask, name: str) -> Record:
+        """The record of a live run, made if there is none."""
+        if task.id not in self.runs:
+            self.runs[task.id] = Record(id=task.id, name=name, created_at=self.rows.now)
+        return self.runs[task.id]
+
+    def cancel(self, run: UUID) -> bool:
+        record, task = self.runs.get(run), self.rows.tasks.get(run)
+        if record is None or task is None or not task.is_live:
+            return False
+        task.state = "cancelled"
+        record.step = task.raw
+        self.end(record, "CANCELLED")
+        for child in [other.id for other in self.runs.values() if other.parent == run]:
+            self.cancel(child)
+        return True
+
+    def resume(self, run: UUID) -> bool:
+        record, task = self.runs.get(run), self.rows.tasks.get(run)
+        if record is None or task is None or task.state in ("leased", "done"):
+            return False
+        if task.state == "cancelled":
+            task.queue, task.priority, task.key = DEFAULT_QUEUE, 0, None
+        task.state, task.error, task.tried, task.claims = "waiting", None, 0, 0
+        task.due_at = min(task.due_at, self.rows.now)
+        record.state = record.error = record.ended_at = None
+        return True
+
+    def end(self, record: Record, state: str, *, output: str | None = None, error: str | None = None) -> None:
+        """Note how a run has ended, wake the parent that waits for it, tell who waits for its result."""
+        record.state, record.output, record.error, record.ended_at = state, output, error, self.rows.now
+        parent = self.runs.get(record.parent) if record.awaited and record.parent is not None else None
+        if parent is not None:
+            parent.waits_for -= 1
+            if parent.waits_for <= 0:
+                self.rows.wake(self.rows.tasks[parent.id])
+        for waiter in self._waiting.pop(record.id, ()):
+            if not waiter.done():
+                waiter.set_result(Ended(state, output, error))
+
+    async def ended(self, run: UUID) -> Ended:
+        """How a run has ended, when it has."""
+        record, task = self.runs.get(run), self.rows.tasks.get(run)
+        if record is not None and task is not None and task.state in ("parked", "done", "cancelled"):
+            return Ended(self.status(run).state, record.output, task.error or record.error)
+        waiter: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(run, []).append(waiter)
+        return await waiter
+
+    def status(self, run: UUID) -> RunStatus:
+        """Raises `KeyError`."""
+        task, record = self.rows.tasks[run], self.runs[run]
+        state = self._state(task, record)
+        last = max(record.checkpoints, default=0)
+        is_over = state in ("SUCCESS", "ERROR", "CANCELLED")
+        return RunStatus(
+            id=run,
+            name=record.name,
+            state=state,
+            version=record.version,
+            parent=record.parent,
+            last_step=record.checkpoints[last].name if last else None,
+            recorded=last,
+            waits_on=record.waits_on if task.state == "waiting" and task.due_at > self.rows.now else None,
+            due_at=task.due_at if task.state == "waiting" else None,
+            tried=task.tried if task.is_live else 0,
+            error=task.error or (None if task.is_live else record.error),
+            created_at=record.created_at,
+            started_at=record.started_at,
+            ended_at=record.ended_at if is_over else None,
+            step=task.raw,
+            output=record.output,
+            seen_at=self.rows.now,
+        )
+
+    def _state(self, task: MemoryTask, record: Record) -> RunState:
+        match task.state:
+            case "parked":
+                return "ERROR"
+            case "leased":
+                return "RUNNING"
+            case "waiting":
+                is_paused = task.due_at > self.rows.now and record.waits_on is not None
+                return "PAUSED" if is_paused else "QUEUED"
+        return "SUCCESS" if record.state == "SUCCESS" else "CANCELLED"
+
+    def latest(self) -> Iterable[UUID]:
+        """All runs, the latest first."""
+        return sorted(self.runs, reverse=True)
+
+
+def _workflow_of(task: MemoryTask) -> str:
+    return next(iter(msgspec.json.decode(task.raw, type=dict[str, Any])))

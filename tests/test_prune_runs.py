@@ -1,0 +1,240 @@
+"""Runs that ended long ago are pruned with all that is left of them, and no run loses what a replay may ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from conftest import run
+from fleet import Rows
+from test_plans import Session, connected
+
+from pgtask import Client
+from pgtask._cli.commands import main
+from pgtask._ids import earliest_id
+from pgtask._postgres.prune import prune as prune_kind
+
+RUN = """
+    WITH record AS (
+        INSERT INTO pg_task_runs (id, name, parent, state, step, error, created_at, ended_at)
+        VALUES ($1, 'flow', $2, $3, '{"flow":{"Run":null}}', CASE WHEN $3 = 'ERROR' THEN 'broken' END,
+            now() - make_interval(days => $4), CASE WHEN $3 IS NOT NULL THEN now() - make_interval(days => $4) END)
+        RETURNING id
+    ),
+    checkpoints AS (
+        INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result)
+        SELECT id, n, n::text, 'step', 's' || n, '1' FROM record, generate_series(1, 3) AS n
+    ),
+    signals AS (
+        INSERT INTO pg_task_signals (run, name, payload) SELECT id, 'go', '1' FROM record
+    )
+    INSERT INTO pg_task (id, step, error, wakeup_at)
+    SELECT id, '{"flow":{"Run":null}}', CASE WHEN $3 = 'ERROR' THEN 'broken' END, now() - make_interval(days => $4)
+    FROM record WHERE $5
+"""
+
+
+class Made:
+    """Runs of a test, by short names."""
+
+    def __init__(self, dsn: str) -> None:
+        self.rows = Rows(dsn)
+        self.names: dict[UUID, str] = {}
+        self.ids: dict[str, UUID] = {}
+
+    def add(self, name: str, state: str | None, days: int, *, parent: str | None = None, live: bool = False) -> None:
+        """In this order, which is that of the ids. A live run has a task; one that is live as ERROR is parked."""
+        id = UUID(int=2**120 + len(self.ids))
+        self.ids[name], self.names[id] = id, name
+        self.rows(RUN, id, None if parent is None else self.ids[parent], state, days, live)
+
+    def left(self) -> str:
+        """The names of those whose records are left; their checkpoints and signals are as well, and no others."""
+        left = {UUID(int=row[0].int) for row in self.rows("SELECT id FROM pg_task_runs")}
+        for table, each in (("pg_task_checkpoints", 3), ("pg_task_signals", 1)):
+            found = self.rows(f"SELECT run, count(*) FROM {table} GROUP BY run")
+            assert {UUID(int=row[0].int): row[1] for row in found} == dict.fromkeys(left, each), table
+        return " ".join(sorted(self.names[id] for id in left))
+
+
+@pytest.fixture
+def made(dsn: str) -> Made:
+    return Made(dsn)
+
+
+def prune(dsn: str, *words: str) -> int:
+    return main(["prune", "--dsn", dsn, "--older-than", "30d", *words])
+
+
+def test_old_runs_that_ended_go_with_all_that_is_left_of_them(
+    dsn: str, made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for days in (40, 20):
+        for state in ("SUCCESS", "CANCELLED"):
+            made.add(f"{state}-{days}", state, days)
+    made.add("failed", "ERROR", 40, live=True)
+    made.add("paused", None, 40, live=True)
+    made.add("revived", "ERROR", 40, live=True)
+    made.rows("UPDATE pg_task SET error = NULL WHERE id = $1", made.ids["revived"])
+    assert prune(dsn) == 0
+    assert capsys.readouterr().out == "0 archived tasks removed\n2 ended runs removed\n"
+    assert made.left() == "CANCELLED-20 SUCCESS-20 failed paused revived"
+    assert made.rows.value("SELECT count(*) FROM pg_task") == 3
+
+
+def test_only_what_is_named_is_pruned(dsn: str, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made.add("old", "SUCCESS", 40)
+    made.add("failed", "ERROR", 40, live=True)
+    assert prune(dsn, "--archive") == 0
+    assert made.left() == "failed old"
+    capsys.readouterr()
+    assert prune(dsn, "--runs", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"kind": "runs", "removed": 1}
+    assert made.left() == "failed"
+
+
+def test_failed_runs_go_with_the_parked_tasks(dsn: str, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made.add("failed", "ERROR", 40, live=True)
+    made.add("young", "ERROR", 20, live=True)
+    made.add("old", "SUCCESS", 40)
+    made.add("caller", None, 40, live=True)
+    made.add("asked for", "ERROR", 40, parent="caller", live=True)
+    made.rows("INSERT INTO pg_task (step, error, wakeup_at) VALUES ('{}', 'broken', now() - interval '40 days')")
+    assert prune(dsn, "--parked") == 0
+    assert capsys.readouterr().out == "2 parked tasks removed\n"
+    assert made.left() == "asked for caller old young"
+
+
+def test_a_run_whose_task_somebody_has_deleted_goes_when_it_is_old(dsn: str, made: Made) -> None:
+    made.add("deleted", None, 40)
+    made.add("deleted when failed", "ERROR", 40)
+    made.add("deleted lately", None, 20)
+    assert prune(dsn) == 0
+    assert made.left() == "deleted lately"
+
+
+@pytest.mark.parametrize(
+    ("state", "live"), [(None, True), ("ERROR", True), ("CANCELLED", False)], ids=["live", "failed", "cancelled"]
+)
+def test_children_stay_as_long_as_their_parent_may_ask_for_them(
+    dsn: str, made: Made, state: str | None, live: bool
+) -> None:
+    made.add("parent", state, 20, live=live)
+    made.add("child", "SUCCESS", 40, parent="parent")
+    made.add("grandchild", "SUCCESS", 40, parent="child")
+    made.add("stopped child", "CANCELLED", 40, parent="parent")
+    made.add("its child", "SUCCESS", 40, parent="stopped child")
+    assert prune(dsn) == 0
+    assert made.left() == "child its child parent stopped child"
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "100"])
+def test_children_go_with_their_parent_or_after_one_that_has_ended_well(dsn: str, made: Made, batch: str) -> None:
+    made.add("well", "SUCCESS", 20)
+    made.add("child of well", "SUCCESS", 40, parent="well")
+    made.add("young child", "SUCCESS", 20, parent="well")
+    made.add("stopped", "CANCELLED", 40)
+    made.add("child of stopped", "CANCELLED", 40, parent="stopped")
+    made.add("grandchild", "SUCCESS", 40, parent="child of stopped")
+    assert prune(dsn, "--batch", batch) == 0
+    assert made.left() == "well young child"
+
+
+def test_a_pruned_parent_does_not_hold_up_a_child_that_runs(dsn: str, made: Made) -> None:
+    made.add("parent", "SUCCESS", 40)
+    made.add("child", None, 40, parent="parent", live=True)
+    assert prune(dsn) == 0
+    assert made.left() == "child"
+
+
+def test_ids_that_are_not_in_the_order_of_time_are_found(dsn: str, made: Made) -> None:
+    """As those that SQL makes where the server has no uuidv7()."""
+    made.rows("""
+        INSERT INTO pg_task_runs (id, name, state, created_at, ended_at)
+        SELECT gen_random_uuid(), 'flow', 'SUCCESS', now() - interval '40 days', now() - interval '40 days'
+        FROM generate_series(1, 50)""")
+    made.rows(
+        "INSERT INTO pg_task_runs (id, name, state, ended_at) VALUES (gen_random_uuid(), 'flow', 'SUCCESS', now())"
+    )
+    assert prune(dsn, "--batch", "7") == 0
+    assert made.rows.value("SELECT count(*) FROM pg_task_runs") == 1
+
+
+def test_a_batch_is_bounded_and_leaves_what_is_locked(dsn: str, made: Made) -> None:
+    for number in range(10):
+        made.add(str(number), "SUCCESS", 40)
+
+    async def check() -> None:
+        async with connected(dsn) as db, connected(dsn) as other:
+            totals = []
+
+            def removed(total: int) -> None:
+                assert not db.is_in_transaction()
+                totals.append(total)
+
+            await other.execute(f"BEGIN; SELECT FROM pg_task_runs WHERE id = '{made.ids['5']}' FOR UPDATE")
+            assert await prune_kind(db, "runs", older_than=timedelta(days=30), batch=4, removed=removed) == 9
+            assert totals == [4, 7, 9, 9]
+            await other.execute("ROLLBACK")
+
+    run(check())
+    assert made.left() == "5"
+
+
+def test_a_run_that_is_resumed_while_it_is_pruned_stays_whole_or_goes_whole(dsn: str, made: Made) -> None:
+    made.add("stopped", "CANCELLED", 40)
+    id = made.ids["stopped"]
+
+    async def check() -> None:
+        async with connected(dsn) as db, connected(dsn) as other, Client(dsn) as client:
+            left = "SELECT (SELECT count(*) FROM pg_task_runs), (SELECT count(*) FROM pg_task)"
+            async with db.transaction():
+                assert await client.run(id).resume(conn=db)
+                await prune_kind(other, "runs", older_than=timedelta(days=30), batch=4, removed=lambda total: None)
+            assert tuple(await db.fetchrow(left)) == (1, 1)
+            assert await client.run(id).cancel()
+            async with db.transaction():
+                await db.execute("DELETE FROM pg_task_runs")
+                resumed = asyncio.create_task(client.run(id).resume(conn=other))
+                waiting = "SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'"
+                while not await db.fetch(waiting, other.get_server_pid()):
+                    await db.execute("SELECT pg_stat_clear_snapshot()")
+                    await asyncio.sleep(0)
+            assert not await resumed
+            assert tuple(await db.fetchrow(left)) == (0, 0)
+
+    run(check())
+
+
+@pytest.mark.timeout(110)
+def test_pruning_does_not_read_the_runs_that_began_after_the_cut(dsn: str) -> None:
+    """Nor all of the checkpoints and signals; whatever the statistics say."""
+
+    async def main() -> None:
+        async with connected(dsn) as db:
+            session = Session(db)
+            await db.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off")
+            await session.prepare(["prune_runs"])
+            await db.execute("""
+                INSERT INTO pg_task_runs (id, name, state, created_at, ended_at)
+                SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'flow', 'SUCCESS',
+                    now() - make_interval(secs => 2000000 - n), now() - make_interval(secs => 2000000 - n)
+                FROM generate_series(1, 1000000) AS n""")
+            await db.execute("""
+                INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result)
+                SELECT id, 1, '1', 'step', 's', '1' FROM pg_task_runs ORDER BY id LIMIT 100000""")
+            before = await db.fetchval("SELECT now() - interval '1999900 s'")
+            ranges = (
+                (UUID(int=0), UUID("00000000-0000-7000-8000-000000000064")),
+                (earliest_id(before), UUID(int=2**128 - 1)),
+            )
+            for (first, end), most in zip(ranges, (3000, 60), strict=True):
+                plan = await session.explain("prune_runs", before, 5000, first, end)
+                scanned = {node.get("Relation Name") for node in plan.nodes if node["Node Type"] == "Seq Scan"}
+                assert not scanned
+                assert plan.buffers < most, f"{plan.buffers} buffers for {first}"
+
+    run(main())

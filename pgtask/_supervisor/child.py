@@ -23,7 +23,7 @@ from pgtask._supervisor.states import ExitCode
 from pgtask._worker.status import Gone, Message, Ready, StatusPipe, Totals, decode_messages
 from pgtask.app import App, load_app
 from pgtask.config import Config
-from pgtask.errors import AppLoadError, ConfigError, DatabaseRefused, LifespanError, PgtaskError
+from pgtask.errors import AppLoadError, ConfigError, DatabaseRefused, PgtaskError
 
 __all__ = ["Order", "Process", "RunWorker", "combine", "fork_child"]
 
@@ -171,8 +171,6 @@ def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Statu
         return _fail(status, ExitCode.APP, str(error), error)
     except DatabaseRefused as error:
         return _fail(status, ExitCode.DATABASE, str(error), error)
-    except LifespanError as error:
-        return _fail(status, ExitCode.BOOT, str(error), error, expected=False)
     except PgtaskError as error:
         return _fail(status, ExitCode.BOOT, str(error), error)
     except BaseException as error:
@@ -180,12 +178,15 @@ def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Statu
 
 
 class _Status(StatusPipe):
-    """Remembers whether the worker was ever ready: what goes wrong later is no boot failure."""
+    """Remembers whether the worker was ever ready, since what goes wrong later is no boot failure; and whether it has
+    said why it leaves."""
 
     was_ready = False
+    was_gone = False
 
     def send(self, message: Message) -> None:
         self.was_ready = self.was_ready or isinstance(message, Ready)
+        self.was_gone = self.was_gone or isinstance(message, Gone)
         super().send(message)
 
 
@@ -193,7 +194,8 @@ def _fail(status: _Status, code: ExitCode, text: str, error: BaseException, *, e
     """Tell the parent, which prints the line once for all children. The traceback is for whoever debugs."""
     surprise = status.was_ready and not expected
     log_event(log, logging.ERROR if surprise else logging.DEBUG, "worker.failed", exc_info=error)
-    status.send(Gone(reason="failed", message=" ".join(text.split())))
+    if not status.was_gone:
+        status.send(Gone(reason="failed", message=" ".join(text.split())))
     return code
 
 

@@ -262,7 +262,7 @@ class Supervisor:
         self._some_parked |= gone is not None and gone.some_parked
         event = judge(worker.slot.state, code, worker.reason)
         words = gone.message if gone else None
-        if event is Event.FAILED and code != ExitCode.BOOT:
+        if event is Event.FAILED and (code != ExitCode.BOOT or worker.slot.state is State.READY):
             worker.failure = (ExitCode(code), words or "")
         else:
             worker.failure = (ExitCode.BOOT, f"a worker could not start: {words or _cause(code)}")
@@ -276,7 +276,9 @@ class Supervisor:
 
     def _log_end(self, worker: Worker, event: Event, code: int, words: str | None) -> None:
         fields: dict[str, Any] = {"signal": _signal_name(code)} if code < 0 else {"exit": code}
-        if event is Event.LEFT:
+        if event is Event.LEFT and words:
+            self._log(logging.ERROR, "worker.gone", worker, reason=worker.reason, error=words)
+        elif event is Event.LEFT:
             self._log(logging.INFO, "worker.gone", worker, reason=worker.reason)
         elif event is Event.FAILED:  # said once, by whoever prints the result
             self._log(logging.DEBUG, "worker.gone", worker, reason=worker.reason, **fields)

@@ -25,7 +25,7 @@ from pgtask._worker.loop import UNWIND, Loop, Reason
 from pgtask._worker.status import Gone, Ready, StatusPipe, Tick
 from pgtask.app import App
 from pgtask.config import Config
-from pgtask.errors import SchemaError
+from pgtask.errors import LifespanError, SchemaError
 
 __all__ = ["run_worker"]
 
@@ -41,7 +41,7 @@ def run_worker(
     """Run one worker in this process until it is told to leave, or a burst is over; returns the exit code, 0.
 
     SIGTERM, or the end of `parent_fd`, drains within `config.grace`; SIGQUIT stops now. Tells `status`. With
-    `embedded` a missing schema is created. Raises `DatabaseRefused` for what waiting will not mend.
+    `embedded` a missing schema is created. Raises `DatabaseRefused` for what waiting will not mend, and `LifespanError`.
     """
     process = _Process(config, app, status, embedded=embedded, counts_waiting=counts_waiting)
     # The loop is not closed: that would wait for steps which ignore their cancellation, and the process ends here.
@@ -74,7 +74,15 @@ class _Process:
         except asyncio.CancelledError:
             if self._loop.leaving is None:
                 raise
-        self._status.send(Gone(self._loop.leaving or "drained", self._loop.totals(), self._loop.some_parked))
+        except LifespanError as error:
+            if self._loop.leaving is not None:  # its work is done: only its end has failed
+                self._say_gone(str(error))
+            raise
+        self._say_gone(None)
+
+    def _say_gone(self, message: str | None) -> None:
+        loop = self._loop
+        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.some_parked, message))
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """The connections, the schema, the user's pool and resources; in the order in which they depend."""

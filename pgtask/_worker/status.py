@@ -44,7 +44,8 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
     """The worker leaves by itself, and why. `message` is the one line for a person when it failed.
 
     drained: told to stop by a signal or the end of its parent; notified: `stop_worker`; burst: nothing is left to do;
-    failed: with the exit code of the process. `some_parked`: a burst left tasks with an error in the table.
+    failed: with the exit code of the process. One that leaves in order, but whose lifespan then fails, says the reason for
+    which it leaves, with the message, and exits with the code of a worker that could not start. `some_parked`: a burst left tasks with an error in the table.
     """
 
     reason: Literal["drained", "notified", "burst", "failed"]

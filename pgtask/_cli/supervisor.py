@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from pgtask._events import log_event
+from pgtask._cli.output import OutputError, let_go, open_streams, say, show
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Supervisor
 from pgtask._supervisor.progress import Progress, burst_summary, share_terminal
@@ -63,6 +64,14 @@ exit code:  0  stopped, or the burst finished       3  a worker could not start
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until stopped; return the exit code."""
+    open_streams(needs_stdout=False)
+    try:
+        return _main(argv)
+    finally:
+        let_go()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         config = load_config(_parse(argv))
         if config.app is None:
@@ -73,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "is enough, and raise --concurrency for steps that wait"
             )
     except ConfigError as error:
-        print(f"{PROGRAM}: {error} (see {PROGRAM} --help)", file=sys.stderr)
+        say(f"{error} (see {PROGRAM} --help)", program=PROGRAM)
         return ExitCode.USAGE
     progress = share_terminal() if config.burst and config.log == "text" and _is_terminal() else None
     configure(config.log, config.log_level)
@@ -117,8 +126,16 @@ def _run(config: Config, progress: Progress | None) -> int:
         _complain(config, result.code, result.message)
     elif config.burst:
         summary = burst_summary(result.totals, result.seconds, finished=result.finished, style=config.log)
-        print(summary, flush=True)
+        _show(summary)
     return result.code
+
+
+def _show(summary: str) -> None:
+    """To whoever may read it: that nobody does changes nothing about the burst, nor about its exit code."""
+    try:
+        show([summary])
+    except OutputError as error:
+        say(str(error), program=PROGRAM)
 
 
 def _start_embedded() -> str:
@@ -137,7 +154,7 @@ def _complain(config: Config, code: ExitCode, message: str, error: BaseException
     if config.log == "json":
         log_event(log, logging.ERROR, "supervisor.failed", message=message, exit=int(code))
     else:
-        print(f"{PROGRAM}: {message}", file=sys.stderr)
+        say(message, program=PROGRAM)
     if error is not None:
         log_event(log, logging.DEBUG, "supervisor.failed", exc_info=error)
 

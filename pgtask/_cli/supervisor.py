@@ -21,8 +21,8 @@ import msgspec
 from pgtask._events import log_event
 from pgtask._cli.output import OutputError, let_go, open_streams, say, show
 from pgtask._supervisor.logs import configure
-from pgtask._supervisor.parent import Supervisor
-from pgtask._supervisor.progress import Progress, burst_summary, share_terminal
+from pgtask._supervisor.parent import Result, Supervisor
+from pgtask._supervisor.progress import Progress, burst_notes, burst_summary, share_terminal
 from pgtask._supervisor.states import ExitCode
 from pgtask.config import SETTINGS, Config, Setting, load_config
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError
@@ -125,17 +125,23 @@ def _run(config: Config, progress: Progress | None) -> int:
     if result.message is not None:
         _complain(config, result.code, result.message)
     elif config.burst:
-        summary = burst_summary(result.totals, result.seconds, finished=result.finished, style=config.log)
-        _show(summary)
+        _show_burst(config, result)
     return result.code
 
 
-def _show(summary: str) -> None:
+def _show_burst(config: Config, result: Result) -> None:
     """To whoever may read it: that nobody does changes nothing about the burst, nor about its exit code."""
+    totals, parked = result.totals, result.parked_left
+    summary = burst_summary(
+        totals, result.seconds, finished=result.finished, parked_left=parked, style=config.log
+    )
     try:
         show([summary])
     except OutputError as error:
         say(str(error), program=PROGRAM)
+    if config.log == "text":  # the object has it in its fields
+        for note in burst_notes(totals, parked_left=parked):
+            say(note, program=PROGRAM)
 
 
 def _start_embedded() -> str:

@@ -39,7 +39,7 @@ PORTION = 8  # forks between two looks at the signals
 class Result(msgspec.Struct, frozen=True):
     """How it ended: the exit code, the line of a failure, the sums over all processes, and how long it took.
 
-    `finished` tells a burst that ran to its end from one that was stopped.
+    `finished` tells a burst that ran to its end from one that was stopped. `parked_left` as in `Gone`.
     """
 
     code: ExitCode
@@ -47,6 +47,7 @@ class Result(msgspec.Struct, frozen=True):
     totals: Totals
     finished: bool
     seconds: float
+    parked_left: int
 
 
 class Worker:
@@ -79,7 +80,7 @@ class Supervisor:
         self._orders_to_stop = 0
         self._stopping = False
         self._failure: tuple[ExitCode, str] | None = None
-        self._some_parked = False
+        self._parked_left = 0
         self._killed = 0
         self._buried = Totals()
         self._expected: int | None = None  # tasks of a burst, once a worker has counted them
@@ -259,7 +260,7 @@ class Supervisor:
         self._buried = combine(operator.add, self._buried, process.totals)
         gone = process.gone
         worker.reason = gone.reason if gone else None
-        self._some_parked |= gone is not None and gone.some_parked
+        self._parked_left = max(self._parked_left, gone.parked_left if gone else 0)
         event = judge(worker.slot.state, code, worker.reason)
         words = gone.message if gone else None
         if event is Event.FAILED and (code != ExitCode.BOOT or worker.slot.state is State.READY):
@@ -310,9 +311,9 @@ class Supervisor:
         # A worker says so when nobody holds a task: that others were told to stop just then changes nothing.
         finished = self._failure is None and any(worker.reason == "burst" for worker in self._workers)
         code, message = self._failure or (ExitCode.OK, None)
-        if finished and self._some_parked:
+        if finished and self._parked_left:
             code = ExitCode.PARKED
-        return Result(code, message, self._totals(), finished, seconds)
+        return Result(code, message, self._totals(), finished, seconds, self._parked_left)
 
 
 def _has_terminal() -> bool:

@@ -27,7 +27,7 @@ from pgtask._worker.flush import RETRY_LOCKED, Flush
 from pgtask._worker.journal import Journal
 from pgtask._worker.renew import Renew
 from pgtask._worker.runs import Runs
-from pgtask._worker.status import Totals
+from pgtask._worker.status import MOST_PARKED, Totals
 from pgtask._worker.wake import Wake
 from pgtask.app import App
 from pgtask.config import Config
@@ -61,8 +61,8 @@ class Loop:
         self._rate = _Rate()
         self.leaving: Reason | None = None
         """Why it claims no more, or None while it does."""
-        self.some_parked = False
-        """Whether a burst left tasks with an error."""
+        self.parked_left = 0
+        """How many tasks with an error a burst has left, 1,000 for so many or more."""
         self._build(config, config.dsn, app, stopped)
 
     def _build(self, config: Config, dsn: str, app: App, stopped: Callable[[], None]) -> None:
@@ -79,7 +79,7 @@ class Loop:
             shortest_poll=1.0 if config.listen and not config.burst else 0.05,
             longest_poll=1.0 if config.burst or not config.listen else 30.0,
         )
-        unknown = UnknownSteps(
+        self._unknown = UnknownSteps(
             park=config.unknown == "park",
             delay=PUT_BACK_DELAY + (config.burst_horizon if config.burst else 0.0),
         )
@@ -89,7 +89,7 @@ class Loop:
             concurrency=config.concurrency,
             max_step_bytes=config.max_step_bytes,
             wake=self._work.set,
-            unknown=unknown.delay,
+            unknown=self._unknown.delay,
             broke=self.fail,
         )
         self._flush = Flush(self.link, self._leases)
@@ -247,12 +247,15 @@ class Loop:
         """With --burst: leave when nothing is held here or elsewhere, and nothing falls due within the horizon."""
         if len(self._leases) or self._claim.wanted or self._more_to_come():
             return False
-        ((leased, self.some_parked),) = await self.link.run("burst_left", list(self._config.queue) or None)
+        queues = list(self._config.queue) or None
+        ((leased, some_parked),) = await self.link.run("burst_left", queues)
         if leased:
             return False
         await self._claim.look()  # for what came back from the last lease since we looked
         if not self._claim.wanted and not self._more_to_come():
-            self.leaving = "burst"
+            if some_parked:
+                ((self.parked_left,),) = await self.link.run("parked_left", queues, MOST_PARKED)
+            self.leaving = self.leaving or "burst"
         return True
 
     def _more_to_come(self) -> bool:
@@ -287,6 +290,7 @@ class Loop:
             errors=self.dispatch.errors,
             parked=self._flush.parked + parked,
             lost=self._flush.lost + lost,
+            put_back=self._unknown.put_back,
         )
 
 

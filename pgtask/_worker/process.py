@@ -82,7 +82,7 @@ class _Process:
 
     def _say_gone(self, message: str | None) -> None:
         loop = self._loop
-        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.some_parked, message))
+        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.parked_left, message))
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """The connections, the schema, the user's pool and resources; in the order in which they depend."""

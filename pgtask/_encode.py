@@ -21,7 +21,12 @@ LONGEST_DELAY = timedelta(days=365_000)
 
 def encode(step: Task, most_bytes: int) -> tuple[Codec, bytes]:
     """The codec of a step and its payload, as some worker will be able to decode it."""
-    codec = _codec(type(step))
+    try:
+        codec = _codec(type(step))
+    except EnqueueError:
+        if isinstance(step, type):
+            raise EnqueueError(f"{step.__name__} is a class: write {step.__name__}(...)") from None
+        raise
     try:
         payload = codec.payload(step)
     except Exception as error:

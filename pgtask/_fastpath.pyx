@@ -24,7 +24,6 @@ import contextvars
 import struct
 import time
 from collections import deque
-from datetime import timedelta
 from weakref import getweakrefcount
 
 import msgspec
@@ -926,6 +925,9 @@ cdef class Dispatcher:
         cdef Entry now = lease.entry, then
         step = outcome.step
         if type(step) not in now.edges:
+            if isinstance(step, type):
+                name = step.__name__
+                raise OutcomeError(f"{now.codec.label}: {name} is a class: write Next({name}(...))")
             raise OutcomeError(
                 f"{now.codec.label} returned Next({type(step).__name__}), but its annotation allows "
                 + (", ".join(sorted(edge.__name__ for edge in now.edges)) or "no next step")
@@ -935,6 +937,8 @@ cdef class Dispatcher:
             payload = then.codec.payload(step)
             # What the row will say is what runs, here as on any other worker.
             step = then.codec.decode(payload)
+        except DecodeError as error:  # it says all there is to say
+            raise OutcomeError(f"the next step {error}") from None
         except Exception as error:
             raise OutcomeError(f"the next step {then.codec.label} cannot be stored: {error}") from error
         payload = then.codec.prefix + payload + b"}}"
@@ -944,8 +948,6 @@ cdef class Dispatcher:
             )
         text = payload.decode()
         after = outcome.after
-        if after is not None and not isinstance(after, timedelta):
-            raise OutcomeError(f"{now.codec.label} returned Next(after={shown(after)}): use a timedelta")
         delay = 0.0 if after is None else after.total_seconds()
         # An override given at enqueue stays; a policy that differs from the last step's moves the row.
         queue = None if then.queue == now.queue else then.queue

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _whole(smallest: int) -> Callable[[Any], int]:
         except (TypeError, ValueError):
             raise ValueError(message) from None
         if not smallest <= number < 2**31:
-            raise ValueError(message)
+            raise ValueError(message + (f", less than {2**31:,}" if number > 0 else ""))
         return number
 
     return parse
@@ -116,7 +116,7 @@ def _seconds(*, zero: bool) -> Callable[[Any], float]:
         except (TypeError, ValueError):
             raise ValueError(message) from None
         if not (0 <= number < 1e9) or (number == 0 and not zero):
-            raise ValueError(message)
+            raise ValueError(message + (f", less than {10**9:,}" if number > 0 else ""))
         return number
 
     return parse
@@ -157,7 +157,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("concurrency", _whole(1), "steps that may be suspended at once in each worker (default: 100)", "N"),
     Setting("batch", _whole(1), "most tasks taken by one claim (default: 500)", "N"),
     Setting("pool_size", _whole(1), "most connections of ctx.db, in each worker (default: 10)", "N"),
-    Setting("queue", _queues, "serve only this queue; may be given several times (default: every queue)", "NAME"),
+    Setting(
+        "queue", _queues, "serve only this queue; several times, or as a,b, for more (default: every queue)", "NAME"
+    ),
     Setting("lease_timeout", _seconds(zero=False), "seconds a lease lasts without renewal (default: 60)", "S"),
     Setting(
         "heartbeat_interval",
@@ -207,15 +209,12 @@ def load_config(
     _refuse_misspelt_variables(environ)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
-        found = _find(setting, flags, environ, file)
-        if found is None:
-            continue
-        source, raw = found
-        try:
-            value = setting.parse(raw)
-        except ValueError as error:
-            raise ConfigError(f"{source}={raw!r}: {error}") from None
-        values[setting.name] = not value if setting.negated else value
+        for source, raw in _find(setting, flags, environ, file):  # what is overridden is checked as well
+            try:
+                value = setting.parse(raw)
+            except ValueError as error:
+                raise ConfigError(f"{source}={raw!r}: {error}") from None
+            values[setting.name] = not value if setting.negated else value
     if "dsn" not in values and environ.get("DATABASE_URL"):
         values["dsn"] = environ["DATABASE_URL"]
     if "procs" not in values:
@@ -235,16 +234,15 @@ def load_config(
 
 def _find(
     setting: Setting, flags: Mapping[str, Any], environ: Mapping[str, str], file: Mapping[str, Any]
-) -> tuple[str, Any] | None:
-    """Where the strongest source says what, or None."""
-    if flags.get(setting.name) is not None:
-        return setting.flag, flags[setting.name]
-    if environ.get(setting.variable):
-        return setting.variable, environ[setting.variable]
-    for key in (setting.key, setting.key.replace("-", "_")):
+) -> Iterator[tuple[str, Any]]:
+    """Which source says what, the strongest last."""
+    for key in dict.fromkeys((setting.key.replace("-", "_"), setting.key)):
         if key in file:
-            return f"[tool.pgtask] {key}", file[key]
-    return None
+            yield f"[tool.pgtask] {key}", file[key]
+    if environ.get(setting.variable):
+        yield setting.variable, environ[setting.variable]
+    if flags.get(setting.name) is not None:
+        yield setting.flag, flags[setting.name]
 
 
 def _file_section(directory: Path) -> Mapping[str, Any]:
@@ -275,8 +273,20 @@ def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
         word = name.removeprefix(_PREFIX)
         if word == name or word in known or not environ[name] or _OF_OTHERS.fullmatch(name):
             continue
-        if meant := _meant(word, known):
+        if meant := _meant_variable(word, known):
             raise ConfigError(f"{name}: there is no such setting; did you mean {_PREFIX}{meant}?")
+
+
+def _meant_variable(word: str, known: list[str]) -> str | None:
+    """Which setting a person has in mind who writes PGTASK_DNS, PGTASK_DATABASE_URL or PGTASK_LEASE."""
+    if word in ("URL", "URI", "DATABASE", "DB") or word.endswith(("DATABASE_URL", "DB_URL", "POSTGRES_URL")):
+        return "DSN"
+    parts = [name for name in known if word in name.split("_")]
+    return (
+        next((name for name in known if sorted(name) == sorted(word)), None)
+        or _meant(word, known)
+        or (parts[0] if parts else None)
+    )
 
 
 def _meant(name: str, known: list[str]) -> str | None:

@@ -22,15 +22,15 @@ class Next(msgspec.Struct, Generic[StepT_co], frozen=True):
 
     The next step is durable before it starts. `tried` is reset.
 
-    Raises `OutcomeError` if `after` is negative.
+    Raises `OutcomeError` if `after` is negative or no timedelta.
     """
 
     step: StepT_co
     after: timedelta | None = None
 
     def __post_init__(self) -> None:
-        if self.after is not None and self.after < timedelta(0):
-            raise OutcomeError(f"Next(after={self.after!r}) is negative: use a delay of zero or more")
+        if self.after is not None and (not isinstance(self.after, timedelta) or self.after < timedelta(0)):
+            raise OutcomeError(f"Next(after={self.after!r}): use a timedelta, zero or more")
 
 
 class Done(msgspec.Struct, frozen=True):

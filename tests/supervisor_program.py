@@ -169,7 +169,7 @@ def bursts(status: StatusPipe, orders: Orders) -> int:
     status.send(Tick(Totals(done=7, steps=21), waiting=20))
     if first_time("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
-    status.send(Gone("burst", Totals(done=10, steps=30, errors=1, parked=1), some_parked=True))
+    status.send(Gone("burst", Totals(done=10, steps=30, errors=1, parked=1), parked_left=1))
     return 0
 
 
@@ -182,6 +182,18 @@ def prints(status: StatusPipe, orders: Orders) -> int:
         print("error", number, file=sys.stderr)
         status.send(Tick(Totals(done=1, steps=number)))
     status.send(Gone("burst", Totals(done=2)))
+    return 0
+
+
+def prints_in_two(status: StatusPipe, orders: Orders) -> int:
+    """Prints half a line, then the other half when the test has seen the progress after the first."""
+    status.send(Ready())
+    print("the beginning", end="", flush=True)
+    while not Path("drawn").exists():
+        status.send(Tick(Totals(done=8, steps=8), waiting=20))
+        select.select([], [], [], 0.02)
+    print("the end")
+    status.send(Gone("burst", Totals(done=9)))
     return 0
 
 

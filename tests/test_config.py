@@ -112,6 +112,13 @@ def test_a_bad_value_is_named_with_its_source(environ: dict[str, str], message: 
         ("PGTASK_LISTEN", "PGTASK_NO_LISTEN"),
         ("PGTASK_BURSTHORIZON", "PGTASK_BURST_HORIZON"),
         ("PGTASK_LEASETIMEOUT", "PGTASK_LEASE_TIMEOUT"),
+        ("PGTASK_DNS", "PGTASK_DSN"),
+        ("PGTASK_PORCS", "PGTASK_PROCS"),
+        ("PGTASK_DATABASE_URL", "PGTASK_DSN"),
+        ("PGTASK_MAIN_DATABASE_URL", "PGTASK_DSN"),
+        ("PGTASK_URL", "PGTASK_DSN"),
+        ("PGTASK_LEASE", "PGTASK_LEASE_TIMEOUT"),
+        ("PGTASK_HORIZON", "PGTASK_BURST_HORIZON"),
     ],
 )
 def test_a_variable_that_is_nearly_a_setting_is_refused(name: str, meant: str) -> None:
@@ -134,8 +141,28 @@ def test_variables_that_others_set_are_passed_over() -> None:
         "PGTASK_WEB_PORT_80_TCP": "tcp://10.0.0.1:80",
     }
     others = {"PGTASK_TEST_DSN": "postgresql:///x", "PGTASK_DEBUG": "1", "PGTASK_CONCURENCY": "", "PGTASKS": "1"}
-    others["PGTASK_BUCKET"] = "b"
+    others |= {"PGTASK_BUCKET": "b", "PGTASK_API_URL": "https://x", "PGTASK_USER": "me", "PGTASK_TOKEN": "t"}
     assert load(environ={**service, **others}) == load()
+
+
+def test_a_value_that_a_stronger_source_overrides_is_checked_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.pgtask]\nprocs = 'many'\n")
+    for flags, environ in (({"procs": "2"}, {}), ({}, {"PGTASK_PROCS": "2"})):
+        with pytest.raises(ConfigError, match=r"^\[tool.pgtask\] procs='many': expected a whole number, 1 or more$"):
+            load(flags, environ, tmp_path)
+    with pytest.raises(ConfigError, match=r"^PGTASK_PROCS='0': expected"):
+        load({"procs": "2"}, {"PGTASK_PROCS": "0"})
+
+
+def test_the_bound_of_a_number_is_named() -> None:
+    for name, message in (
+        ("lease_timeout", "--lease-timeout='1e9': expected seconds, more than zero, less than 1,000,000,000"),
+        ("grace", "--grace='1e9': expected seconds, zero or more, less than 1,000,000,000"),
+        ("batch", "--batch='2147483648': expected a whole number, 1 or more, less than 2,147,483,648"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load({name: "2147483648" if name == "batch" else "1e9"})
+        assert str(caught.value) == message
 
 
 def test_the_heartbeat_follows_a_shorter_lease() -> None:

@@ -1247,7 +1247,9 @@ def test_a_reason_that_is_a_kind_of_text_is_text(clock: Clock) -> None:
         ("next of nothing", "Play.Scene returned Next(NoneType), but its annotation allows"),
         ("too large", f"the next step Play.Scene is 10047 bytes, more than the {MAX_STEP_BYTES} allowed"),
         ("not encodable", "the next step Play.Scene cannot be stored: Encoding objects of type object is unsupported"),
-        ("wrong field", "the next step Play.Scene cannot be stored: "),
+        ("wrong field", "the next step Play.Scene cannot be decoded: Expected `array`, got `int` - at `$.acts`"),
+        ("next of a class", "Play.Scene: Scene is a class: write Next(Scene(...))"),
+        ("delay as a number", "Next(after=5): use a timedelta, zero or more"),
         ("fail without text", "Play.Scene: Fail() takes a reason as text, not 5"),
         ("negative delay", "Next(after="),
     ],
@@ -1260,6 +1262,7 @@ def test_what_is_wrong_with_an_outcome_is_said(end: str, text: str) -> None:
             (entry,) = await dispatch.all_outcomes(leases)
             assert entry.error is not None
             assert entry.error.startswith(text)
+            assert entry.error.count("got `int`") == text.count("got `int`"), "said once"
             assert entry.tried == 2
 
     play("asyncio", main())

@@ -296,3 +296,8 @@ def test_any_text_can_be_stored(text: str) -> None:
     assert sanitise(safe) == safe
     if fit(text.encode("utf-8", "ignore").decode()) and text.isprintable():
         assert safe == text
+
+
+@pytest.mark.parametrize("reason", ["", " \n"])
+def test_a_reason_without_words_is_given_some(reason: str) -> None:
+    assert describe(reason) == "failed without a reason"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_an_error_at_the_end_names_the_lifespan() -> None:
         yield 5
         raise KeyError
 
-    with pytest.raises(LifespanError, match=r"^the lifespan failed: KeyError \(at .* in lifespan\)$"):
+    with pytest.raises(LifespanError, match=r"^the lifespan failed at its end: KeyError \(at .* in lifespan\)$"):
         enter(lifespan)
 
 
@@ -126,13 +127,41 @@ def test_a_supervisor_says_that_the_lifespan_failed(dsn: str, tmp_path: Path) ->
     assert line.endswith(f" (at {tmp_path / 'some_app.py'}:12 in lifespan)\n")
 
 
-def test_an_error_at_the_end_of_the_lifespan_is_logged_with_its_traceback(dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("procs", [1, 2])
+def test_a_burst_whose_lifespan_fails_at_its_end_ends(dsn: str, tmp_path: Path, procs: int) -> None:
     (tmp_path / "some_app.py").write_text(APP.replace("BEFORE", "").replace("AFTER", "1 / 0"))
     put(dsn, Step())
-    with Fleet(dsn, "--burst", app="some_app:app") as fleet:
-        fleet.until("worker.failed")
-        fleet.until("ZeroDivisionError: division by zero")
-        fleet.until("pgtask.errors.LifespanError: the lifespan failed: ZeroDivisionError: division by zero (at ")
+    with Fleet(dsn, "--burst", app="some_app:app", procs=procs) as fleet:
+        assert fleet.ends() == 3
+    place = f"(at {tmp_path / 'some_app.py'}:14 in lifespan)"
+    error = f"the lifespan failed at its end: ZeroDivisionError: division by zero {place}\n"
+    assert fleet.lines[-1] == f"pgtask-supervisor: {error}"
+    assert "Traceback" not in fleet.output
+    assert Rows(dsn).value("SELECT count(*) FROM pg_task") == 0
+
+
+def test_the_traceback_of_a_lifespan_is_there_for_who_debugs(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "some_app.py").write_text(APP.replace("BEFORE", "").replace("AFTER", "1 / 0"))
+    with Fleet(dsn, "--burst", "--log-level=debug", app="some_app:app") as fleet:
+        assert fleet.ends() == 3
+    assert "pgtask.errors.LifespanError: the lifespan failed at its end: ZeroDivisionError" in fleet.output
+
+
+@pytest.mark.parametrize("told", ["TERM", "stop_worker"])
+def test_a_worker_that_was_told_to_leave_and_fails_at_its_end_is_not_replaced(
+    dsn: str, tmp_path: Path, told: str
+) -> None:
+    (tmp_path / "some_app.py").write_text(APP.replace("BEFORE", "").replace("AFTER", "1 / 0"))
+    with Fleet(dsn, app="some_app:app") as fleet:
+        fleet.until("worker.ready")
+        if told == "TERM":
+            fleet.send(signal.SIGTERM)
+        else:
+            Rows(dsn)("SELECT pg_notify('pg_task_changed', 'stop_worker')")
+        assert fleet.ends() == 0
+    (line,) = [line for line in fleet.lines if "the lifespan failed" in line]
+    assert " ERROR pgtask.supervisor worker.gone " in line
+    assert "worker.died" not in fleet.output
 
 
 def test_a_module_that_cannot_be_imported_is_said_with_its_place(dsn: str, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_an_outcome_says_what_it_is() -> None:
 
 @given(st.timedeltas(max_value=timedelta(microseconds=-1)))
 def test_a_negative_delay_is_refused(after: timedelta) -> None:
-    with pytest.raises(OutcomeError, match=r"^Next\(after=.*\) is negative: use a delay of zero or more$"):
+    with pytest.raises(OutcomeError, match=r"^Next\(after=.*\): use a timedelta, zero or more$"):
         Next(1, after=after)
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from pgtask._cli.supervisor import main
 from pgtask._supervisor.parent import PORTION
-from pgtask._supervisor.progress import ERASE_LINE, burst_summary, progress_line
+from pgtask._supervisor.progress import ERASE_LINE, burst_notes, burst_summary, progress_line
 from pgtask._supervisor.states import STOP_MARGIN
 from pgtask._worker.status import Totals
 from pgtask.config import SETTINGS
@@ -529,6 +529,27 @@ def test_what_workers_print_comes_out_whole_beside_the_progress(start: Start) ->
     assert "tasks done" in written.decode()
 
 
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_line_that_a_worker_has_begun_is_neither_lost_nor_glued_to_the_progress(
+    start: Start, monkeypatch: pytest.MonkeyPatch, unbuffered: bool
+) -> None:
+    if unbuffered:
+        monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    terminal, ours = pty.openpty()
+    fleet = start("prints_in_two", procs=1, burst=True, progress=True, stdout=ours, stderr=ours)
+    os.close(ours)
+    written = b""
+    with open(terminal, "rb", buffering=0) as stream, contextlib.suppress(OSError):
+        while chunk := stream.read(65536):
+            written += chunk
+            if b"the beginning" in written and b"8 steps" in written.partition(b"the beginning")[2]:
+                (Path(fleet.errors.name).parent / "drawn").touch()
+    assert fleet.end() == 0
+    lines = [line.rpartition(ERASE_LINE)[2] for line in written.decode().split("\r\n")]
+    assert "the beginning" in lines
+    assert "the end" in lines
+
+
 def test_progress_line() -> None:
     now, before = Totals(done=12_000, steps=36_000, errors=1), Totals(done=2_000, steps=6_000)
     assert progress_line(now, before, 5.0, 100_000) == (
@@ -536,6 +557,8 @@ def test_progress_line() -> None:
     )
     assert progress_line(now, before, 5.0, None) == "12,000 tasks done  36,000 steps  6,000 steps/s  1 error"
     assert progress_line(now, now, 5.0, 100_000).endswith("0 steps/s  1 error")
+    slow = Totals(done=2_001, steps=6_001)
+    assert progress_line(slow, before, 5.0, 100_000).endswith("0 steps/s  0 errors"), "nothing to go by"
     assert progress_line(now, before, 5.0, 11_999).startswith("12,000 tasks done"), "more came than was counted"
 
 
@@ -549,22 +572,39 @@ def test_what_is_parked_counts_for_what_is_left_but_is_not_done() -> None:
 
 def test_burst_summary() -> None:
     totals = Totals(done=100_000, steps=300_000)
-    assert burst_summary(totals, 12.3, finished=True, style="text") == (
+    assert burst_summary(totals, 12.3, finished=True, parked_left=0, style="text") == (
         "burst finished: 100,000 tasks done, 300,000 steps, 0 errors in 12.3 s (24,390 steps/s)"
     )
-    totals = Totals(done=1, steps=2, errors=1, parked=3)
-    assert burst_summary(totals, 2.0, finished=False, style="text") == (
+    totals = Totals(done=1, steps=2, errors=1, parked=3, put_back=2)
+    assert burst_summary(totals, 2.0, finished=False, parked_left=4, style="text") == (
         "burst stopped: 1 task done, 3 parked, 2 steps, 1 error in 2.0 s (1 steps/s)"
     )
-    assert json.loads(burst_summary(totals, 0.0, finished=True, style="json")) == {
+    assert json.loads(burst_summary(totals, 0.0, finished=True, parked_left=4, style="json")) == {
         "event": "burst.finished",
         "tasks": 1,
         "steps": 2,
         "errors": 1,
         "parked": 3,
+        "parked_left": 4,
+        "put_back": 2,
         "seconds": 0.0,
         "steps_per_second": 0,
     }
+
+
+def test_what_a_burst_has_left_is_said_with_where_to_look() -> None:
+    def notes(put_back: int, parked_left: int) -> list[str]:
+        return list(burst_notes(Totals(put_back=put_back), parked_left=parked_left))
+
+    assert notes(0, 0) == []
+    assert notes(1, 1) == [
+        "1 task is parked with an error: pgtask list --state parked",
+        "1 task is put back, since this app lacks the step: pgtask list --state scheduled",
+    ]
+    assert notes(2, 1000) == [
+        "1,000 or more tasks are parked with an error: pgtask list --state parked",
+        "2 tasks are put back, since this app lacks the step: pgtask list --state scheduled",
+    ]
 
 
 # --- the command line ---------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ module:attribute, else PGTASK_APP, or app under [tool.pgtask].
 exit code:  0  done                            4  the app could not be loaded
             1  some of the tasks named could   5  the database refused us or is away
                not be found or changed
-            2  wrong usage
+            2  wrong usage                    74  the output could not be written
 """
 
 _ENQUEUE = """\

@@ -14,9 +14,10 @@ from uuid import UUID
 import msgspec
 
 from pgtask._cli.arguments import SOME_FAILED
-from pgtask._cli.database import say, with_connection
+from pgtask._cli.database import with_connection
 from pgtask._cli.look import task_filter
 from pgtask._cli.names import TaskName
+from pgtask._cli.output import say, show
 from pgtask._cli.rows import refusal
 from pgtask._postgres.listing import TaskFilter, list_tasks
 from pgtask._postgres.runs import cancel_runs
@@ -35,7 +36,7 @@ def retry_command(args: argparse.Namespace) -> int:
     if args.parked:
         wanted = task_filter(args, ("parked",))
         done = with_connection(args, lambda connection: _retry_parked(connection, wanted, args.limit))
-        print(f"{_number(done)} retried")
+        show([f"{_number(done)} retried"])
         return 0
     return _change(args, retry, "retried")
 
@@ -83,7 +84,7 @@ def _change(args: argparse.Namespace, change: Callable[[Any, list[UUID]], Awaita
 
     verdicts, refusals = with_connection(args, find_and_change)
     refused = [f"{verdict.id}: {reason}" for verdict in verdicts if (reason := refusal(verdict)) is not None]
-    print(f"{_number(len(verdicts) - len(refused))} {done}", flush=True)
+    show([f"{_number(len(verdicts) - len(refused))} {done}"])
     for line in (*refused, *refusals):
         say(line)
     return SOME_FAILED if refused or refusals else 0

@@ -9,16 +9,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pgtask._cli.arguments import parse
 from pgtask._cli.change import cancel_command, retry_command
-from pgtask._cli.database import configured_database, find_database, say, with_connection
+from pgtask._cli.database import configured_database, find_database, with_connection
 from pgtask._cli.enqueue import enqueue_command
 from pgtask._cli.look import graph_command, list_command, show_command, stats_command
+from pgtask._cli.output import BROKEN_PIPE, OutputError, let_go, open_streams, say, show
 from pgtask._cli.prune import prune_command
 from pgtask._cli.psql import psql_command
 from pgtask._cli.runs import resume_command, run_command, runs_command, signal_command
@@ -30,28 +30,29 @@ from pgtask.errors import AppLoadError, ConfigError, DatabaseError, DefinitionEr
 
 __all__ = ["main"]
 
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports a death of SIGINT and SIGPIPE
+INTERRUPTED = 130  # as a shell reports a death of SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
+    open_streams(needs_stdout=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show an ellipsis is no error
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        code = _COMMANDS[args.command](args)
-        sys.stdout.flush()
-        return code
+        return _COMMANDS[args.command](args)
+    except OutputError as error:
+        if error.code != BROKEN_PIPE:  # a reader that has seen enough
+            say(str(error))
+        return error.code
     except PgtaskError as error:
         say(str(error))
         return _exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more at its end, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    finally:
+        let_go()
 
 
 def _exit_code(error: PgtaskError) -> int:
@@ -68,11 +69,10 @@ def _exit_code(error: PgtaskError) -> int:
 
 def migrate_command(args: argparse.Namespace) -> int:
     if args.sql:
-        print(migration_sql(keep_pg_task=args.keep_pg_task), end="")
+        show([migration_sql(keep_pg_task=args.keep_pg_task)], end="")
         return 0
     database = find_database(vars(args))
-    for line in asyncio.run(migrate(database.dsn, keep_pg_task=args.keep_pg_task)) or ["the schema is up to date"]:
-        print(line)
+    show(asyncio.run(migrate(database.dsn, keep_pg_task=args.keep_pg_task)) or ["the schema is up to date"])
     return 0
 
 
@@ -84,12 +84,12 @@ def stop_command(args: argparse.Namespace) -> int:
                 "--server ends the embedded PostgreSQL, but another database is configured, and that is not ours to end"
             )
         was_running = embedded.stop(Path.cwd())
-        print("the embedded PostgreSQL has ended" if was_running else "the embedded PostgreSQL was not running")
+        show([f"the embedded PostgreSQL {'has ended' if was_running else 'was not running'}"])
     elif not is_configured and not embedded.is_running(Path.cwd()):
-        print("the embedded PostgreSQL is not running, so no worker is working")
+        show(["the embedded PostgreSQL is not running, so no worker is working"])
     else:
         with_connection(args, stop_workers, needs_schema=False)
-        print("told all workers, on every host, to finish their running steps and leave")
+        show(["told all workers, on every host, to finish their running steps and leave"])
     return 0
 
 

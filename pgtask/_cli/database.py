@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pgtask._cli.output import say
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate
 from pgtask._postgres.tasks import open_connection
@@ -22,7 +23,7 @@ from pgtask.app import App, load_app
 from pgtask.config import load_config
 from pgtask.errors import ConfigError
 
-__all__ = ["Database", "configured_database", "find_database", "load_configured_app", "say", "with_connection"]
+__all__ = ["Database", "configured_database", "find_database", "load_configured_app", "with_connection"]
 
 T = TypeVar("T")
 
@@ -78,8 +79,3 @@ def load_configured_app(reference: str | None) -> App:
     if sys.path[:1] != [os.getcwd()]:  # as the workers do: a console script has its own directory there
         sys.path.insert(0, os.getcwd())
     return load_app(reference)
-
-
-def say(message: str) -> None:
-    """A line to the person, beside the output."""
-    print(f"pgtask: {message}", file=sys.stderr)

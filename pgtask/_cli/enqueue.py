@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from pgtask._cli.database import Database, find_database, load_configured_app
+from pgtask._cli.output import OutputError, say, show
 from pgtask._fastpath import Codec
 from pgtask._postgres.migrate import migrate
 from pgtask.app import App, StepDefinition
@@ -93,7 +94,12 @@ def enqueue_command(args: argparse.Namespace) -> int:
     step = read_step(definition, _read_stdin() if text == "-" else text)
     flow = loaded.workflows[definition.task][-1] if definition.task in loaded.workflows else None
     at = None if args.at is None else due_time(args.at)
-    print(asyncio.run(_insert(args, find_database(vars(args)), step, flow, at)))
+    task = asyncio.run(_insert(args, find_database(vars(args)), step, flow, at))
+    try:
+        show([str(task)])
+    except OutputError as error:  # a script that does not hear of it must not enqueue it twice
+        say(f"task {task} is enqueued, but {error}")
+        return error.code
     return 0
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from uuid import UUID
 
 from pgtask._cli.arguments import SOME_FAILED
-from pgtask._cli.database import load_configured_app, say, with_connection
+from pgtask._cli.database import load_configured_app, with_connection
 from pgtask._cli.graph import mermaid
 from pgtask._cli.names import NO_SUCH_TASK, TaskName
+from pgtask._cli.output import say, show
 from pgtask._cli.report import report_json, report_lines
 from pgtask._cli.rows import list_lines, row_json, show_lines
 from pgtask._cli.tables import screen_of
@@ -40,14 +41,11 @@ def list_command(args: argparse.Namespace) -> int:
         args, lambda connection: list_tasks(connection, wanted, limit=args.limit, after=after, characters=characters)
     )
     if args.json:
-        for row, place in zip(page.rows, page.places, strict=True):
-            print(row_json(row, place))
+        show(row_json(row, place) for row, place in zip(page.rows, page.places, strict=True))
     elif page.rows:
-        for line in list_lines(page.rows, screen_of(sys.stdout)):
-            print(line)
+        show(list_lines(page.rows, screen_of(sys.stdout)))
     elif page.following is None:
         say("no tasks")
-    sys.stdout.flush()
     if page.following is not None and page.is_cut:
         where = f"among the {page.following.state} ones"
         say(f"looked at {SCAN_LIMIT:,} tasks and stopped {where}; to look on: --after {page.following}")
@@ -80,19 +78,16 @@ def show_command(args: argparse.Namespace) -> int:
     if isinstance(row, str):
         say(f"{name.text}: {row}")
         return SOME_FAILED
-    lines = [row_json(row)] if args.json else show_lines(row, screen_of(sys.stdout))
-    for line in lines:
-        print(line)
+    show([row_json(row)] if args.json else show_lines(row, screen_of(sys.stdout)))
     return 0
 
 
 def stats_command(args: argparse.Namespace) -> int:
     report = with_connection(args, gather_statistics)
-    for line in [report_json(report)] if args.json else report_lines(report, screen_of(sys.stdout)):
-        print(line)
+    show([report_json(report)] if args.json else report_lines(report, screen_of(sys.stdout)))
     return 0
 
 
 def graph_command(args: argparse.Namespace) -> int:
-    print(mermaid(load_configured_app(args.app)), end="")
+    show([mermaid(load_configured_app(args.app))], end="")
     return 0

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from pgtask._cli.database import say, with_connection
+from pgtask._cli.database import with_connection
+from pgtask._cli.output import say, show
 from pgtask._postgres.prune import prune
 
 __all__ = ["prune_command"]
@@ -35,9 +36,9 @@ def prune_command(args: argparse.Namespace) -> int:
 
     for kind, removed in with_connection(args, work).items():
         if args.json:
-            print(msgspec.json.encode({"kind": kind, "removed": removed}).decode())
+            show([msgspec.json.encode({"kind": kind, "removed": removed}).decode()])
         else:
-            print(f"{removed:,} {_NAMES[kind]}{'' if removed == 1 else 's'} removed")
+            show([f"{removed:,} {_NAMES[kind]}{'' if removed == 1 else 's'} removed"])
     return 0
 
 

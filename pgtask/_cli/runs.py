@@ -14,7 +14,8 @@ from uuid import UUID
 import msgspec
 
 from pgtask._cli.arguments import SOME_FAILED
-from pgtask._cli.database import say, with_connection
+from pgtask._cli.database import with_connection
+from pgtask._cli.output import say, show
 from pgtask._cli.tables import Column, Screen, moment, one_line, printable, relative, screen_of, table_lines
 from pgtask._postgres.runs import (
     CheckpointRow,
@@ -58,14 +59,11 @@ def runs_command(args: argparse.Namespace) -> int:
         lambda connection: list_runs(connection, name=args.name, state=args.state, limit=args.limit, before=before),
     )
     if args.json:
-        for status in found:
-            print(msgspec.json.encode(_plain(status)).decode())
+        show(msgspec.json.encode(_plain(status)).decode() for status in found)
     elif found:
-        for line in _table(found, screen_of(sys.stdout)):
-            print(line)
+        show(_table(found, screen_of(sys.stdout)))
     elif following is None:
         say("no runs")
-    sys.stdout.flush()
     if following is not None:
         say(f"there may be more: --before {following}")
     return 0
@@ -83,10 +81,10 @@ def run_command(args: argparse.Namespace) -> int:
         return SOME_FAILED
     if args.json:
         recorded = [msgspec.structs.asdict(checkpoint) for checkpoint in checkpoints]
-        print(msgspec.json.encode({**_plain(found[0]), "checkpoints": [_with_json(row) for row in recorded]}).decode())
+        show([msgspec.json.encode({**_plain(found[0]), "checkpoints": [_with_json(row) for row in recorded]}).decode()])
         return 0
-    for line in (*_page(found[0], screen_of(sys.stdout)), *_journal(checkpoints, found[0], screen_of(sys.stdout))):
-        print(line)
+    screen = screen_of(sys.stdout)
+    show((*_page(found[0], screen), *_journal(checkpoints, found[0], screen)))
     return 0
 
 
@@ -106,7 +104,7 @@ def signal_command(args: argparse.Namespace) -> int:
 def resume_command(args: argparse.Namespace) -> int:
     runs = [_id(word) for word in args.ids]
     resumed = set(with_connection(args, lambda connection: resume_runs(connection, runs)))
-    print(f"{len(resumed):,} run{'' if len(resumed) == 1 else 's'} resumed", flush=True)
+    show([f"{len(resumed):,} run{'' if len(resumed) == 1 else 's'} resumed"])
     left = [run for run in runs if run not in resumed]
     for run in left:
         say(f"{run}: a worker has it, it has ended well, or there is no such run")

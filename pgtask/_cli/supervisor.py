@@ -18,13 +18,15 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from pgtask._cli.output import OutputError, let_go, open_streams, say, show
 from pgtask._cpus import allowed_cpus
 from pgtask._events import log_event
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Supervisor
-from pgtask._supervisor.progress import Progress, burst_summary, share_terminal
+from pgtask._supervisor.progress import Progress, burst_notes, burst_summary, share_terminal
 from pgtask._supervisor.source import preload
 from pgtask._supervisor.states import ExitCode
+from pgtask._supervisor.tally import Result
 from pgtask._supervisor.worker import MOST_PROCS
 from pgtask.config import SETTINGS, Config, Setting, load_config
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError
@@ -68,6 +70,14 @@ exit code:  0  stopped, or the burst finished       3  a worker could not start
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until stopped; return the exit code."""
+    open_streams(needs_stdout=False)
+    try:
+        return _main(argv)
+    finally:
+        let_go()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         config = load_config(_parse(argv))
         if config.app is None:
@@ -80,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.pin and not allowed_cpus():
             raise ConfigError("--pin: this platform has no CPU affinity")
     except ConfigError as error:
-        print(f"{PROGRAM}: {error} (see {PROGRAM} --help)", file=sys.stderr)
+        say(f"{error} (see {PROGRAM} --help)", program=PROGRAM)
         return ExitCode.USAGE
     progress = share_terminal() if config.burst and config.log == "text" and _is_terminal() else None
     configure(config.log, config.log_level)
@@ -125,9 +135,21 @@ def _run(config: Config, progress: Progress | None) -> int:
     if result.message is not None:
         _complain(config, result.code, result.message)
     elif config.burst:
-        summary = burst_summary(result.totals, result.seconds, finished=result.finished, style=config.log)
-        print(summary, flush=True)
+        _show_burst(config, result)
     return result.code
+
+
+def _show_burst(config: Config, result: Result) -> None:
+    """To whoever may read it: that nobody does changes nothing about the burst, nor about its exit code."""
+    totals, parked = result.totals, result.parked_left
+    summary = burst_summary(totals, result.seconds, finished=result.finished, parked_left=parked, style=config.log)
+    try:
+        show([summary])
+    except OutputError as error:
+        say(str(error), program=PROGRAM)
+    if config.log == "text":  # the object has it in its fields
+        for note in burst_notes(totals, parked_left=parked):
+            say(note, program=PROGRAM)
 
 
 def _start_embedded() -> str:
@@ -146,7 +168,7 @@ def _complain(config: Config, code: ExitCode, message: str, error: BaseException
     if config.log == "json":
         log_event(log, logging.ERROR, "supervisor.failed", message=message, exit=int(code))
     else:
-        print(f"{PROGRAM}: {message}", file=sys.stderr)
+        say(message, program=PROGRAM)
     if error is not None:
         log_event(log, logging.DEBUG, "supervisor.failed", exc_info=error)
 

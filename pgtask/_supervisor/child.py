@@ -30,7 +30,7 @@ from pgtask._worker.orphan import end_with_parent
 from pgtask._worker.status import Gone, Message, Ready, Sources, Stack, StatusPipe, Tick, Totals, decode_messages
 from pgtask.app import App
 from pgtask.config import Config
-from pgtask.errors import AppLoadError, DatabaseRefused, LifespanError, PgtaskError
+from pgtask.errors import AppLoadError, DatabaseRefused, PgtaskError
 
 __all__ = ["DUMP", "Order", "Process", "RunWorker", "combine", "fork", "fork_child"]
 
@@ -244,8 +244,6 @@ def _boot_and_work(config: Config, work: RunWorker, order: Order, process: Proce
         return _fail(status, ExitCode.APP, str(error), error)
     except DatabaseRefused as error:
         return _fail(status, ExitCode.DATABASE, str(error), error)
-    except LifespanError as error:
-        return _fail(status, ExitCode.BOOT, str(error), error, expected=False)
     except PgtaskError as error:
         return _fail(status, ExitCode.BOOT, str(error), error)
     except BaseException as error:
@@ -265,12 +263,15 @@ def _import(config: Config, status: _Status) -> App:
 
 
 class _Status(StatusPipe):
-    """Remembers whether the worker was ever ready: what goes wrong later is no boot failure."""
+    """Remembers whether the worker was ever ready, since what goes wrong later is no boot failure; and whether it has
+    said why it leaves."""
 
     was_ready = False
+    was_gone = False
 
     def send(self, message: Message) -> None:
         self.was_ready = self.was_ready or isinstance(message, Ready)
+        self.was_gone = self.was_gone or isinstance(message, Gone)
         super().send(message)
 
 
@@ -278,7 +279,8 @@ def _fail(status: _Status, code: ExitCode, text: str, error: BaseException, *, e
     """Tell the parent, which prints the line once for all children. The traceback is for whoever debugs."""
     surprise = status.was_ready and not expected
     log_event(log, logging.ERROR if surprise else logging.DEBUG, "worker.failed", exc_info=error)
-    status.send(Gone(reason="failed", message=" ".join(text.split())))
+    if not status.was_gone:
+        status.send(Gone(reason="failed", message=" ".join(text.split())))
     return code
 
 

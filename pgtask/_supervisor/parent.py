@@ -262,7 +262,7 @@ class Supervisor:
         before = worker.slot
         event = judge(before.state, code, worker.reason)
         words = gone.message if gone else None
-        if event is Event.FAILED and code != ExitCode.BOOT:
+        if event is Event.FAILED and (code != ExitCode.BOOT or before.state is State.READY):
             worker.failure = (ExitCode(code), words or "")
         else:
             worker.failure = (ExitCode.BOOT, f"a worker could not start: {words or cause_of(code, before)}")

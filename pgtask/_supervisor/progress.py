@@ -1,7 +1,8 @@
 """What a burst shows a person while it runs, and says at its end.
 
 Invariants: the line never scrolls and never wraps; whatever Python code of ours or of a worker writes to the
-terminal erases it first, in the same write. Programs that a step starts know nothing of it.
+terminal erases it first, in the same write, and a line that somebody has begun there stays. Programs that a step
+starts know nothing of it.
 """
 
 from __future__ import annotations
@@ -9,26 +10,30 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import mmap
 import os
 import sys
 import time
 from collections import deque
-from typing import TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO
 
-from pgtask._worker.status import Totals
+from pgtask._worker.status import MOST_PARKED, Totals
 
-__all__ = ["Progress", "burst_summary", "ended", "share_terminal"]
+__all__ = ["Progress", "burst_notes", "burst_summary", "ended", "share_terminal"]
 
 ERASE_LINE = "\x1b[G\x1b[K"  # with a carriage return it would be written before the line that follows it
 REDRAW_AFTER = 0.2
 RATE_OVER = 5.0  # seconds that the shown rate looks back
+NOBODY = 0  # has begun a line and not ended it
 
 
 class Progress:
     """The updating line on a terminal. `show` may be called as often as one likes."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, begun: memoryview) -> None:
         self._stream = stream
+        self._begun = begun
         self._drawn_at = float("-inf")
         self._history: deque[tuple[float, Totals]] = deque()
 
@@ -42,10 +47,12 @@ class Progress:
             self._history.popleft()
         since, before = self._history[0]
         line = progress_line(totals, before, max(now - since, 1e-9), expected)
-        self._write(ERASE_LINE + line[: self._width() - 1])
+        begun, self._begun[0] = self._begun[0], NOBODY
+        self._write(("\n" if begun else "") + ERASE_LINE + line[: self._width() - 1])
 
     def erase(self) -> None:
-        self._write(ERASE_LINE)
+        if self._begun[0] == NOBODY:
+            self._write(ERASE_LINE)
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):  # the terminal has been closed
@@ -59,30 +66,42 @@ class Progress:
             return 80
 
 
-class _Shared(io.TextIOWrapper):
-    """A standard stream of the terminal that shows the progress."""
+class _Shared(io.FileIO):
+    """The terminal that shows the progress, below the buffers of a standard stream: each write here is one to it.
 
-    _at_start = True
+    All streams of all processes share one number: which of them has begun the last line there and not ended it.
+    """
 
-    def write(self, text: str) -> int:
-        if text:
-            super().write(ERASE_LINE + text if self._at_start else text)
-            self._at_start = text.endswith("\n")
-        return len(text)
+    def __init__(self, fd: int, begun: memoryview) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._begun = begun
+
+    def write(self, data: Any) -> int:
+        text = bytes(data)
+        if not text:
+            return 0
+        us = os.getpid() << 2 | self.fileno()
+        begun = self._begun[0]
+        before = b"" if begun == us else ERASE_LINE.encode() if begun == NOBODY else b"\n"
+        self._begun[0] = NOBODY if text.endswith(b"\n") else us  # first: the progress may be drawn right after
+        return max(0, (super().write(before + text) or 0) - len(before))
 
 
 def share_terminal() -> Progress:
     """The progress on stderr. From now on, lines that are written to the terminal, also after a fork, erase it."""
-    progress = Progress(sys.stderr)
-    sys.stdout, sys.stderr = _shared(sys.stdout), _shared(sys.stderr)
+    begun = memoryview(mmap.mmap(-1, 8)).cast("Q")
+    progress = Progress(sys.stderr, begun)
+    sys.stdout, sys.stderr = _shared(sys.stdout, begun), _shared(sys.stderr, begun)
     return progress
 
 
-def _shared(stream: TextIO) -> TextIO:
+def _shared(stream: TextIO, begun: memoryview) -> TextIO:
     if not stream.isatty():
         return stream
-    through = isinstance(stream, io.TextIOWrapper) and stream.write_through  # as `python -u` asks for
-    return _Shared(stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=through)
+    stream.flush()
+    # By lines also with `python -u`: print() writes a line in pieces, and others would write between them.
+    buffer = io.BufferedWriter(_Shared(stream.fileno(), begun))
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True)
 
 
 def ended(totals: Totals) -> int:
@@ -104,13 +123,13 @@ def progress_line(totals: Totals, before: Totals, seconds: float, expected: int 
         _count(totals.errors, "error"),
     ]
     lately = ended(totals) - ended(before)
-    if of and lately and expected is not None:
+    if of and expected is not None and lately / seconds >= 0.5:  # while everything waits there is nothing to go by
         left = round((expected - ended(totals)) * seconds / lately)
         parts.append(f"at most {left // 60}:{left % 60:02d} left")
     return "  ".join(parts)
 
 
-def burst_summary(totals: Totals, seconds: float, *, finished: bool, style: str) -> str:
+def burst_summary(totals: Totals, seconds: float, *, finished: bool, parked_left: int, style: str) -> str:
     """The last line of a burst: for people, or with style "json" for programs."""
     rate = round(totals.steps / seconds) if seconds else 0
     ending = "finished" if finished else "stopped"
@@ -122,6 +141,8 @@ def burst_summary(totals: Totals, seconds: float, *, finished: bool, style: str)
                 "steps": totals.steps,
                 "errors": totals.errors,
                 "parked": totals.parked,
+                "parked_left": parked_left,
+                "put_back": totals.put_back,
                 "seconds": round(seconds, 3),
                 "steps_per_second": rate,
             }
@@ -131,6 +152,19 @@ def burst_summary(totals: Totals, seconds: float, *, finished: bool, style: str)
         f"burst {ending}: {_count(totals.done, 'task')} done{parked}, {_count(totals.steps, 'step')}, "
         f"{_count(totals.errors, 'error')} in {seconds:.1f} s ({rate:,} steps/s)"
     )
+
+
+def burst_notes(totals: Totals, *, parked_left: int) -> Iterator[str]:
+    """Lines about what a burst has left in the table, each with where to look."""
+    if parked_left:
+        tasks = f"{parked_left:,} or more tasks are" if parked_left >= MOST_PARKED else _are(parked_left)
+        yield f"{tasks} parked with an error: pgtask list --state parked"
+    if totals.put_back:
+        yield f"{_are(totals.put_back)} put back, since this app lacks the step: pgtask list --state scheduled"
+
+
+def _are(tasks: int) -> str:
+    return f"{_count(tasks, 'task')} {'is' if tasks == 1 else 'are'}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -19,7 +19,7 @@ __all__ = ["Result", "Tally"]
 class Result(msgspec.Struct, frozen=True):
     """How it ended: the exit code, the line of a failure, the sums over all processes, and how long it took.
 
-    `finished` tells a burst that ran to its end from one that was stopped.
+    `finished` tells a burst that ran to its end from one that was stopped. `parked_left` as in `Gone`.
     """
 
     code: ExitCode
@@ -27,6 +27,7 @@ class Result(msgspec.Struct, frozen=True):
     totals: Totals
     finished: bool
     seconds: float
+    parked_left: int
 
 
 class Tally:
@@ -39,7 +40,7 @@ class Tally:
         self._buried = Totals()
         self._ended_before_count = 0
         self._burst_over = False
-        self._some_parked = False
+        self._parked_left = 0
 
     def totals(self, workers: Iterable[Worker]) -> Totals:
         totals = self._buried
@@ -54,7 +55,7 @@ class Tally:
         if process.gone:
             # A worker says so when nobody holds a task: that others were told to stop just then changes nothing.
             self._burst_over |= process.gone.reason == "burst"
-            self._some_parked |= process.gone.some_parked
+            self._parked_left = max(self._parked_left, process.gone.parked_left)
 
     def count_begins(self, workers: Iterable[Worker]) -> None:
         self._ended_before_count = ended(self.totals(workers))
@@ -66,6 +67,6 @@ class Tally:
         """When all processes are buried."""
         finished = self.failure is None and self._burst_over
         code, message = self.failure or (ExitCode.OK, None)
-        if finished and self._some_parked:
+        if finished and self._parked_left:
             code = ExitCode.PARKED
-        return Result(code, message, self._buried, finished, seconds)
+        return Result(code, message, self._buried, finished, seconds, self._parked_left)

@@ -64,7 +64,9 @@ class Worker:
         again = {}
         if self.slot.timer is not None:
             again["restart_in"] = round(self.slot.timer - time.monotonic(), 3)
-        if event is Event.LEFT:
+        if event is Event.LEFT and words:
+            self.log(logging.ERROR, "worker.gone", reason=self.reason, error=words, **again)
+        elif event is Event.LEFT:
             self.log(logging.INFO, "worker.gone", reason=self.reason, **again)
         elif event is Event.FAILED:  # said once, by whoever prints the result
             self.log(logging.DEBUG, "worker.gone", reason=self.reason, **fields)

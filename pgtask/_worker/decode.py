@@ -33,6 +33,7 @@ class UnknownSteps:
         self._park = park
         self._delay = delay
         self._warned: set[str] = set()
+        self.put_back = 0
 
     def delay(self, name: str) -> float | None:
         """Seconds after which to try again, or None to park the task."""
@@ -40,4 +41,7 @@ class UnknownSteps:
             self._warned.add(name)
             action = "parked" if self._park else f"put back for {self._delay:g} s"
             log_event(log, logging.WARNING, "step.unknown", step=name[:200], action=action)
-        return None if self._park else self._delay
+        if self._park:
+            return None
+        self.put_back += 1
+        return self._delay

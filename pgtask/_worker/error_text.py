@@ -14,13 +14,14 @@ __all__ = ["MOST_BYTES", "describe", "sanitise"]
 
 MOST_BYTES = 8 * 1024
 _MOST_LINKS = 20
+NO_REASON = "failed without a reason"
 _CUT = "\n[...]\n"
 
 
 def describe(error: BaseException | str) -> str:
     """The text for an exception (its chain of causes, where it was raised) or for a reason given as text."""
     if isinstance(error, str):
-        return sanitise(error)
+        return sanitise(error if error.strip() else NO_REASON)
     return sanitise("\n".join(_lines(error, set(), "")))
 
 

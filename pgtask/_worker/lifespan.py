@@ -23,6 +23,7 @@ async def opened_resources(app: App) -> AsyncIterator[Any]:
         yield None
         return
     passing: BaseException | None = None
+    when = ""
     try:
         manager: Any = app.lifespan()
         if not hasattr(manager, "__aenter__"):
@@ -31,6 +32,7 @@ async def opened_resources(app: App) -> AsyncIterator[Any]:
                 "which is not an async context manager; decorate it with @asynccontextmanager"
             )
         async with manager as resources:
+            when = " at its end"
             try:
                 yield resources
             except BaseException as error:
@@ -41,4 +43,4 @@ async def opened_resources(app: App) -> AsyncIterator[Any]:
     except Exception as error:
         if error is passing:
             raise
-        raise LifespanError(f"the lifespan failed: {one_line(error)}") from error
+        raise LifespanError(f"the lifespan failed{when}: {one_line(error)}") from error

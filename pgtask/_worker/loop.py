@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pgtask._events import log_event
 from pgtask._fastpath import Lease, Leases, Marks, Outcomes
 from pgtask._postgres.store import Link
+from pgtask._worker.calls import Calls
 from pgtask._worker.claim import Claim
 from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of
 from pgtask._worker.dispatch import Dispatch
@@ -27,7 +28,7 @@ from pgtask._worker.journal import Journal
 from pgtask._worker.renew import Renew
 from pgtask._worker.room import Room
 from pgtask._worker.runs import Runs
-from pgtask._worker.status import Totals
+from pgtask._worker.status import MOST_PARKED, Totals
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.wake import Wake
 from pgtask.app import App
@@ -59,8 +60,8 @@ class Loop:
         self._room = Room(config.concurrency, config.batch)
         self.leaving: Reason | None = None
         """Why it claims no more, or None while it does."""
-        self.some_parked = False
-        """Whether a burst left tasks with an error."""
+        self.parked_left = 0
+        """How many tasks with an error a burst has left, 1,000 for so many or more."""
         self._build(config, config.dsn, app, worker, marks, stopped)
 
     def _build(
@@ -79,7 +80,7 @@ class Loop:
             shortest_poll=1.0 if config.listen and not config.burst else 0.05,
             longest_poll=1.0 if config.burst or not config.listen else 30.0,
         )
-        unknown = UnknownSteps(
+        self._unknown = UnknownSteps(
             park=config.unknown == "park",
             delay=PUT_BACK_DELAY + (config.burst_horizon if config.burst else 0.0),
         )
@@ -90,7 +91,7 @@ class Loop:
             max_step_bytes=config.max_step_bytes,
             marks=marks,
             wake=self._work.set,
-            unknown=unknown.delay,
+            unknown=self._unknown.delay,
             broke=self.fail,
         )
         self._suspects = Suspects(self.dispatch, config.concurrency)
@@ -108,7 +109,8 @@ class Loop:
         link = Link(dsn, f"{name} journal", pooled=pooled)
         self.journal = Journal(link, due_in=self._claim.due_in) if app.workflows else None
         if self.journal is not None:
-            Runs(app, self._leases, self.dispatch, journal=self.journal, most_bytes=config.max_step_bytes)
+            calls = Calls(self.dispatch, self.dispatch.threads, most_bytes=config.max_step_bytes)
+            Runs(app, self._leases, self.dispatch, journal=self.journal, calls=calls)
         self.wake: Wake | None = None
         if config.listen:
             self.wake = Wake(
@@ -256,12 +258,15 @@ class Loop:
         """With --burst: leave when nothing is held here or elsewhere, and nothing falls due within the horizon."""
         if len(self._leases) or self._claim.wanted or self._more_to_come():
             return False
-        ((leased, self.some_parked),) = await self.link.run("burst_left", list(self._config.queue) or None)
+        queues = list(self._config.queue) or None
+        ((leased, some_parked),) = await self.link.run("burst_left", queues)
         if leased:
             return False
         await self._claim.look()  # for what came back from the last lease since we looked
         if not self._claim.wanted and not self._more_to_come():
-            self.leaving = "burst"
+            if some_parked:
+                ((self.parked_left,),) = await self.link.run("parked_left", queues, MOST_PARKED)
+            self.leaving = self.leaving or "burst"
         return True
 
     def _more_to_come(self) -> bool:
@@ -297,4 +302,5 @@ class Loop:
             errors=self.dispatch.errors,
             parked=self._flush.parked + parked,
             lost=self._flush.lost + lost,
+            put_back=self._unknown.put_back,
         )

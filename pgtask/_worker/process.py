@@ -27,7 +27,7 @@ from pgtask._worker.loop import UNWIND, Loop, Reason
 from pgtask._worker.status import Gone, Ready, StatusPipe, Tick
 from pgtask.app import App
 from pgtask.config import Config
-from pgtask.errors import SchemaError
+from pgtask.errors import LifespanError, SchemaError
 
 __all__ = ["run_worker"]
 
@@ -52,7 +52,7 @@ def run_worker(
 
     SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Tells
     `status`. With `embedded` a missing schema is created. All its tokens begin with the eight bytes `worker`; what it
-    executes is in `marks`. Raises `DatabaseRefused` for what waiting will not mend.
+    executes is in `marks`. Raises `DatabaseRefused` for what waiting will not mend, and `LifespanError`.
     """
     process = _Process(config, app, status, worker, marks, embedded=embedded, counts_waiting=counts_waiting)
     # The loop is not closed: that would wait for steps which ignore their cancellation, and the process ends here.
@@ -104,9 +104,17 @@ class _Process:
         except asyncio.CancelledError:
             if self._loop.leaving is None:
                 raise
+        except LifespanError as error:
+            if self._loop.leaving is not None:  # its work is done: only its end has failed
+                self._say_gone(str(error))
+            raise
         finally:
             ticking.cancel()
-        self._status.send(Gone(self._loop.leaving or "drained", self._loop.totals(), self._loop.some_parked))
+        self._say_gone(None)
+
+    def _say_gone(self, message: str | None) -> None:
+        loop = self._loop
+        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.parked_left, message))
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """The connections, the schema, the user's pool and resources; in the order in which they depend."""

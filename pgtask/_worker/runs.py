@@ -13,7 +13,6 @@ from typing import Any
 from pgtask._events import log_event
 from pgtask._fastpath import Again, Dispatcher, Lease, Leases, Written
 from pgtask._worker.calls import Calls
-from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.entries import History, Journalled
 from pgtask._worker.error_text import describe
 from pgtask._worker.run import Run
@@ -28,18 +27,17 @@ log = logging.getLogger("pgtask.runs")
 
 
 class Runs:
-    """Drives runs: `run` becomes the handler of each workflow's step in the dispatch table. A result has `most_bytes`
-    of JSON at most."""
+    """Drives runs: `run` becomes the handler of each workflow's step in the dispatch table."""
 
-    def __init__(self, app: App, leases: Leases, dispatch: Dispatch, *, journal: Journalled, most_bytes: int) -> None:
+    def __init__(self, app: App, leases: Leases, dispatcher: Dispatcher, *, journal: Journalled, calls: Calls) -> None:
         self._workflows: Mapping[str, Sequence[Workflow[Any, Any]]] = app.workflows
         self._leases = leases
-        self._dispatcher: Dispatcher = dispatch
+        self._dispatcher = dispatcher
         self._journal = journal
-        self._calls = Calls(dispatch, dispatch.threads, most_bytes=most_bytes)
+        self._calls = calls
         for definition in app:
             if definition.task in app.workflows:
-                dispatch.table.entry(definition.cls).run = self.run
+                dispatcher.table.entry(definition.cls).run = self.run
 
     async def run(self, step: Any, context: Context) -> Written | Again:
         """Drive a run until it ends, pauses, fails or is stopped; says what its row has become, or is to become."""

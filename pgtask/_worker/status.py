@@ -14,17 +14,24 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Gone", "Message", "Ready", "Sources", "Stack", "StatusPipe", "Tick", "Totals", "decode_messages"]
+__all__ = [
+    *("MOST_PARKED", "Gone", "Message", "Ready", "Sources", "Stack", "StatusPipe", "Tick", "Totals", "decode_messages"),
+]
+
+MOST_PARKED = 1000
+"""No more parked tasks are counted at the end of a burst."""
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Tasks finished, steps run, failed tries (rows that cannot be decoded among them), tasks parked, leases lost."""
+    """Tasks finished, steps run, failed tries (rows that cannot be decoded among them), tasks parked, leases lost, and
+    how often a task was put back because the app lacks its step."""
 
     done: int = 0
     steps: int = 0
     errors: int = 0
     parked: int = 0
     lost: int = 0
+    put_back: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -46,12 +53,14 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
     """The worker leaves by itself, and why. `message` is the one line for a person when it failed.
 
     drained: told to stop by a signal or the end of its parent; notified: `stop_worker`; burst: nothing is left to do;
-    failed: with the exit code of the process. `some_parked`: a burst left tasks with an error in the table.
+    failed: with the exit code of the process. One that leaves in order, but whose lifespan then fails, says the reason
+    for which it leaves, with the message, and exits with the code of a worker that could not start. `parked_left`: how
+    many tasks with an error a burst has left in the table, 1,000 for so many or more.
     """
 
     reason: Literal["drained", "notified", "burst", "failed"]
     totals: Totals = Totals()
-    some_parked: bool = False
+    parked_left: int = 0
     message: str | None = None
 
 

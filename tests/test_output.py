@@ -36,8 +36,8 @@ def shell(line: str, dsn: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parent
     words = {"PYTHONPATH": f"{root.parent}:{root}", "PGTASK_DSN": dsn, "PGTASK_APP": f"{__name__}:app"}
     functions = (
-        f"pgtask() {{ {sys.executable} -m pgtask \"$@\"; }}; "
-        f"pgtask-supervisor() {{ {sys.executable} -m pgtask._cli.supervisor --procs 1 \"$@\"; }}; "
+        f'pgtask() {{ {sys.executable} -m pgtask "$@"; }}; '
+        f'pgtask-supervisor() {{ {sys.executable} -m pgtask._cli.supervisor --procs 1 "$@"; }}; '
     )
     return subprocess.run(
         ["bash", "-c", functions + line], env={**os.environ, **words}, capture_output=True, text=True, timeout=50
@@ -92,5 +92,5 @@ def test_nothing_is_written_to_a_socket_in_place_of_a_closed_stream(dsn: str) ->
     """The next descriptor that is opened would be a closed one's, and a step prints."""
     program = "from pgtask._cli.output import open_streams; import os, sys; open_streams(needs_stdout=False); "
     program += "print('said'); sys.stdout.flush(); sys.exit(os.open('/dev/null', os.O_RDONLY) < 3)"
-    done = shell(f"{sys.executable} -c \"{program}\" <&- >&- 2>&-", dsn)
+    done = shell(f'{sys.executable} -c "{program}" <&- >&- 2>&-', dsn)
     assert done.returncode == 0

@@ -30,8 +30,10 @@ class OutputError(PgtaskError):
 
 
 def open_streams(*, needs_stdout: bool) -> None:
-    """Open what the caller has closed (`>&-`), for us and for whoever inherits it: what is written there is dropped, but
-    for stdout an error if it is needed."""
+    """Open what the caller has closed (`>&-`), for us and for whoever inherits it.
+
+    What is written there is dropped; to a stdout that is needed it cannot be written.
+    """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue
@@ -41,7 +43,8 @@ def open_streams(*, needs_stdout: bool) -> None:
             os.dup2(opened, fd)
             os.close(opened)
         os.set_inheritable(fd, True)
-        setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", errors="backslashreplace", closefd=False))
+        stream = open(fd, "w" if fd else "r", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
 
 
 def show(lines: Iterable[str], *, end: str = "\n") -> None:

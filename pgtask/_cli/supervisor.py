@@ -18,12 +18,13 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from pgtask._events import log_event
 from pgtask._cli.output import OutputError, let_go, open_streams, say, show
+from pgtask._events import log_event
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Result, Supervisor
 from pgtask._supervisor.progress import Progress, burst_notes, burst_summary, share_terminal
 from pgtask._supervisor.states import ExitCode
+from pgtask.app import check_reference
 from pgtask.config import SETTINGS, Config, Setting, load_config
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError
 
@@ -87,7 +88,7 @@ def _main(argv: Sequence[str] | None) -> int:
     progress = share_terminal() if config.burst and config.log == "text" and _is_terminal() else None
     configure(config.log, config.log_level)
     try:
-        _check_form(config.app)
+        check_reference(config.app)  # before a database is started for it
         return _run(config, progress)
     except AppLoadError as error:
         _complain(config, ExitCode.APP, str(error), error)
@@ -97,21 +98,6 @@ def _main(argv: Sequence[str] | None) -> int:
         return ExitCode.DATABASE
     except KeyboardInterrupt:  # before the supervisor minds its signals: while the embedded server starts
         return ExitCode.INTERRUPTED
-
-
-def _check_form(app: str) -> None:
-    """What cannot be the name of an app is refused before a database is started for it."""
-    if _is_well_formed(app):
-        return
-    module, _, attribute = app.partition(":")
-    guess = f"{module.removeprefix('./').removesuffix('.py').replace('/', '.')}:{attribute or 'app'}"
-    hint = f": did you mean {guess}?" if _is_well_formed(guess) else ", as in greetings:app"
-    raise AppLoadError(f"app {app!r} is not of the form module:attribute{hint}")
-
-
-def _is_well_formed(app: str) -> bool:
-    module, _, attribute = app.partition(":")
-    return "/" not in app and not module.endswith(".py") and all([*module.split("."), *attribute.split(".")])
 
 
 def _run(config: Config, progress: Progress | None) -> int:
@@ -132,9 +118,7 @@ def _run(config: Config, progress: Progress | None) -> int:
 def _show_burst(config: Config, result: Result) -> None:
     """To whoever may read it: that nobody does changes nothing about the burst, nor about its exit code."""
     totals, parked = result.totals, result.parked_left
-    summary = burst_summary(
-        totals, result.seconds, finished=result.finished, parked_left=parked, style=config.log
-    )
+    summary = burst_summary(totals, result.seconds, finished=result.finished, parked_left=parked, style=config.log)
     try:
         show([summary])
     except OutputError as error:
@@ -150,7 +134,9 @@ def _start_embedded() -> str:
     directory = Path.cwd()
     dsn = running_dsn(directory)
     event = "embedded.started" if dsn is None else "embedded.running"
-    dsn = dsn or start(directory)
+    if dsn is None:
+        log_event(log, logging.INFO, "embedded.starting", directory=directory / ".pgtask")
+        dsn = start(directory)
     log_event(log, logging.INFO, event, dsn=dsn, stop="pgtask stop --server")
     return dsn
 

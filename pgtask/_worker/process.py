@@ -41,7 +41,8 @@ def run_worker(
     """Run one worker in this process until it is told to leave, or a burst is over; returns the exit code, 0.
 
     SIGTERM, or the end of `parent_fd`, drains within `config.grace`; SIGQUIT stops now. Tells `status`. With
-    `embedded` a missing schema is created. Raises `DatabaseRefused` for what waiting will not mend, and `LifespanError`.
+    `embedded` a missing schema is created. Raises `LifespanError`, and `DatabaseRefused` for what waiting will not
+    mend.
     """
     process = _Process(config, app, status, embedded=embedded, counts_waiting=counts_waiting)
     # The loop is not closed: that would wait for steps which ignore their cancellation, and the process ends here.

@@ -48,4 +48,7 @@ async def main(chains: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*map(int, sys.argv[1:])))
+    words = sys.argv[1:] or ["1"]
+    if len(words) > 1 or not words[0].isdecimal():
+        sys.exit("usage: python -m examples.counter [CHAINS], a whole number")
+    asyncio.run(main(int(words[0])))

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from operator import attrgetter
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from pgtask.policy import Policy
 from pgtask.task import Task
 from pgtask.workflow import STEP, Workflow
 
-__all__ = ["App", "StepDefinition", "load_app"]
+__all__ = ["App", "StepDefinition", "check_reference", "load_app"]
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 _RESERVED = ("policy", "transparent", "archive", "run")
@@ -137,9 +138,8 @@ def load_app(reference: str) -> App:
     """Import `module:attribute` and return the `App` it names. Raises `AppLoadError` with one readable line."""
     import importlib
 
-    module_name, separator, attribute = reference.partition(":")
-    if not (module_name and separator and attribute):
-        raise AppLoadError(f"app {reference!r} is not of the form module:attribute, as in greetings:app")
+    check_reference(reference)
+    module_name, _, attribute = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -147,10 +147,30 @@ def load_app(reference: str) -> App:
     try:
         found = attrgetter(attribute)(module)
     except AttributeError as error:
-        raise AppLoadError(f"app {reference!r}: {error}") from error
+        raise AppLoadError(f"app {reference!r}: {error}{_apps_of(module)}") from error
     if not isinstance(found, App):
-        raise AppLoadError(f"app {reference!r} is of type {type(found).__name__}, not a pgtask.App")
+        raise AppLoadError(f"app {reference!r} is of type {type(found).__name__}, not a pgtask.App{_apps_of(module)}")
     return found
+
+
+def check_reference(reference: str) -> None:
+    """Raise `AppLoadError` for what cannot name an app, with what may have been meant."""
+    if _is_well_formed(reference):
+        return
+    module, _, attribute = reference.partition(":")
+    guess = f"{module.removeprefix('./').removesuffix('.py').replace('/', '.')}:{attribute or 'app'}"
+    hint = f": did you mean {guess}?" if _is_well_formed(guess) else ", as in greetings:app"
+    raise AppLoadError(f"app {reference!r} is not of the form module:attribute{hint}")
+
+
+def _is_well_formed(reference: str) -> bool:
+    module, _, attribute = reference.partition(":")
+    return "/" not in reference and not module.endswith(".py") and all([*module.split("."), *attribute.split(".")])
+
+
+def _apps_of(module: ModuleType) -> str:
+    names = [f"{module.__name__}:{name}" for name, value in vars(module).items() if isinstance(value, App)]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _failure(error: BaseException, module: str) -> str:

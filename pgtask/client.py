@@ -52,7 +52,7 @@ class Client(Runs):
 
     What enqueues takes `queue` and `priority` (default: the policy of the step), `key` (at most one task with this key
     is in the table, waiting, running or parked: if there is one, its id is returned and nothing is inserted) and `conn`
-    (an asyncpg connection: the task is part of its transaction).
+    (an asyncpg connection: the task is part of its transaction; the client need not be open for it).
 
     They raise `EnqueueError` (a ValueError) for what cannot be enqueued, before anything is sent; `SchemaError`
     without the table; `DataRefused` when a constraint or a trigger of yours on the table says no; `DatabaseRefused`
@@ -60,8 +60,9 @@ class Client(Runs):
     `DatabaseUnavailable`, of which that is one, when the connection is lost: a single task may then have been
     enqueued or not, which a `key` makes safe to repeat. Cancelling them rolls back.
 
-    Opening raises `ConfigError` for a wrong setting, `EmbeddedError` if the embedded server does not start, and
-    `DatabaseRefused` or `DatabaseUnavailable` if the database cannot be connected to.
+    Opening raises `ConfigError` for a wrong setting, `EmbeddedError` if the embedded server does not start,
+    `SchemaError` if there is no table or one of another version, and `DatabaseRefused` or `DatabaseUnavailable` if the
+    database cannot be connected to.
     """
 
     def __init__(

@@ -17,10 +17,11 @@ from typing import Any
 import msgspec
 
 from pgtask._cpus import default_procs
+from pgtask._dsn import check_dsn, redact
 from pgtask.errors import ConfigError
 from pgtask.policy import check_queue
 
-__all__ = ["SETTINGS", "Config", "Setting", "load_config"]
+__all__ = ["SETTINGS", "Config", "Setting", "dsn_source", "load_config"]
 
 DEFAULT_MAX_STEP_BYTES = 512 * 1024
 _PREFIX = "PGTASK_"
@@ -152,13 +153,15 @@ def _queues(value: Any) -> tuple[str, ...]:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("app", _text, "the app to run, as module:attribute", "APP"),
-    Setting("dsn", _text, "the database (default: DATABASE_URL, else an embedded PostgreSQL under .pgtask/)", "DSN"),
+    Setting(
+        "dsn", check_dsn, "the database (default: DATABASE_URL, else an embedded PostgreSQL under .pgtask/)", "DSN"
+    ),
     Setting("procs", _whole(1), "worker processes (default: the usable CPUs)", "N"),
     Setting("concurrency", _whole(1), "steps that may be suspended at once in each worker (default: 100)", "N"),
     Setting("batch", _whole(1), "most tasks taken by one claim (default: 500)", "N"),
     Setting("pool_size", _whole(1), "most connections of ctx.db, in each worker (default: 10)", "N"),
     Setting(
-        "queue", _queues, "serve only this queue; several times, or as a,b, for more (default: every queue)", "NAME"
+        "queue", _queues, "serve only this queue; may be given several times, or as a,b (default: every queue)", "NAME"
     ),
     Setting("lease_timeout", _seconds(zero=False), "seconds a lease lasts without renewal (default: 60)", "S"),
     Setting(
@@ -195,6 +198,9 @@ SETTINGS: tuple[Setting, ...] = (
     ),
 )
 
+_DSN = next(setting for setting in SETTINGS if setting.name == "dsn")
+_FOREIGN_DSN = "DATABASE_URL"  # what others use as well: it counts, and is looked at, where nothing of ours says more
+
 
 def load_config(
     flags: Mapping[str, Any] | None = None,
@@ -210,13 +216,8 @@ def load_config(
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         for source, raw in _find(setting, flags, environ, file):  # what is overridden is checked as well
-            try:
-                value = setting.parse(raw)
-            except ValueError as error:
-                raise ConfigError(f"{source}={raw!r}: {error}") from None
+            value = _read(setting, source, raw)
             values[setting.name] = not value if setting.negated else value
-    if "dsn" not in values and environ.get("DATABASE_URL"):
-        values["dsn"] = environ["DATABASE_URL"]
     if "procs" not in values:
         values["procs"] = default_procs()
     if "heartbeat_interval" not in values and "lease_timeout" in values:
@@ -232,10 +233,33 @@ def load_config(
     return config
 
 
+def dsn_source(flags: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Which flag, variable or key names the database, and what it says; None for the embedded one."""
+    found = list(_find(_DSN, flags, os.environ, _file_section(Path.cwd())))
+    return found[-1] if found else None
+
+
+def _read(setting: Setting, source: str, raw: Any) -> Any:
+    try:
+        return setting.parse(raw)
+    except ValueError as error:
+        shown = redact(raw) if setting is _DSN and isinstance(raw, str) else raw
+        raise ConfigError(f"{source}={shown!r}: {error}") from None
+
+
 def _find(
     setting: Setting, flags: Mapping[str, Any], environ: Mapping[str, str], file: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any]]:
     """Which source says what, the strongest last."""
+    sources = list(_own_sources(setting, flags, environ, file))
+    if setting is _DSN and not sources and environ.get(_FOREIGN_DSN):
+        yield _FOREIGN_DSN, environ[_FOREIGN_DSN]
+    yield from sources
+
+
+def _own_sources(
+    setting: Setting, flags: Mapping[str, Any], environ: Mapping[str, str], file: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
     for key in dict.fromkeys((setting.key.replace("-", "_"), setting.key)):
         if key in file:
             yield f"[tool.pgtask] {key}", file[key]

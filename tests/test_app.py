@@ -680,9 +680,9 @@ def test_an_app_is_loaded_by_name(module: Callable[[str], None], reference: str)
 @pytest.mark.parametrize(
     ("reference", "text", "message"),
     [
-        ("some_app", GOOD, "app 'some_app' is not of the form module:attribute, as in greetings:app"),
+        ("some_app", GOOD, "app 'some_app' is not of the form module:attribute: did you mean some_app:app?"),
         (":app", GOOD, "app ':app' is not of the form module:attribute, as in greetings:app"),
-        ("some_app:", GOOD, "app 'some_app:' is not of the form module:attribute, as in greetings:app"),
+        ("some_app:", GOOD, "app 'some_app:' is not of the form module:attribute: did you mean some_app:app?"),
         ("no_such_app:app", GOOD, "app 'no_such_app:app': no module named 'no_such_app' here or on the path"),
         ("some_app.sub:app", GOOD, "app 'some_app.sub:app': "),
         ("some_app:other", GOOD, "app 'some_app:other': module 'some_app' has no attribute 'other'"),

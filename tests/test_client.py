@@ -372,7 +372,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "delay out of range": (later(timedelta.max), "delay"),
     "not a step": (one("text"), "a value of type str is " + NO_STEP),
     "none": (one(None), "a value of type NoneType is " + NO_STEP),
-    "class instead of step": (one(Write), "a value of type StructMeta is " + NO_STEP),
+    "class instead of step": (one(Write), r"^Write is a class: write Write\(\.\.\.\)$"),
     "family itself": (one(Post()), "a value of type Post is " + NO_STEP),
     "root itself": (one(Task()), "a value of type Task is " + NO_STEP),
     "struct that is no task": (one(Address("Elm")), "a value of type Address is " + NO_STEP),
@@ -532,6 +532,18 @@ def test_a_connection_of_another_library_is_refused(dsn: str) -> None:
 # --- the client itself ---------------------------------------------------------------------------------------
 
 
+def test_with_a_connection_of_the_caller_a_client_need_not_be_open(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        await client.__aexit__(None, None, None)
+        for closed in (client, Client(dsn)):
+            await closed.enqueue(Write("x"), conn=db)
+            await closed.enqueue_many([Write("x")], conn=db)
+        assert await count(db) == 4
+        await client.__aenter__()
+
+    play(dsn, scenario)
+
+
 def test_a_client_that_is_not_open_says_so(dsn: str) -> None:
     async def main() -> None:
         client = Client(dsn)
@@ -567,14 +579,9 @@ def test_a_database_that_is_not_there_is_found_when_opening(dsn: str) -> None:
 
 def test_without_the_table_the_command_is_named(empty_dsn: str) -> None:
     async def main() -> None:
-        async with Client(empty_dsn) as client:
-            for call in (
-                client.enqueue(Write("x")),
-                client.enqueue_many([Write("x")]),
-                client.enqueue_many([Write("x")], key=lambda step: "key"),
-            ):
-                with pytest.raises(SchemaError, match="run: pgtask migrate"):
-                    await call
+        with pytest.raises(SchemaError, match="has no pg_task table; run: pgtask migrate"):
+            async with Client(empty_dsn):
+                raise AssertionError
 
     run(main())
 

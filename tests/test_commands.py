@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -188,6 +190,8 @@ def test_every_command_has_help_and_version_is_said(capsys: pytest.CaptureFixtur
         ("frobnicate", "frobnicate"),
         ("list --limit 0", "0 is not from 1 to 10000 (see pgtask list --help)"),
         ("list --limit many", "many"),
+        ("list --parked", "unrecognized arguments: --parked; did you mean --state parked? (see pgtask list --help)"),
+        ("show 01234567 --parked", "unrecognized arguments: --parked (see pgtask show --help)"),
         ("list --state running", "running"),
         ("list --after nonsense", "--after nonsense"),
         ("list --after ready.0.99999999999999999999999.0.1.default", "--after"),
@@ -222,13 +226,34 @@ def test_a_database_that_is_away_is_one_line_and_exit_5(command: Command) -> Non
 
 
 def test_without_the_schema_the_command_to_run_is_named(empty_dsn: str, command: Command) -> None:
-    for words in (["list"], ["stats"], ["show", "01234567"], ["retry", "--parked"], ["cancel", NOBODY]):
+    for words in (
+        ["list"],
+        ["stats"],
+        ["show", "01234567"],
+        ["retry", "--parked"],
+        ["cancel", NOBODY],
+        ["enqueue", APP, "SayHello"],
+    ):
         said = command(*words, "--dsn", empty_dsn)
         assert (said.code, said.out) == (5, "")
-        assert said.err == "pgtask: this database has no pg_task table; run: pgtask migrate\n"
-    said = command("enqueue", APP, "SayHello", "--dsn", empty_dsn)
+        name = urlsplit(empty_dsn).path[1:]
+        remedy = f"pgtask migrate --dsn {shlex.quote(empty_dsn)}"
+        assert said.err == f"pgtask: the database {name} has no pg_task table; run: {remedy}\n"
+
+
+def test_enqueue_refuses_the_schema_of_another_version(database: str, command: Command) -> None:
+    query(database, "INSERT INTO pg_task_schema (version) VALUES (1000)")
+    said = command("enqueue", APP, "SayHello")
     assert (said.code, said.out) == (5, "")
-    assert said.err.endswith("run: pgtask migrate\n")
+    assert "is at version 1000" in said.err
+    assert query(database, "SELECT count(*) FROM pg_task") == [(0,)]
+
+
+def test_who_named_the_database_is_said(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/x")
+    assert command("list").err.endswith(" [DATABASE_URL: postgresql://u:***@127.0.0.1:1/x]\n")
+    monkeypatch.setenv("DATABASE_URL", "host=/tmp dbname=x")
+    assert command("list").code == 2
 
 
 # --- migrate ------------------------------------------------------------------------------------------------
@@ -298,7 +323,14 @@ def test_enqueue_routes_delays_and_keys(database: str, command: Command) -> None
         (["ReadName"], "missing required field `filename`"),
         (["SayHello", '{"nam": "x"}'], "has no field 'nam'; its fields: name"),
         (["Mailer.Flush", '{"x": 1}'], "has no field 'x'; its fields: none"),
-        (["SayHello", "{"], "Greeter.SayHello cannot be decoded: Input data was truncated"),
+        (["SayHello", "{"], "'{' is not JSON (Input data was truncated); for example '{\"name\": \"text\"}'"),
+        (
+            ["SayHello", "name=you"],
+            "'name=you' is not JSON (JSON is malformed: ",
+        ),
+        (["SayHello", ""], "'' is not JSON (Input data was truncated); for example"),
+        (["Send", "me"], "is not JSON (JSON is malformed: invalid character (byte 0)); for example '\"text\"'"),
+        (["Mailer.Flush", "x"], "step Mailer.Flush has no fields: leave it out"),
         (["SayHello", "--at", "2026-12-24T18:00"], "has no time zone"),
         (["SayHello", "--at", "tomorrow"], "--at tomorrow: expected a time"),
         (["SayHello", "--delay", "-1"], "-1"),
@@ -458,6 +490,27 @@ def test_a_scan_that_is_cut_says_so(database: str, command: Command, monkeypatch
 def test_an_empty_list(database: str, command: Command) -> None:
     assert command("list") == (0, "", "pgtask: no tasks\n")
     assert command("list", "--json").out == ""
+
+
+def test_a_filter_that_nothing_passes(database: str, command: Command) -> None:
+    insert(database)
+    assert command("list", "--step", "Nope") == (0, "", "pgtask: no tasks match\n")
+    assert command("list", "--state", "parked") == (0, "", "pgtask: no tasks match\n")
+
+
+@pytest.mark.parametrize("queue", ["", "a.", "a.b", "default"])
+def test_a_cursor_ends_in_no_dot(queue: str) -> None:
+    cursor = listing.Cursor("ready", queue, 0, 0, 0, 0)
+    assert not str(cursor).endswith(".")
+    assert listing.Cursor.parse(str(cursor)) == cursor
+
+
+def test_an_app_that_is_not_there_names_the_one_that_is(database: str, command: Command) -> None:
+    said = command("graph", f"{__name__}:nope")
+    assert (said.code, said.out) == (4, "")
+    assert said.err.endswith(f"has no attribute 'nope'; did you mean {APP}?\n")
+    assert command("graph", f"{__name__}:Greeter").err.endswith(f"not a pgtask.App; did you mean {APP}?\n")
+    assert command("enqueue", f"{__name__}.py:app", "SayHello").err.endswith(f"did you mean {APP}?\n")
 
 
 def test_list_json_holds_the_whole_row_on_one_line(database: str, command: Command) -> None:

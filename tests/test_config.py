@@ -80,8 +80,9 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
 
 
 def test_the_dsn_falls_back_to_database_url() -> None:
-    assert load(environ={"DATABASE_URL": "u"}).dsn == "u"
-    assert load(environ={"DATABASE_URL": "u", "PGTASK_DSN": "p"}).dsn == "p"
+    theirs, ours = "postgresql:///theirs", "postgres://us:pw@[::1]:5432,other/ours?host=/tmp"
+    assert load(environ={"DATABASE_URL": theirs}).dsn == theirs
+    assert load(environ={"DATABASE_URL": "mysql://x", "PGTASK_DSN": ours}).dsn == ours
     assert load().dsn is None
 
 
@@ -152,6 +153,25 @@ def test_a_value_that_a_stronger_source_overrides_is_checked_all_the_same(tmp_pa
             load(flags, environ, tmp_path)
     with pytest.raises(ConfigError, match=r"^PGTASK_PROCS='0': expected"):
         load({"procs": "2"}, {"PGTASK_PROCS": "0"})
+
+
+@pytest.mark.parametrize(
+    ("dsn", "message"),
+    [
+        (
+            "host=/tmp dbname=x password=secret",
+            "='host=/tmp dbname=x password=***': use postgresql://USER@HOST/DATABASE",
+        ),
+        ("mysql://me:secret@h/x", "='mysql://me:***@h/x': use postgresql://"),
+        ("postgresql://me:secret@h:port/x", "='postgresql://me:***@h:port/x': h:port is not a host and a port"),
+    ],
+)
+def test_a_malformed_dsn_is_named_with_its_source_and_without_its_password(dsn: str, message: str) -> None:
+    for source, flags, environ in (("--dsn", {"dsn": dsn}, {}), ("DATABASE_URL", {}, {"DATABASE_URL": dsn})):
+        with pytest.raises(ConfigError) as caught:
+            load(flags, environ)
+        assert str(caught.value).startswith(source + message)
+        assert "secret" not in str(caught.value)
 
 
 def test_the_bound_of_a_number_is_named() -> None:

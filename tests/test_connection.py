@@ -16,7 +16,8 @@ import pytest
 import uvloop
 from conftest import _fresh_database, run, with_database
 
-from pgtask._postgres.connection import connect, keep_alive, map_errors, redact
+from pgtask._dsn import redact
+from pgtask._postgres.connection import connect, keep_alive, map_errors
 from pgtask._postgres.store import HOT_SETTINGS, Link
 from pgtask.errors import (
     DatabaseError,

@@ -125,6 +125,14 @@ def test_delay(dsn: str) -> None:
     assert said.index("soft: served") < said.index("one second after the others: served")
 
 
+@pytest.mark.parametrize("words", [["abc"], ["-1"], ["1", "2"]])
+def test_counter_says_what_it_takes(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.counter", *words], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (1, "usage: python -m examples.counter [CHAINS], a whole number\n")
+
+
 def test_counter(dsn: str) -> None:
     text(python("examples.counter", "3", dsn=dsn))
     with Fleet(dsn, "--burst", app="examples.counter:app") as fleet:

@@ -542,7 +542,7 @@ def test_foreign_table_is_refused_and_untouched(empty_dsn: str, made_by: str) ->
     play(empty_dsn, scenario)
 
 
-NO_TABLE = "this database has no pg_task table; run: pgtask migrate"
+NO_TABLE = r"the database \w+ has no pg_task table; run: pgtask migrate"
 MISFITS = {
     "missing": ("DROP TABLE pg_task, pg_task_schema", NO_TABLE),
     "dropped": ("DROP TABLE pg_task", NO_TABLE),

@@ -424,7 +424,10 @@ def test_a_boot_failure_stops_the_supervisor(start: Start, behaviour: str, code:
     ("app", "message"),
     [
         ("nowhere:app", "app 'nowhere:app': no module named 'nowhere' here or on the path"),
-        ("greetings:Greeter", "app 'greetings:Greeter' is of type StructMeta, not a pgtask.App"),
+        (
+            "greetings:Greeter",
+            "app 'greetings:Greeter' is of type StructMeta, not a pgtask.App; did you mean greetings:app?",
+        ),
     ],
 )
 def test_an_app_that_cannot_be_loaded(start: Start, app: str, message: str) -> None:

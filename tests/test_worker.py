@@ -181,6 +181,11 @@ def test_garbage_is_parked_or_put_back_and_the_good_tasks_finish(dsn: str, rows:
     assert all(row["error"] is None and row["tried"] == 0 and row["wait"].total_seconds() > 20 for row in unknown)
     assert 1 <= fleet.output.count("step.unknown step=Nobody.Knows") <= 2, "one warning per name and worker"
     assert "worker.died" not in fleet.output
+    parked = rows.value("SELECT count(*) FROM pg_task WHERE error IS NOT NULL")
+    assert fleet.lines[-2:] == [
+        f"pgtask-supervisor: {parked} tasks are parked with an error: pgtask list --state parked\n",
+        "pgtask-supervisor: 10 tasks are put back, since this app lacks the step: pgtask list --state scheduled\n",
+    ]
 
 
 def test_unknown_steps_are_parked_on_request(dsn: str, rows: Rows) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from pgtask import __version__
 from pgtask._postgres.listing import SCAN_LIMIT, STATES
@@ -117,6 +117,15 @@ _ID_HELP = "the id, or its first digits, 8 or more, if no other task has them"
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What a command does not know is its own mistake, not that of `pgtask`."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            state = next((word[2:] for word in unknown if word[:2] == "--" and word[2:] in STATES), None)
+            hint = f"; did you mean --state {state}?" if state and "--state" in self._option_string_actions else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return namespace, unknown
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -295,7 +304,7 @@ def _whole(least: int, most: float = math.inf) -> Callable[[str], int]:
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, zero or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, zero or more, less than {10**9:,}")
     return number
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 from datetime import datetime, timedelta
 from typing import Any
@@ -55,13 +56,27 @@ def read_step(definition: StepDefinition, text: str | None) -> Task:
     codec = Codec(definition.cls, definition.task, definition.name, definition.transparent)
     if text is None:
         text = "{}" if definition.fields and not definition.transparent else "null"
+    data = text.encode("utf-8", "surrogateescape")
     try:
-        step = codec.decode(text.encode("utf-8", "surrogateescape"))
+        msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise EnqueueError(f"{text!r:.80} is not JSON ({error}); {_example(definition)}") from None
+    try:
+        step = codec.decode(data)
     except DecodeError as error:
         raise EnqueueError(f"step {error}") from error
     if not definition.transparent:
         _refuse_unknown_fields(definition, text)
     return step
+
+
+def _example(definition: StepDefinition) -> str:
+    if not definition.fields:
+        return f"step {definition.label} has no fields: leave it out"
+    first = msgspec.structs.fields(definition.cls)[0]
+    sample = 1 if first.type in (int, float) else "text"
+    value = sample if definition.transparent else {first.encode_name: sample}
+    return f"for example '{json.dumps(value)}'"
 
 
 def _refuse_unknown_fields(definition: StepDefinition, text: str) -> None:

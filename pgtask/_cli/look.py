@@ -45,7 +45,8 @@ def list_command(args: argparse.Namespace) -> int:
     elif page.rows:
         show(list_lines(page.rows, screen_of(sys.stdout)))
     elif page.following is None:
-        say("no tasks")
+        is_filtered = any((args.state, args.queue, args.task, args.step, args.after))
+        say("no tasks match" if is_filtered else "no tasks")
     if page.following is not None and page.is_cut:
         where = f"among the {page.following.state} ones"
         say(f"looked at {SCAN_LIMIT:,} tasks and stopped {where}; to look on: --after {page.following}")

@@ -30,8 +30,10 @@ class OutputError(PgtaskError):
 
 
 def open_streams(*, needs_stdout: bool) -> None:
-    """Open what the caller has closed (`>&-`), for us and for whoever inherits it: what is written there is dropped,
-    but for stdout an error if it is needed."""
+    """Open what the caller has closed (`>&-`), for us and for whoever inherits it.
+
+    What is written there is dropped; to a stdout that is needed it cannot be written.
+    """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue

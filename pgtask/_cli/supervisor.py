@@ -28,6 +28,7 @@ from pgtask._supervisor.source import preload
 from pgtask._supervisor.states import ExitCode
 from pgtask._supervisor.tally import Result
 from pgtask._supervisor.worker import MOST_PROCS
+from pgtask.app import check_reference
 from pgtask.config import SETTINGS, Config, Setting, load_config
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError
 
@@ -95,7 +96,7 @@ def _main(argv: Sequence[str] | None) -> int:
     progress = share_terminal() if config.burst and config.log == "text" and _is_terminal() else None
     configure(config.log, config.log_level)
     try:
-        _check_form(config.app)
+        check_reference(config.app)  # before a database is started for it
         return _run(config, progress)
     except AppLoadError as error:
         _complain(config, ExitCode.APP, str(error), error)
@@ -105,21 +106,6 @@ def _main(argv: Sequence[str] | None) -> int:
         return ExitCode.DATABASE
     except KeyboardInterrupt:  # before the supervisor minds its signals: while the embedded server starts
         return ExitCode.INTERRUPTED
-
-
-def _check_form(app: str) -> None:
-    """What cannot be the name of an app is refused before a database is started for it."""
-    if _is_well_formed(app):
-        return
-    module, _, attribute = app.partition(":")
-    guess = f"{module.removeprefix('./').removesuffix('.py').replace('/', '.')}:{attribute or 'app'}"
-    hint = f": did you mean {guess}?" if _is_well_formed(guess) else ", as in greetings:app"
-    raise AppLoadError(f"app {app!r} is not of the form module:attribute{hint}")
-
-
-def _is_well_formed(app: str) -> bool:
-    module, _, attribute = app.partition(":")
-    return "/" not in app and not module.endswith(".py") and all([*module.split("."), *attribute.split(".")])
 
 
 def _run(config: Config, progress: Progress | None) -> int:
@@ -158,7 +144,9 @@ def _start_embedded() -> str:
     directory = Path.cwd()
     dsn = running_dsn(directory)
     event = "embedded.started" if dsn is None else "embedded.running"
-    dsn = dsn or start(directory)
+    if dsn is None:
+        log_event(log, logging.INFO, "embedded.starting", directory=directory / ".pgtask")
+        dsn = start(directory)
     log_event(log, logging.INFO, event, dsn=dsn, stop="pgtask stop --server")
     return dsn
 

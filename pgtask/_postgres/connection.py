@@ -6,7 +6,6 @@ Invariants: every connection has TCP keepalives; asyncpg's and the socket's exce
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import asyncpg
 
+from pgtask._dsn import redact
 from pgtask.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, PgtaskError, RowsLocked, SchemaError
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "is_connection_loss",
     "keep_alive",
     "map_errors",
-    "redact",
     "was_rolled_back",
 ]
 
@@ -131,9 +130,3 @@ def was_rolled_back(error: DatabaseUnavailable) -> bool:
 
 def _at(dsn: str) -> str:
     return f" [{redact(dsn)}]" if dsn else ""
-
-
-def redact(dsn: str) -> str:
-    """The DSN without its password, for logs and messages."""
-    dsn = re.sub(r"(://[^/@:?]*):.*@", r"\1:***@", dsn)  # up to the last @: a password may hold any character
-    return re.sub(r"((?:^|[?&\s])(?:ssl)?password\s*=\s*)(?:'(?:\\.|[^'\\])*'|[^&\s]+)", r"\1***", dsn)

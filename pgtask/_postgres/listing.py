@@ -72,12 +72,15 @@ class Cursor(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         numbers = f"{self.priority}.{self.microseconds}.{self.block}.{self.offset}"
-        return f"{self.state}.{numbers}.{quote(self.queue, safe='')}"
+        # No dot at its end: said at the end of a sentence, it would be lost when it is copied.
+        queue = quote(self.queue, safe="").replace(".", "%2E")
+        return f"{self.state}.{numbers}.{queue}".removesuffix(".")
 
     @staticmethod
     def parse(text: str) -> Cursor:
         """Raises `ValueError`."""
-        state, priority, microseconds, block, offset, queue = text.split(".", 5)
+        state, priority, microseconds, block, offset, *rest = text.split(".", 5)
+        queue = rest[0] if rest else ""
         cursor = Cursor(state, unquote(queue), int(priority), int(microseconds), int(block), int(offset))
         if state not in STATES or cursor.block not in range(2**32) or cursor.offset not in range(2**16):
             raise ValueError(text)

@@ -87,8 +87,9 @@ async def check_schema(connection: Any) -> None:
         async with connection.transaction():
             await connection.execute(_opening(False, 0, lock=False))
             found = await _found(connection)
+            database = await connection.fetchval("SELECT current_database()")
     if found == "nothing":
-        raise SchemaError("this database has no pg_task table; run: pgtask migrate")
+        raise SchemaError(f"the database {database} has no pg_task table; run: pgtask migrate")
     if found.startswith("pg_task"):
         is_of = f"the table pg_task is of the Rust crate {found}"
         raise SchemaError(f"{is_of}, not yet adopted; run: pgtask migrate")

@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 
 from pgtask._postgres.connection import CONNECT_TIMEOUT, keep_alive, map_errors
+from pgtask._postgres.migrate import check_schema
 from pgtask.errors import DatabaseUnavailable
 
 __all__ = ["client_pool", "user_pool"]
@@ -61,9 +62,12 @@ async def _connect(*args: Any, **options: Any) -> Any:
 
 
 async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
-    """The pool of a `Client`; connects once, so that a wrong DSN is found now. The caller closes it."""
+    """The pool of a `Client`; connects once, so that a wrong DSN, and a schema that is not ours, are found now.
+
+    The caller closes it. Raises `SchemaError` and other `DatabaseError`s.
+    """
     with map_errors(dsn):
-        return await asyncpg.create_pool(
+        pool = await asyncpg.create_pool(
             dsn,
             min_size=1,
             max_size=size,
@@ -72,3 +76,10 @@ async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
             statement_cache_size=0 if pooled else 100,
             server_settings=None if pooled else {"application_name": "pgtask client"},
         )
+    try:
+        async with pool.acquire() as connection:
+            await check_schema(connection)
+    except BaseException:
+        pool.terminate()
+        raise
+    return pool

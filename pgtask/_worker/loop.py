@@ -283,7 +283,8 @@ class Loop:
                     self._work.clear()
                     await self._work.wait()
         except TimeoutError:
-            log_event(log, logging.WARNING, "steps.abandoned", steps=self.dispatch.suspended)
+            ready = f"within {self._config.lease_timeout:g} s, when their leases end"
+            log_event(log, logging.WARNING, "steps.abandoned", steps=self.dispatch.suspended, ready=ready)
         try:
             async with asyncio.timeout(UNWIND):
                 # Nothing may start any more, so what could go on is given back; what still runs is left to run out.

@@ -54,8 +54,9 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
 
     drained: told to stop by a signal or the end of its parent; notified: `stop_worker`; burst: nothing is left to do;
     failed: with the exit code of the process. One that leaves in order, but whose lifespan then fails, says the reason
-    for which it leaves, with the message, and exits with the code of a worker that could not start. `parked_left`: how
-    many tasks with an error a burst has left in the table, 1,000 for so many or more.
+    for which it leaves, with the message, and exits with the code of a worker that could not start.
+
+    `parked_left`: how many tasks with an error a burst has left in the table, 1,000 for so many or more.
     """
 
     reason: Literal["drained", "notified", "burst", "failed"]

@@ -95,7 +95,8 @@ class World:
 
     async def signal(self, id: UUID) -> None:
         async with self.pool.acquire() as connection:
-            self.sent += await send_signal(connection, id, "go", "1")
+            is_sent = await send_signal(connection, id, "go", "1")
+        self.sent += is_sent  # not in one line: what is before += is read before the await
 
     # --- under a lease
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from select import PIPE_BUF
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -25,7 +26,7 @@ from pgtask.app import App, load_app
 from pgtask.config import Config
 from pgtask.errors import AppLoadError, ConfigError, DatabaseRefused, PgtaskError
 
-__all__ = ["Order", "Process", "RunWorker", "combine", "fork_child"]
+__all__ = ["Order", "Process", "RunWorker", "check_app", "combine", "fork_child"]
 
 log = logging.getLogger("pgtask.supervisor")
 
@@ -123,6 +124,34 @@ def fork_child(config: Config, work: RunWorker, order: Order, *, close: Iterable
     return Process(pid, reader)
 
 
+def check_app(reference: str) -> None:
+    """Load the app in a process of its own, since the parent runs no user code. Raises `AppLoadError`."""
+    reader, writer = os.pipe()
+    _flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        try:
+            _load(reference)
+        except AppLoadError as error:
+            os.write(writer, str(error).encode("utf-8", "replace")[:PIPE_BUF])
+        finally:
+            _exit(0)
+    os.close(writer)
+    with open(reader, "rb") as said:
+        complaint = said.read().decode("utf-8", "replace")
+    os.waitpid(pid, 0)
+    if complaint:
+        raise AppLoadError(complaint)
+
+
+def _load(reference: str) -> App:
+    directory = os.getcwd()
+    if sys.path[:1] != [directory]:
+        sys.path.insert(0, directory)
+    return load_app(reference)
+
+
 def _be_the_child(
     config: Config, work: RunWorker, order: Order, writer: int, mask: set[int], close: list[int]
 ) -> NoReturn:
@@ -153,12 +182,9 @@ def _leave_the_parent(number: int, mask: set[int], close: list[int]) -> None:
 
 def _boot_and_work(config: Config, work: RunWorker, order: Order, status: _Status) -> int:
     try:
-        directory = os.getcwd()
-        if sys.path[:1] != [directory]:
-            sys.path.insert(0, directory)
         if config.app is None:
             raise ConfigError("no app was given")
-        app = load_app(config.app)
+        app = _load(config.app)
         return work(
             config,
             app,

@@ -24,7 +24,8 @@ from bench.server import BenchError
 from bench.stages import measure_stages, stages_card
 from bench.tiny import run_all
 from bench.workloads import WORKLOADS
-from pgtask.config import Config, default_procs
+from pgtask._cpus import default_procs
+from pgtask.config import Config
 from pgtask.errors import PgtaskError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from pgtask import __version__
-from pgtask.config import default_procs
+from pgtask._cpus import default_procs
 
 __all__ = ["commit", "machine", "versions"]
 

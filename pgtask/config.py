@@ -16,11 +16,12 @@ from typing import Any
 
 import msgspec
 
+from pgtask._cpus import default_procs
 from pgtask._dsn import check_dsn, redact
 from pgtask.errors import ConfigError
 from pgtask.policy import check_queue
 
-__all__ = ["SETTINGS", "Config", "Setting", "default_procs", "dsn_source", "load_config"]
+__all__ = ["SETTINGS", "Config", "Setting", "dsn_source", "load_config"]
 
 DEFAULT_MAX_STEP_BYTES = 512 * 1024
 _PREFIX = "PGTASK_"
@@ -288,40 +289,10 @@ def _meant_variable(word: str, known: list[str]) -> str | None:
     """Which setting a person has in mind who writes PGTASK_DNS, PGTASK_DATABASE_URL or PGTASK_LEASE."""
     if word in ("URL", "URI", "DATABASE", "DB") or word.endswith(("DATABASE_URL", "DB_URL", "POSTGRES_URL")):
         return "DSN"
-    parts = [name for name in known if word in name.split("_")]
-    return (
-        next((name for name in known if sorted(name) == sorted(word)), None)
-        or _meant(word, known)
-        or (parts[0] if parts else None)
-    )
+    swapped = [name for name in known if sorted(name) == sorted(word)]
+    whole = [name for name in known if word in name.split("_")]
+    return next(iter(swapped), None) or _meant(word, known) or next(iter(whole), None)
 
 
 def _meant(name: str, known: list[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), None)
-
-
-def default_procs() -> int:
-    """The CPUs this process may use: its affinity, and the quota of its cgroup where there is one; at least 1."""
-    import psutil
-
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        usable = psutil.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, usable if quota is None else min(usable, round(quota)))
-
-
-def _cgroup_quota() -> float | None:
-    """CPUs allowed by the cgroup (v2, else v1), or None without a limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            limit = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
-            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if limit in ("max", "-1"):
-        return None
-    return int(limit) / int(period)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pgtask.config import SETTINGS, Config, Setting, default_procs, load_config
+from pgtask._cpus import default_procs
+from pgtask.config import SETTINGS, Config, Setting, load_config
 from pgtask.errors import ConfigError
 
 SAMPLES: dict[str, tuple[Any, Any]] = {

@@ -305,12 +305,9 @@ def _meant_variable(word: str, known: list[str]) -> str | None:
     """Which setting a person has in mind who writes PGTASK_DNS, PGTASK_DATABASE_URL or PGTASK_LEASE."""
     if word in ("URL", "URI", "DATABASE", "DB") or word.endswith(("DATABASE_URL", "DB_URL", "POSTGRES_URL")):
         return "DSN"
-    parts = [name for name in known if word in name.split("_")]
-    return (
-        next((name for name in known if sorted(name) == sorted(word)), None)
-        or _meant(word, known)
-        or (parts[0] if parts else None)
-    )
+    swapped = [name for name in known if sorted(name) == sorted(word)]
+    whole = [name for name in known if word in name.split("_")]
+    return next(iter(swapped), None) or _meant(word, known) or next(iter(whole), None)
 
 
 def _meant(name: str, known: list[str]) -> str | None:

@@ -492,6 +492,15 @@ def test_an_empty_list(database: str, command: Command) -> None:
     assert command("list", "--json").out == ""
 
 
+def test_list_has_the_claims_where_a_task_was_claimed_again(database: str, command: Command) -> None:
+    insert(database, claims="1")
+    assert "claims" not in command("list").out
+    insert(database, claims="3")
+    head, *lines = command("list").out.splitlines()
+    assert head.split()[-1] == "claims"
+    assert sorted(line.split()[-1] for line in lines) == ["1", "3"]
+
+
 def test_a_filter_that_nothing_passes(database: str, command: Command) -> None:
     insert(database)
     assert command("list", "--step", "Nope") == (0, "", "pgtask: no tasks match\n")

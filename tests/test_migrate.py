@@ -17,6 +17,7 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -542,7 +543,7 @@ def test_foreign_table_is_refused_and_untouched(empty_dsn: str, made_by: str) ->
     play(empty_dsn, scenario)
 
 
-NO_TABLE = r"the database \w+ has no pg_task table; run: pgtask migrate"
+NO_TABLE = "the database {database} has no pg_task table; run: pgtask migrate"
 MISFITS = {
     "missing": ("DROP TABLE pg_task, pg_task_schema", NO_TABLE),
     "dropped": ("DROP TABLE pg_task", NO_TABLE),
@@ -570,7 +571,7 @@ def test_check_schema_names_the_command_that_mends_it(dsn: str, case: str) -> No
         await db.execute(ddl)
         with pytest.raises(SchemaError) as refusal:
             await check_schema(db)
-        assert str(refusal.value) == message
+        assert str(refusal.value) == message.format(database=urlsplit(dsn).path[1:])
         await migrate(dsn)
         await check_schema(db)
 

@@ -170,6 +170,7 @@ def calls(held: list[Any]) -> dict[str, Call]:
         "burst_left": Call("burst_left", (None,), {LEASED, PARKED}, 20),
         "burst_left of a queue without any": Call("burst_left", (["none"],), {LEASED, PARKED}, 1_000_000),
         "burst_left of a queue that has some": Call("burst_left", (["default"],), {LEASED, PARKED}, 60),
+        "parked_left": Call("parked_left", (None, 1000), {PARKED}, 1100),
         # Reads every live lease of everybody: it runs only after a reply was lost.
         "claim_recover": Call("claim_recover", (TOKEN,), {LEASED, PRIMARY}, ROWS // 10 + 30 * HELD),
         # The same, after a death.

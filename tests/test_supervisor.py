@@ -711,6 +711,15 @@ def test_a_malformed_app_is_refused_before_a_database_is_started(
     assert capsys.readouterr().err == f"pgtask-supervisor: app {app!r} is not of the form module:attribute{hint}\n"
 
 
+def test_no_server_is_started_for_an_app_that_cannot_be_loaded(empty: Path) -> None:
+    (empty / "broken.py").write_text("1 / 0\n")
+    done = command(empty, "broken:app")
+    assert (done.returncode, done.stdout) == (4, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pgtask-supervisor: app 'broken:app': importing it failed: ZeroDivisionError")
+    assert not (empty / ".pgtask").exists()
+
+
 def test_an_interrupt_before_there_is_a_worker_is_quiet(empty: Path) -> None:
     """The driver of the event loop is what is imported last."""
     (empty / "uvloop.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")

@@ -136,6 +136,8 @@ def test_nothing_is_lost_when_the_server_is(how: str, tmp_path: Path) -> None:
 def test_without_a_dsn_there_is_an_embedded_server(tmp_path: Path) -> None:
     try:
         with Fleet(None, procs=2) as fleet:
+            fleet.until(f"embedded.starting directory={tmp_path / '.pgtask'}")
+            fleet.until("embedded.started")
             fleet.until("worker.ready", times=2)
             dsn = embedded.running_dsn(tmp_path)
             assert dsn is not None

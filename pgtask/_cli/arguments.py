@@ -6,13 +6,11 @@ Invariant: a mistake is a `ConfigError` of one line that names the help to read;
 from __future__ import annotations
 
 import argparse
-import math
-import re
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
 from pgtask import __version__
+from pgtask._cli.values import age, seconds, whole
 from pgtask._postgres.listing import SCAN_LIMIT, STATES
 from pgtask._postgres.runs import RunState
 from pgtask.errors import ConfigError
@@ -214,7 +212,7 @@ def _add_enqueue(parser: _Parser) -> None:
     parser.usage = "pgtask enqueue [APP] STEP [JSON] [options]"
     parser.add_argument("words", nargs="+", metavar="[APP] STEP [JSON]", help="STEP is ReadName or Greeter.ReadName")
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--delay", type=_seconds, metavar="S", help="due after so many seconds")
+    when.add_argument("--delay", type=seconds, metavar="S", help="due after so many seconds")
     when.add_argument("--at", metavar="TIME", help="due at a time, as 2026-12-24T18:00:00+01:00")
     parser.add_argument("--queue", metavar="NAME", help="its queue (default: the step's)")
     parser.add_argument("--priority", type=int, metavar="N", help="its priority (default: the step's)")
@@ -225,7 +223,7 @@ def _add_list(parser: _Parser) -> None:
     parser.add_argument("--state", choices=STATES, help="only this state")
     _add_filters(parser)
     parser.add_argument(
-        "--limit", type=_whole(1, PAGE_LIMIT), default=50, metavar="N", help="tasks on a page (default: 50)"
+        "--limit", type=whole(1, PAGE_LIMIT), default=50, metavar="N", help="tasks on a page (default: 50)"
     )
     parser.add_argument("--after", metavar="CURSOR", help="go on after this place")
     _add_json(parser)
@@ -235,7 +233,7 @@ def _add_runs(parser: _Parser) -> None:
     parser.add_argument("--name", metavar="WORKFLOW", help="only of this workflow")
     parser.add_argument("--state", choices=get_args(RunState), help="only in this state")
     parser.add_argument(
-        "--limit", type=_whole(1, PAGE_LIMIT), default=50, metavar="N", help="runs on a page (default: 50)"
+        "--limit", type=whole(1, PAGE_LIMIT), default=50, metavar="N", help="runs on a page (default: 50)"
     )
     parser.add_argument("--before", metavar="ID", help="go on before this run")
     _add_json(parser)
@@ -257,7 +255,7 @@ def _add_retry(parser: _Parser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help=_ID_HELP)
     parser.add_argument("--parked", action="store_true", help="all parked tasks, instead of IDs")
     _add_filters(parser)
-    parser.add_argument("--limit", type=_whole(1), metavar="N", help="with --parked, so many at most")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="with --parked, so many at most")
 
 
 def _add_cancel(parser: _Parser) -> None:
@@ -267,7 +265,7 @@ def _add_cancel(parser: _Parser) -> None:
 
 def _add_prune(parser: _Parser) -> None:
     parser.add_argument(
-        "--older-than", type=_age, required=True, metavar="AGE", help="45s, 90m, 12h, 30d or 8w; 0s is everything"
+        "--older-than", type=age, required=True, metavar="AGE", help="45s, 90m, 12h, 30d or 8w; 0s is everything"
     )
     for kind, help in (
         ("archive", "archived tasks (if nothing is named, these and the ended runs)"),
@@ -277,7 +275,7 @@ def _add_prune(parser: _Parser) -> None:
         parser.add_argument(f"--{kind}", dest="kinds", action="append_const", const=kind, help=help)
     parser.add_argument(
         "--batch",
-        type=_whole(1, 100_000),
+        type=whole(1, 100_000),
         default=5_000,
         metavar="N",
         help="most tasks or runs at once (default: 5,000)",
@@ -287,35 +285,3 @@ def _add_prune(parser: _Parser) -> None:
 
 def _add_json(parser: _Parser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs: an object of JSON on each line")
-
-
-def _whole(least: int, most: float = math.inf) -> Callable[[str], int]:
-    def parse_whole(text: str) -> int:
-        number = int(text)
-        if not least <= number <= most:
-            span = f"{least} or more" if most == math.inf else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text} is not {span}")
-        return number
-
-    parse_whole.__name__ = "whole number"
-    return parse_whole
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, zero or more, less than {10**9:,}")
-    return number
-
-
-_seconds.__name__ = "number of seconds"
-
-
-def _age(text: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhdw])", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an age, as 45s, 90m, 12h, 30d or 8w")
-    return timedelta(seconds=min(float(found[1]) * _UNITS[found[2]], 1e12))
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}

@@ -30,6 +30,7 @@ _COLUMNS = (
     Column("tried", is_number=True, usual="0"),
     Column("due"),
 )
+_CLAIMS = Column("claims", is_number=True)
 
 
 def label(step: str) -> str:
@@ -48,6 +49,9 @@ def _label_of_beginning(step: str) -> str:
 
 
 def list_lines(rows: Sequence[TaskRow], screen: Screen) -> Iterator[str]:
+    """The table; with the column `claims` if a task was claimed again without a verdict on the claim before."""
+    is_suspect = any(row.claims > 1 for row in rows)
+    columns = (*_COLUMNS, _CLAIMS) if is_suspect else _COLUMNS
     cells = [
         (
             str(row.id),
@@ -57,11 +61,12 @@ def list_lines(rows: Sequence[TaskRow], screen: Screen) -> Iterator[str]:
             str(row.priority),
             str(row.tried),
             relative(row.wakeup_at, row.seen_at),
+            *([str(row.claims)] if is_suspect else []),
         )
         for row in rows
     ]
     errors = [one_line(row.error or "") for row in rows]
-    return table_lines(_COLUMNS, cells, screen, texts=("error", errors))
+    return table_lines(columns, cells, screen, texts=("error", errors))
 
 
 def row_json(row: TaskRow, place: Cursor | None = None) -> str:

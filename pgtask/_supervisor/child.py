@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from select import PIPE_BUF
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -32,7 +33,7 @@ from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import AppLoadError, DatabaseRefused, PgtaskError
 
-__all__ = ["DUMP", "Order", "Process", "RunWorker", "combine", "fork", "fork_child"]
+__all__ = ["DUMP", "Order", "Process", "RunWorker", "check_app", "combine", "fork", "fork_child"]
 
 log = logging.getLogger("pgtask.supervisor")
 
@@ -191,6 +192,27 @@ def fork(name: str, main: Callable[[], int], *, close: Iterable[int]) -> int:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return pid
+
+
+def check_app(reference: str) -> None:
+    """Load the app in a process of its own, since the parent runs no user code. Raises `AppLoadError`."""
+    reader, writer = os.pipe()
+    _flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        try:
+            import_app(reference)
+        except AppLoadError as error:
+            os.write(writer, str(error).encode("utf-8", "replace")[:PIPE_BUF])
+        finally:
+            _exit(0)
+    os.close(writer)
+    with open(reader, "rb") as said:
+        complaint = said.read().decode("utf-8", "replace")
+    os.waitpid(pid, 0)
+    if complaint:
+        raise AppLoadError(complaint)
 
 
 def _be_the_child(name: str, main: Callable[[], int], mask: set[int], close: Iterable[int]) -> NoReturn:

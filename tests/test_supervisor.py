@@ -258,7 +258,7 @@ def test_usr1_tells_of_each_worker(start: Start) -> None:
     for number, pid in (1, first), (2, second):
         line = (
             rf"log worker.status worker={number} pid={pid} state=ready uptime=\d\S* cpu_percent=\d\S* rss_mb=[1-9]\S* "
-            "done=3 steps=5 errors=2 parked=1 lost=0$"
+            "done=3 steps=5 errors=2 parked=1 lost=0 put_back=0$"
         )
         assert fleet.count(line) == 1
 

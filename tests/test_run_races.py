@@ -80,7 +80,9 @@ class World:
         token = uuid4()
         if await self.pool.fetchval(CLAIM, id, token):
             wakeup_at = await self.pool.fetchval("SELECT wakeup_at FROM pg_task WHERE id = $1", id)
-            self.leases[id].append(SimpleNamespace(id=id, token=token, label="flow.Run", seen_at=wakeup_at))
+            self.leases[id].append(
+                SimpleNamespace(id=id, token=token, label="flow.Run", seen_at=wakeup_at, clear=lambda: None)
+            )
 
     async def expire(self, id: UUID) -> None:
         await self.pool.execute(EXPIRE, id)

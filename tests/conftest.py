@@ -10,6 +10,7 @@ import gc
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ import pytest
 
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate
+
+# Whoever started us may have ignored these, as a shell does for what runs in its background; our tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 T = TypeVar("T")
 _numbers = itertools.count()

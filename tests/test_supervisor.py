@@ -602,11 +602,11 @@ def test_what_a_burst_has_left_is_said_with_where_to_look() -> None:
     assert notes(0, 0) == []
     assert notes(1, 1) == [
         "1 task is parked with an error: pgtask list --state parked",
-        "1 task is put back, since this app lacks the step: pgtask list --state scheduled",
+        "1 time a task was put back, since this app lacks its step: pgtask list --state scheduled",
     ]
     assert notes(2, 1000) == [
         "1,000 or more tasks are parked with an error: pgtask list --state parked",
-        "2 tasks are put back, since this app lacks the step: pgtask list --state scheduled",
+        "2 times a task was put back, since this app lacks its step: pgtask list --state scheduled",
     ]
 
 

@@ -226,6 +226,7 @@ def test_a_child_is_killed_once() -> None:
         (State.READY, 0, "burst", Event.LEFT),
         (State.STARTING, 0, "drained", Event.LEFT),
         (State.READY, 3, "burst", Event.FAILED),  # the lifespan failed at its end
+        (State.STOPPING, 3, "burst", Event.LEFT),  # and it was told to stop: the line of its end says so
         (State.STOPPING, 3, "drained", Event.LEFT),
         (State.READY, 3, "notified", Event.LEFT),
         (State.READY, 0, None, Event.DIED),

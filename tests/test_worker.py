@@ -186,7 +186,8 @@ def test_garbage_is_parked_or_put_back_and_the_good_tasks_finish(dsn: str, rows:
     parked = rows.value("SELECT count(*) FROM pg_task WHERE error IS NOT NULL")
     assert fleet.lines[-2:] == [
         f"pgtask-supervisor: {parked} tasks are parked with an error: pgtask list --state parked\n",
-        "pgtask-supervisor: 10 tasks are put back, since this app lacks the step: pgtask list --state scheduled\n",
+        "pgtask-supervisor: 10 times a task was put back, since this app lacks its step: "
+        "pgtask list --state scheduled\n",
     ]
 
 

@@ -28,7 +28,18 @@ from pgtask._fastpath import Marks
 from pgtask._supervisor.source import directories, import_app
 from pgtask._supervisor.states import ExitCode
 from pgtask._worker.orphan import end_with_parent
-from pgtask._worker.status import Gone, Message, Ready, Sources, Stack, StatusPipe, Tick, Totals, decode_messages
+from pgtask._worker.status import (
+    Gone,
+    Message,
+    Ready,
+    Sources,
+    Stack,
+    StatusPipe,
+    Tick,
+    Totals,
+    as_message,
+    decode_messages,
+)
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import AppLoadError, DatabaseRefused, PgtaskError
@@ -293,8 +304,8 @@ class _Status(StatusPipe):
 
     def send(self, message: Message) -> None:
         self.was_ready = self.was_ready or isinstance(message, Ready)
-        self.was_gone = self.was_gone or isinstance(message, Gone)
         super().send(message)
+        self.was_gone = self.was_gone or isinstance(message, Gone)
 
 
 def _fail(status: _Status, code: ExitCode, text: str, error: BaseException, *, expected: bool = True) -> int:
@@ -302,7 +313,7 @@ def _fail(status: _Status, code: ExitCode, text: str, error: BaseException, *, e
     surprise = status.was_ready and not expected
     log_event(log, logging.ERROR if surprise else logging.DEBUG, "worker.failed", exc_info=error)
     if not status.was_gone:
-        status.send(Gone(reason="failed", message=" ".join(text.split())))
+        status.send(Gone(reason="failed", message=as_message(text)))
     return code
 
 

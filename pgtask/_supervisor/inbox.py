@@ -32,8 +32,10 @@ class Inbox:
         signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
         for number in _HANDLED:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            if number is signal.SIGCHLD or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, lambda *_: None)
+        # Whoever started us may have left it blocked, and then we would learn of no death.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         return self
 
     def __exit__(self, *_: object) -> None:

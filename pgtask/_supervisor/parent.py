@@ -271,8 +271,10 @@ class Supervisor:
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self.config.grace)
         wanted = self.stopping or before.state is State.STOPPING or before.trial
         worker.log_end(event, code, words, wanted=wanted)
-        if process.was_ready and (event is Event.DIED or code != ExitCode.OK):
-            self._undertakers.inherit(process, death(code), charged=not worker.was_killed)
+        if process.was_ready and (event is Event.DIED or code != ExitCode.OK or (gone and gone.held)):
+            # Who left in order, with a thread still running, was told to: nothing is to blame.
+            charged = event is Event.DIED and not worker.was_killed
+            self._undertakers.inherit(process, death(code), charged=charged)
         if stacks := process.last_stacks():
             with contextlib.suppress(OSError):  # a terminal that is closed
                 sys.stderr.write(stacks)

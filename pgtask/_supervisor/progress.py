@@ -160,7 +160,8 @@ def burst_notes(totals: Totals, *, parked_left: int) -> Iterator[str]:
         tasks = f"{parked_left:,} or more tasks are" if parked_left >= MOST_PARKED else _are(parked_left)
         yield f"{tasks} parked with an error: pgtask list --state parked"
     if totals.put_back:
-        yield f"{_are(totals.put_back)} put back, since this app lacks the step: pgtask list --state scheduled"
+        times = _count(totals.put_back, "time")
+        yield f"{times} a task was put back, since this app lacks its step: pgtask list --state scheduled"
 
 
 def _are(tasks: int) -> str:

@@ -205,7 +205,7 @@ def judge(state: State, code: int, reason: str | None) -> Event:
         return Event.DIED
     if reason != "failed":
         if code == ExitCode.BOOT:  # the lifespan failed at its end, and would again for whoever took its place
-            return Event.FAILED if reason == "burst" else Event.LEFT
+            return Event.FAILED if reason == "burst" and state is State.READY else Event.LEFT
         return Event.LEFT if code == ExitCode.OK else Event.DIED
     if code in (ExitCode.APP, ExitCode.DATABASE):
         return Event.FAILED

@@ -135,6 +135,8 @@ class Journal:
                 batch.append(entry)
                 runs.add(entry.lease.id)
         self._entries[kind] = rest
+        if kind == "end":
+            batch.sort(key=lambda entry: entry.lease.id)  # pauses lock the records of children in the same order
         return batch
 
     async def _answer(self) -> None:

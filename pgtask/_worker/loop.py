@@ -141,6 +141,10 @@ class Loop:
         """Nothing is held, and the pump waits for a database that is away."""
         return self.link.is_away and not len(self._leases)
 
+    @property
+    def held(self) -> int:
+        return len(self._leases)
+
     def stop_now(self) -> None:
         """Do not wait for what runs."""
         self.drain("drained")

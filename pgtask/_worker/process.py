@@ -24,7 +24,7 @@ from pgtask._postgres.store import Link
 from pgtask._worker import orphan
 from pgtask._worker.lifespan import opened_resources
 from pgtask._worker.loop import UNWIND, Loop, Reason
-from pgtask._worker.status import Gone, Ready, StatusPipe, Tick
+from pgtask._worker.status import Gone, Ready, StatusPipe, Tick, as_message
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import LifespanError, SchemaError
@@ -114,7 +114,8 @@ class _Process:
 
     def _say_gone(self, message: str | None) -> None:
         loop = self._loop
-        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.parked_left, message))
+        message = None if message is None else as_message(message)
+        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.parked_left, message, loop.held))
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """The connections, the schema, the user's pool and resources; in the order in which they depend."""

@@ -14,7 +14,7 @@ from pgtask.errors import ReplayError
 
 __all__ = ["Branch", "Replay"]
 
-_ANY_NUMBER = ("signal", "value")  # kinds that may be asked for under one name again and again
+_ANY_NUMBER = ("signal", "value", "children")  # kinds that may be asked for under one name again and again
 
 
 class Branch:

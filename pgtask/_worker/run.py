@@ -190,11 +190,11 @@ class Run(Recording):
         place, found = self._find("children", name)
         if found is None:
             self._begin()
-            ids = [child.id for child in children]
+            ids = list(dict.fromkeys(child.id for child in children))
             while len(ended := await self._written(self._journal.collect(ids))) < len(ids):
                 missing = tuple(id for id in ids if id not in ended)
                 await self._waits.wait(Wait(f"{len(missing)} children of {name}", children=missing))
-            outcomes = [ended[id] for id in ids]
+            outcomes = [ended[child.id] for child in children]
             payload = msgspec.json.encode(
                 [(state, msgspec.Raw((output or "null").encode()), error) for state, output, error in outcomes]
             )

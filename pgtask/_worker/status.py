@@ -15,9 +15,22 @@ from typing import Literal
 import msgspec
 
 __all__ = [
-    *("MOST_PARKED", "Gone", "Message", "Ready", "Sources", "Stack", "StatusPipe", "Tick", "Totals", "decode_messages"),
+    *(
+        "MOST_PARKED",
+        "Gone",
+        "Message",
+        "Ready",
+        "Sources",
+        "Stack",
+        "StatusPipe",
+        "Tick",
+        "Totals",
+        "as_message",
+        "decode_messages",
+    ),
 ]
 
+MOST_MESSAGE = 800  # characters
 MOST_PARKED = 1000
 """No more parked tasks are counted at the end of a burst."""
 
@@ -56,13 +69,15 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
     failed: with the exit code of the process. One that leaves in order, but whose lifespan then fails, says the reason
     for which it leaves, with the message, and exits with the code of a worker that could not start.
 
-    `parked_left`: how many tasks with an error a burst has left in the table, 1,000 for so many or more.
+    `parked_left`: how many tasks with an error a burst has left in the table, 1,000 for so many or more. `held`: leases
+    that it could not give back, of steps that did not end when they were told to.
     """
 
     reason: Literal["drained", "notified", "burst", "failed"]
     totals: Totals = Totals()
     parked_left: int = 0
     message: str | None = None
+    held: int = 0
 
 
 class Sources(msgspec.Struct, frozen=True, tag="sources"):
@@ -80,6 +95,11 @@ class Stack(msgspec.Struct, frozen=True):
 Message = Ready | Tick | Gone | Sources
 _decoder = msgspec.json.Decoder(Message)
 _STACK_LINE = re.compile(rb"(?:Current thread|Thread) 0x|  ")
+
+
+def as_message(text: str) -> str:
+    """One line that fits the pipe whole, and that JSON can say, whatever an exception has put into it."""
+    return " ".join(text.split())[:MOST_MESSAGE].encode("utf-8", "backslashreplace").decode()
 
 
 class StatusPipe:

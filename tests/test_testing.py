@@ -12,6 +12,7 @@ from uuid import UUID
 
 import apps
 import asyncpg
+import flows
 import pytest
 from apps import (
     Counts,
@@ -34,7 +35,20 @@ from apps import (
 from conftest import run
 from fleet import Fleet, Rows
 
-from pgtask import App, Client, Context, DatabaseRefused, DefinitionError, Done, EnqueueError, Next, Policy, Task
+from pgtask import (
+    App,
+    Client,
+    Context,
+    DatabaseRefused,
+    DefinitionError,
+    Done,
+    EnqueueError,
+    Next,
+    Policy,
+    Task,
+    WorkflowContext,
+    workflow,
+)
 from pgtask.testing import MemoryClient, MemoryTask, MemoryWorker, run_task
 
 
@@ -420,5 +434,21 @@ def test_a_key_is_free_again_when_its_task_is_done() -> None:
             assert await w.client.enqueue(Noop(), key="k") == first
             await w.run()
             assert await w.client.enqueue(Noop(), key="k") != first
+
+    run(main())
+
+
+@workflow("one_by_one")
+async def one_by_one(ctx: WorkflowContext) -> list[Any]:
+    first, second = await ctx.spawn_many("children", flows.child, [1, 2])
+    return [await second, await first, await ctx.results([first, first]), await first]
+
+
+def test_children_may_be_awaited_in_any_order_and_more_than_once() -> None:
+    async def main() -> None:
+        async with MemoryWorker(App(one_by_one, flows.child), replays=True) as w:
+            run_of = await w.client.trigger(one_by_one)
+            await w.run()
+            assert await run_of.result() == [4, 2, [2, 2], 2]
 
     run(main())

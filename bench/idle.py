@@ -100,6 +100,9 @@ def idle_card(report: IdleReport) -> str:
 def fill_dead_weight(server: Server, dsn: str, weight: dict[str, int]) -> None:
     """Tasks that nobody may run now: due in the future, parked, under the lease of a worker elsewhere, or runs of a
     workflow that sleep."""
+    # First: a burst puts them to sleep, and it would wait for the leases.
+    if sleeping := weight.get("sleeping", 0):
+        fill_sleeping(dsn, sleeping)
     fill_by_sql(server, dsn, weight.get("future", 0), "wakeup_at", "now() + interval '1 day' + n * interval '1 ms'")
     fill_by_sql(server, dsn, weight.get("parked", 0), "error, tried", "'it went wrong', 5")
     fill_by_sql(
@@ -109,8 +112,6 @@ def fill_dead_weight(server: Server, dsn: str, weight: dict[str, int]) -> None:
         "locked_by, lock_expires_at, claims",
         "'00000000-0000-4000-8000-000000000001', now() + interval '1 day', 1",
     )
-    if sleeping := weight.get("sleeping", 0):
-        fill_sleeping(dsn, sleeping)
     server.query("VACUUM (ANALYZE) pg_task", dsn=dsn)
     server.query("CHECKPOINT", dsn=dsn)
 

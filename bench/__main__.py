@@ -316,7 +316,12 @@ def _add_flows(parser: argparse.ArgumentParser) -> None:
 
 def _crashes(arguments: argparse.Namespace) -> int:
     report = measure_crashes(
-        tasks=arguments.tasks, kills=arguments.kills, procs=arguments.procs, dsn=arguments.dsn, say=_say
+        tasks=arguments.tasks,
+        kills=arguments.kills,
+        procs=arguments.procs,
+        rounds=arguments.rounds,
+        dsn=arguments.dsn,
+        say=_say,
     )
     print(crashes_card(report))
     write(arguments.json, report)
@@ -325,8 +330,9 @@ def _crashes(arguments: argparse.Namespace) -> int:
 
 def _add_crashes(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--tasks", 300_000, "of three steps each")
-    add_number(parser, "--kills", 200, "how many workers are killed while they work")
+    add_number(parser, "--kills", 200, "how many workers are killed while they work, in a round")
     add_number(parser, "--procs", 4, "worker processes")
+    add_number(parser, "--rounds", 3, "undisturbed, with kills and with reloads, so many times in turn")
     add_server(parser)
     add_report(parser)
     parser.set_defaults(run=_crashes)

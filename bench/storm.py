@@ -121,9 +121,9 @@ class Watching:
 class Killing(Watching):
     """SIGKILL for a ready worker, whenever another random share of the work is done."""
 
-    def __init__(self, tasks: int, kills: int) -> None:
+    def __init__(self, tasks: int, kills: int, *, seed: int) -> None:
         super().__init__()
-        self._chance = random.Random(1)
+        self._chance = random.Random(seed)
         self._due = sorted(self._chance.uniform(0.02, 0.95) * tasks for _ in range(kills))
         self._ready: dict[int, int] = {}  # by process: the number of the worker
         self._killed: dict[int, tuple[float, int]] = {}

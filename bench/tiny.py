@@ -31,7 +31,7 @@ _RUNS: Sequence[tuple[str, ...]] = (
     ),
     ("procs", "--counts=1,2", "--tasks=500", "--rounds=1"),
     ("flows", "--runs=100", "--procs=2", "--rounds=1", "--samples=5", "--steps=20"),
-    ("crashes", "--tasks=3000", "--kills=2", "--procs=2"),
+    ("crashes", "--tasks=3000", "--kills=2", "--procs=2", "--rounds=1"),
     ("recover", "--tasks=10", "--rounds=1", "--step-seconds=1.5", "--lease-timeout=1"),
 )
 

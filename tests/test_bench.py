@@ -187,7 +187,9 @@ def test_a_killed_worker_costs_no_task(tmp_path: Path, bench_dsn: str) -> None:
 
 
 def test_crashes_lose_nothing(tmp_path: Path, bench_dsn: str) -> None:
-    printed, report = bench(tmp_path, "crashes", "--tasks=5000", "--kills=2", "--procs=2", "--dsn", bench_dsn)
+    printed, report = bench(
+        tmp_path, "crashes", "--tasks=5000", "--kills=2", "--procs=2", "--rounds=1", "--dsn", bench_dsn
+    )
     assert (report["lost"], report["doubled"], report["parked"], report["kills"]) == (0, 0, 0, 2)
     assert 0 < report["handover_ms"]["median"] < 5000
     assert report["outside_handovers"]["seconds"] < report["with_kills"]["seconds"]

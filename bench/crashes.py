@@ -92,7 +92,7 @@ def measure_crashes(
         setting = setting_of(server)
         each = [_round(server, tasks, kills, procs, number, say) for number in range(rounds)]
         poison = burst(server, _POISON_AMONG, procs, poisoned := Watching(), poisons=1, code=1)
-        say(f"poison               {poison.errors}")
+        say(f"poison               {[error.partition(chr(10))[0] for error in poison.errors]}")
     bursts = [*(one for part in each for one in part.bursts), poison]
     handovers = [span for part in each for span in part.handovers]
     return CrashesReport(

@@ -154,7 +154,8 @@ class Consumer:
             if not self._claim.wanted:
                 with suppress(TimeoutError):
                     until = min(deadline, self._claim.look_at)
-                    await asyncio.wait_for(self._hinted.wait(), max(0.0, until - time.monotonic()))
+                    async with asyncio.timeout(until - time.monotonic()):
+                        await self._hinted.wait()
 
     async def _take(self, limit: int, look: bool, deadline: float) -> list[Lease]:
         """Take what is due, however long that takes, unless the database is away at the deadline."""

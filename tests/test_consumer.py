@@ -18,6 +18,7 @@ from test_connection import Line, until_blocked
 
 from pgtask import Client, ConsumeError, Consumer, DatabaseUnavailable, DataRefused, DecodeError, UnknownStepError
 from pgtask._consumer import sender
+from pgtask._worker.wake import Wake
 
 QUEUE = "emails"
 LONG = timedelta(seconds=30)
@@ -464,6 +465,24 @@ def test_what_was_written_but_not_answered_is_not_called_lost(dsn: str, verb: st
             assert await getattr(consumer, verb)(leases) == []
             assert line.cut == 1
             assert not any(lease.lost for lease in leases)
+
+    run(main())
+
+
+def test_a_listener_that_is_cancelled_while_its_connection_is_lost_ends(dsn: str) -> None:
+    """At each moment of the loss: one of them once swallowed the cancellation, and the consumer never closed."""
+
+    async def main() -> None:
+        for turns in range(8):
+            wake = Wake(dsn, name="pgtask listen", hint=lambda: None, stop=None)
+            await wake.open()
+            listening = asyncio.create_task(wake.run())
+            await asyncio.sleep(0.1)  # it waits by then; if not, this loses nothing but sharpness
+            wake._link.connection.terminate()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            listening.cancel()
+            assert await asyncio.wait([listening], timeout=20) == ({listening}, set()), f"{turns} turns of the loop"
 
     run(main())
 

@@ -84,7 +84,8 @@ class Ends:
                 if self._changed.is_set():
                     continue
                 try:
-                    await asyncio.wait_for(self._changed.wait(), self._poll)
+                    async with asyncio.timeout(self._poll):
+                        await self._changed.wait()
                 except TimeoutError:
                     self._to_read.update(self._waiting)
         except Exception as error:

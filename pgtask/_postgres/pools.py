@@ -38,7 +38,8 @@ async def user_pool(dsn: str, *, size: int, pooled: bool = False) -> AsyncIterat
         yield pool
     finally:
         try:
-            await asyncio.wait_for(pool.close(), 1.0)
+            async with asyncio.timeout(1.0):
+                await pool.close()
         except TimeoutError:
             pool.terminate()
 

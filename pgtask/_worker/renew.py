@@ -94,7 +94,8 @@ class Renew:
                 self._refused(error)
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), min(self._tick, 0.5) if away else self._tick)
+                async with asyncio.timeout(min(self._tick, 0.5) if away else self._tick):
+                    await self._stopping.wait()
         watch.cancel()
         await link.close()
 

@@ -44,7 +44,8 @@ class Wake:
             while True:
                 await self._link.connected()
                 try:
-                    await asyncio.wait_for(self._lost.wait(), PING_INTERVAL)
+                    async with asyncio.timeout(PING_INTERVAL):
+                        await self._lost.wait()
                 except TimeoutError:
                     await self._ping()
         finally:
@@ -68,7 +69,8 @@ class Wake:
         """A middlebox may keep a dead line open: only an answer from the server proves that it is there."""
         connection = self._link.connection
         try:
-            await asyncio.wait_for(connection.execute("SELECT 1"), PING_DEADLINE)
+            async with asyncio.timeout(PING_DEADLINE):
+                await connection.execute("SELECT 1")
         except Exception as error:
             log_event(log, logging.WARNING, "listen.lost", error=str(error) or type(error).__name__)
             self._link.drop()

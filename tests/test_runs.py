@@ -311,3 +311,41 @@ def test_a_run_that_plain_sql_has_made_and_that_was_parked_has_failed(dsn: str) 
                 await client.run(id).result(timeout=2)
 
     run(main())
+
+
+def test_results_come_soon_though_notifications_do_not(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As through a pooler that takes LISTEN and passes nothing on. Two polls at the slow rate would take 4 s."""
+    monkeypatch.setattr(ends, "POLL", 2.0)
+
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            for number in range(3):
+                since = await db.fetchval("SELECT clock_timestamp()")
+                waiting = asyncio.create_task((await client.trigger(flows.child, number)).result(timeout=SOON))
+                await until_read(db, since)
+                assert client._ends is not None
+                assert client._ends._link is not None
+                await client._ends._link.connection.execute("UNLISTEN *")
+                began = time.monotonic()
+                await db.execute(END)
+                assert await waiting == 1
+                assert number == 0 or time.monotonic() - began < 1.5
+            waiting = asyncio.create_task((await client.trigger(flows.child, 3)).result(timeout=SOON))
+            await client._ends._link.connection.execute("LISTEN pg_task_ended")
+            await db.execute(f"{END}; SELECT pg_notify('pg_task_ended', string_agg(id::text, ',')) FROM pg_task_runs")
+            assert await waiting == 1
+            assert not client._ends._is_deaf
+
+    run(main())
+
+
+async def until_read(db: Any, since: Any) -> None:
+    """The client listens, has looked whether its run has ended since then, and waits."""
+    idle = """
+        SELECT FROM pg_stat_activity
+        WHERE query LIKE '-- Those of the runs $1 that have ended%' AND state = 'idle' AND query_start > $1
+          AND datname = current_database()"""
+    async with asyncio.timeout(20):
+        while not await db.fetch(idle, since):
+            await db.execute("SELECT pg_stat_clear_snapshot()")
+            await asyncio.sleep(0)

@@ -84,7 +84,10 @@ def test_signal_and_resume(runs: dict[str, str], command: Command, dsn: str, tmp
     (tmp_path / "repaired").write_text("well")
     said = command("resume", runs["failed"], runs["done"])
     assert (said.code, said.out) == (1, "1 run resumed\n")
-    assert said.err == f"pgtask: {runs['done']}: a worker has it, it is due or scheduled, it has ended well, or there is no such run\n"
+    assert (
+        said.err
+        == f"pgtask: {runs['done']}: a worker has it, it is due or scheduled, it has ended well, or there is no such run\n"
+    )
     rows.until("SELECT output = '\"well\"' FROM pg_task_runs WHERE id = $1", runs["failed"])
 
 

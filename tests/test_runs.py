@@ -147,7 +147,9 @@ def test_a_child_that_no_worker_can_decode_fails_its_parent(dsn: str) -> None:
 def test_a_run_that_plain_sql_has_made_can_be_cancelled_before_it_begins(dsn: str, name: str) -> None:
     async def main() -> None:
         async with client_of(dsn) as (client, db):
-            insert = "INSERT INTO pg_task (step) VALUES (jsonb_build_object($1::text, jsonb_build_object('Run', 0))::text)"
+            insert = (
+                "INSERT INTO pg_task (step) VALUES (jsonb_build_object($1::text, jsonb_build_object('Run', 0))::text)"
+            )
             id = await db.fetchval(insert + " RETURNING id", name)
             assert await client.run(id).cancel()
             assert not await client.run(id).cancel()
@@ -273,7 +275,9 @@ def test_a_signal_to_a_task_that_is_no_run_is_refused(dsn: str) -> None:
     async def main() -> None:
         async with client_of(dsn) as (client, db):
             plain = await db.fetchval("INSERT INTO pg_task (step) VALUES ($1) RETURNING id", PLAIN)
-            with pytest.raises(RunNotFound, match=rf"^task {plain} is not the run of a workflow; signal go was not sent"):
+            with pytest.raises(
+                RunNotFound, match=rf"^task {plain} is not the run of a workflow; signal go was not sent"
+            ):
                 await client.signal(plain, "go")
             made = await db.fetchval("INSERT INTO pg_task (step) VALUES ($1) RETURNING id", STEP)
             await client.signal(made, "go")

@@ -146,9 +146,7 @@ class TakenKey(NamedTuple):
     task: UUID
 
     def __str__(self) -> str:
-        return (
-            f"its key {self.key!r} is that of task {self.task} by now; resume it when that has finished, or was cancelled"
-        )
+        return f"its key {self.key!r} is that of task {self.task} by now; resume it when that has finished, or was cancelled"
 
 
 class Resumed(NamedTuple):

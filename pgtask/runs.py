@@ -98,8 +98,8 @@ class Run(Generic[OutputT]):
         """Let it go on from what it has recorded, if it has ended as ERROR or was cancelled; wake it if it pauses or is
         to be tried again.
 
-        False if there was nothing to do: it is due, scheduled or running, or has ended well. Raises `EnqueueError` if it
-        was cancelled and its key is that of another task by now; nothing has been changed then.
+        False if there was nothing to do: it is due, scheduled or running, or has ended well. Raises `EnqueueError` if
+        it was cancelled and its key is that of another task by now; nothing has been changed then.
         """
         return await self._runs._resume(self.id, conn)
 

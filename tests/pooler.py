@@ -1,6 +1,9 @@
-"""A pooler in transaction mode, as pgbouncer is one: each transaction of a client goes to whichever server connection is
-free, never to the same one twice in a row, and what a session would keep (LISTEN, prepared statements, settings) is left
-behind on another one. It refuses startup parameters that it does not know, as pgbouncer does."""
+"""A pooler in transaction mode, as pgbouncer is one.
+
+Each transaction of a client goes to whichever server connection is free, never to the same one twice in a row, and
+what a session would keep (LISTEN, prepared statements, settings) is left behind on another one. It refuses startup
+parameters that it does not know, as pgbouncer does.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ class Pooler:
         self._clients.add(client)
         try:
             if await self._welcome(reader, writer):
-                asked = asyncio.ensure_future(_message(reader))
+                asked: asyncio.Future[Message] = asyncio.ensure_future(_message(reader))
                 while (await asyncio.shield(asked))[0] != b"X":
                     asked = await self._transaction(asked, reader, writer)
                     self.transactions += 1

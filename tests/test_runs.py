@@ -7,11 +7,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import flows
 import pytest
 from conftest import run
@@ -21,6 +19,7 @@ from test_workflows import SOON, ask, paused, working
 
 from pgtask import Client, EnqueueError, RunFailed, RunNotFound
 from pgtask._postgres import ends
+from pgtask._postgres.runs import resume_runs
 from pgtask._postgres.store import statement
 
 STEP = '{"waiting":{"Run":0}}'
@@ -50,6 +49,10 @@ async def by_hand(db: Any, child: UUID) -> None:
     await db.execute("UPDATE pg_task SET error = 'not today' WHERE id = $1", child)
 
 
+async def by_journal(db: Any, child: UUID) -> None:
+    await db.fetch(statement("journal/end"), [child], [child], ["it failed"], [None], [1], [None], [None])
+
+
 # The lease of a child has its own id as the token.
 FAMILY = """
     WITH runs AS (
@@ -66,11 +69,11 @@ FAMILY = """
 WOKEN = "SELECT wakeup_at <= now() FROM pg_task WHERE id = $1"
 
 
-@pytest.mark.parametrize("park", [by_flush, by_undertaker, by_hand])
+@pytest.mark.parametrize("park", [by_flush, by_undertaker, by_hand, by_journal])
 def test_whoever_parks_a_child_wakes_the_parent_that_waits_for_it(
     dsn: str, park: Callable[[Any, UUID], Awaitable[None]]
 ) -> None:
-    """Once for each child, though it is parked again; the last one wakes."""
+    """Once for each child; the last one wakes."""
 
     async def main() -> None:
         parent, first, second = (UUID(int=number) for number in range(1, 4))
@@ -87,6 +90,25 @@ def test_whoever_parks_a_child_wakes_the_parent_that_waits_for_it(
             assert await db.fetchval(WOKEN, parent)
             (status,) = await client.runs(state="ERROR", limit=1)
             assert (status.id, status.ended_at is not None) == (second, True)
+
+    run(main())
+
+
+def test_who_parks_a_child_locks_the_task_of_its_parent_before_a_record(dsn: str) -> None:
+    """In the order of who pauses the parent, or it would be a deadlock."""
+
+    async def main() -> None:
+        parent, first, second = (UUID(int=number) for number in range(1, 4))
+        async with client_of(dsn) as (_, db), connected(dsn) as other:
+            await db.execute(FAMILY, parent, first, second, STEP)
+            async with db.transaction():
+                await db.execute("SELECT FROM pg_task WHERE id = $1 FOR NO KEY UPDATE", parent)
+                parking = asyncio.create_task(by_flush(other, first))
+                await until_waiting(db)
+                await db.execute("SET LOCAL lock_timeout = '500ms'")
+                await db.execute("UPDATE pg_task_runs SET awaited = true WHERE id = $1", first)
+            await parking
+            assert await db.fetchval("SELECT waits_for FROM pg_task_runs WHERE id = $1", parent) == 1
 
     run(main())
 
@@ -228,6 +250,28 @@ def test_a_key_that_is_taken_while_the_run_is_resumed(dsn: str) -> None:
     run(main())
 
 
+def test_a_key_that_is_free_again_when_it_is_asked_who_has_it(dsn: str) -> None:
+    class Between:
+        """The task that has the key is cancelled behind the first statement."""
+
+        def __init__(self, db: Any) -> None:
+            self.db = db
+
+        async def fetch(self, query: str, *args: Any) -> list[Any]:
+            rows: list[Any] = await self.db.fetch(query, *args)
+            await self.db.execute("DELETE FROM pg_task WHERE step = '{}'")
+            return rows
+
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            first = await client.trigger(flows.waiting, 0, key="one")
+            await first.cancel()
+            await db.execute("INSERT INTO pg_task (step, key) VALUES ('{}', 'one')")
+            assert await resume_runs(Between(db), [first.id]) == ([first.id], [])
+
+    run(main())
+
+
 async def until_waiting(db: Any) -> None:
     """Somebody waits for a lock that `db` has."""
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -323,21 +367,25 @@ def test_results_come_soon_though_notifications_do_not(dsn: str, monkeypatch: py
 
     async def main() -> None:
         async with client_of(dsn) as (client, db):
+            link = None
             for number in range(3):
                 since = await db.fetchval("SELECT clock_timestamp()")
                 waiting = asyncio.create_task((await client.trigger(flows.child, number)).result(timeout=SOON))
                 await until_read(db, since)
                 assert client._ends is not None
-                assert client._ends._link is not None
-                await client._ends._link.connection.execute("UNLISTEN *")
+                link = client._ends._link
+                assert link is not None
+                await link.connection.execute("UNLISTEN *")
                 began = time.monotonic()
                 await db.execute(END)
                 assert await waiting == 1
                 assert number == 0 or time.monotonic() - began < 1.5
             waiting = asyncio.create_task((await client.trigger(flows.child, 3)).result(timeout=SOON))
-            await client._ends._link.connection.execute("LISTEN pg_task_ended")
+            assert link is not None
+            await link.connection.execute("LISTEN pg_task_ended")
             await db.execute(f"{END}; SELECT pg_notify('pg_task_ended', string_agg(id::text, ',')) FROM pg_task_runs")
             assert await waiting == 1
+            assert client._ends
             assert not client._ends._is_deaf
 
     run(main())

@@ -1,8 +1,8 @@
 """Waiting for the ends of runs: any number of waiters on one connection.
 
 Invariants: a notification is a hint; what counts is the record, which is read for all waiters at once when they begin,
-when a notification names their run, when the connection was lost, and now and then. How often that is depends on whether
-notifications come: a pooler may take a LISTEN and never pass anything on.
+when a notification names their run, when the connection was lost, and now and then. How often that is depends on
+whether notifications come: a pooler may take a LISTEN and never pass anything on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pruning: remove what has been kept for long enough.
 
-Invariants: each batch is a transaction of its own and bounded, by tasks or runs and by what these have recorded, so that
-no lock is held for long; the cut is drawn once, by the clock of the server, so that it comes to an end; what somebody
-has locked is left.
+Invariants: each batch is a transaction of its own and bounded, by tasks or runs and by what these have recorded, so
+that no lock is held for long; the cut is drawn once, by the clock of the server, so that it comes to an end; what
+somebody has locked is left.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ async def _prune_runs(connection: Any, before: datetime, batch: int) -> AsyncIte
 async def _prune_range(
     connection: Any, before: datetime, batch: int, first: UUID, end: UUID
 ) -> AsyncIterator[tuple[int, bool]]:
-    """Of each batch of the runs with ids from one on and before another: how many were removed, and whether a parent was
-    among them that might have gone on."""
+    """Of each batch of the runs with ids from one on and before another: how many were removed, and whether a parent
+    was among them that might have gone on."""
     following: UUID | None = first
     while following is not None:
         async with transaction(connection):

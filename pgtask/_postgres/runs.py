@@ -146,7 +146,8 @@ class TakenKey(NamedTuple):
     task: UUID
 
     def __str__(self) -> str:
-        return f"its key {self.key!r} is that of task {self.task} by now; resume it when that has finished, or was cancelled"
+        taken = f"its key {self.key!r} is that of task {self.task} by now"
+        return f"{taken}; resume it when that has finished, or was cancelled"
 
 
 class Resumed(NamedTuple):
@@ -171,7 +172,8 @@ async def resume_runs(connection: Any, runs: Sequence[UUID]) -> Resumed:
 
 
 async def send_signal(connection: Any, run: UUID, name: str, payload: str) -> bool:
-    """Send a signal to a run that has not ended; whether it was there. Raises `RunNotFound` for a task that is no run."""
+    """Send a signal to a run that has not ended; whether it was there. Raises `RunNotFound` for a task that is no
+    run."""
     is_run = await connection.fetchval(statement("runs/signal"), run, name, payload)
     if is_run is False:
         raise RunNotFound(f"task {run} is not the run of a workflow; signal {name} was not sent")

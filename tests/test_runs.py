@@ -113,6 +113,25 @@ def test_who_parks_a_child_locks_the_task_of_its_parent_before_a_record(dsn: str
     run(main())
 
 
+def test_tasks_that_are_claimed_done_kept_or_tried_again_do_not_pay_for_it(dsn: str) -> None:
+    async def main() -> None:
+        async with connected(dsn) as db:
+            await db.execute("INSERT INTO pg_task (step) SELECT '{}' FROM generate_series(1, 4)")
+            async with db.transaction():
+                await db.execute("SET LOCAL track_functions = 'all'")
+                token = UUID(int=1)
+                rows = await db.fetch(statement("claim"), "default", 0, 4, token, 60.0, 1000, 0.0)
+                done, kept, again, parked = ([row["id"]] for row in rows)
+                moved = [[*again, *parked], [token, token], [None, None], [1, 1], [None, "no"], [0.0, 0.0]]
+                nulls = [[None, None]] * 3
+                await db.execute(statement("flush"), done, [token], kept, [token], ["{}"], *moved, *nulls, False)
+                calls = "SELECT pg_stat_get_xact_function_calls($1::text::regproc)"
+                assert await db.fetchval(calls, "pg_task_run_parked") == 1
+                assert await db.fetchval(calls, "pg_task_run_revived") is None
+
+    run(main())
+
+
 def test_a_child_that_is_revived_has_not_ended(dsn: str) -> None:
     async def main() -> None:
         parent, first, second = (UUID(int=number) for number in range(1, 4))

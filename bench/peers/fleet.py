@@ -121,12 +121,12 @@ def report(starts: Any, calls: list[tuple[float, float]]) -> None:
 
 
 def load(path: str) -> Any:
-    """The `peer.py` as a module."""
+    """The `peer.py` as a module, which imports this one as `fleet`."""
     spec = importlib.util.spec_from_file_location("peer", path)
     assert spec is not None
     assert spec.loader is not None
     peer = importlib.util.module_from_spec(spec)
-    sys.modules["peer"] = peer
+    sys.modules["peer"], sys.modules["fleet"] = peer, sys.modules["__main__"]
     spec.loader.exec_module(peer)
     return peer
 

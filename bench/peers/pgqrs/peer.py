@@ -3,7 +3,8 @@
 Settings: its benchmark of a fixed backlog finds the size of a batch to be what matters (149 messages/s at 1, 6,800 at
 50), so a batch is large here: 2,000 was the fastest of those tried (100-5,000). Its limits on rate and length are
 lifted. It has no worker that takes batches and never ends, so the loop is ours: dequeue, await the handler of each
-message, delete the batch; an empty queue is polled every 20 ms.
+message, delete the batch; an empty queue is polled every 20 ms. Runs of workflows go side by side, 500 at a time, as a
+batch; its own worker for them runs one after the other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from fleet import SIZES, pace, payload
 from pgqrs import QueueMessage
 
 BATCH = 2_000
+RUNS = 500
 POLL = 0.02
+
+Handler = Callable[[pgqrs.Store, QueueMessage], Awaitable[None]]
 
 
 async def connect(dsn: str) -> pgqrs.Store:
@@ -37,7 +41,10 @@ async def fill(dsn: str, tasks: int, workload: str) -> None:
     """Its schema and `tasks` messages, in batches of about 10 MB at most."""
     store = await connect(dsn)
     await pgqrs.admin(store).install()
-    await store.queue("work")
+    if workload == "chain5":
+        await pgqrs.workflow().name("work").store(store).create()  # with its queue
+    else:
+        await store.queue("work")
     producer = await store.producer("work")
     size = SIZES.get(workload, 0)
     batch = min(5_000, 10_000_000 // max(size, 1))
@@ -46,46 +53,62 @@ async def fill(dsn: str, tasks: int, workload: str) -> None:
         await pgqrs.enqueue_batch(producer, [payload(number, size) for number in numbers])
 
 
-def handler(workload: str, done: Any, index: int) -> Callable[[QueueMessage], Awaitable[None]]:
+def handler(workload: str, done: Any, index: int) -> Handler:
     """What a job does; the count of each process has its own slot, so no lock is needed."""
 
-    async def noop(message: QueueMessage) -> None:
+    async def noop(store: pgqrs.Store, message: QueueMessage) -> None:
         done[index] += 1
 
-    async def sleep0(message: QueueMessage) -> None:
+    async def sleep0(store: pgqrs.Store, message: QueueMessage) -> None:
         await asyncio.sleep(0)
         done[index] += 1
 
-    async def cpu1ms(message: QueueMessage) -> None:
+    async def cpu1ms(store: pgqrs.Store, message: QueueMessage) -> None:
         until = time.thread_time() + 0.001
         while time.thread_time() < until:
             pass
         done[index] += 1
 
-    return {"sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
+    @pgqrs.decorators.workflow(name="work")
+    async def five_steps(run: pgqrs.Run, body: Any) -> None:
+        for step in range(5):
+            acquired = await run.acquire_step(f"step{step}")
+            await acquired.guard.success(None)
+
+    async def chain5(store: pgqrs.Store, message: QueueMessage) -> None:
+        run = await pgqrs.run().message(message).store(store).execute()
+        await five_steps.run(run, message.payload)
+        done[index] += 1
+
+    return {"chain5": chain5, "sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
 
 
-def probe(starts: Any) -> Callable[[QueueMessage], Awaitable[None]]:
+def probe(starts: Any) -> Handler:
     """Notes when a job started."""
 
-    async def note(message: QueueMessage) -> None:
+    async def note(store: pgqrs.Store, message: QueueMessage) -> None:
         starts[int(message.payload["number"])] = time.time()
 
     return note
 
 
-async def consume(dsn: str, work: Callable[[QueueMessage], Awaitable[None]]) -> None:
+async def consume(dsn: str, work: Handler) -> None:
     """One process, until SIGTERM."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     store = await connect(dsn)
     consumer = await store.consumer("work")
+    is_workflow = work.__name__ == "chain5"
     while not stopped.is_set():
-        messages = await consumer.dequeue(batch_size=BATCH)
-        for message in messages:
-            await work(message)
+        messages = await consumer.dequeue(batch_size=RUNS if is_workflow else BATCH)
+        if is_workflow:
+            await asyncio.gather(*(work(store, message) for message in messages))
+        else:
+            for message in messages:
+                await work(store, message)
         if messages:
-            await consumer.delete_many([message.id for message in messages])
+            end = consumer.archive_many if is_workflow else consumer.delete_many  # a run refers to its message
+            await end([message.id for message in messages])
         else:
             await asyncio.sleep(POLL)
 

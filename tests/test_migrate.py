@@ -210,7 +210,7 @@ async def catalog(db: Any, schema: str = "public") -> dict[str, list[str]]:
             WHERE classoid = 'pg_class'::regclass AND objoid IN {mine}""",
     }
     found = {name: [row[0] for row in await db.fetch(query)] for name, query in queries.items()}
-    own = re.compile(rf"\b{schema}\.|(?<=search_path TO ')({schema})(?=')")
+    own = re.compile(rf"\b{schema}\.|(?<=search_path TO '){schema}(?=', 'pg_temp')")
     return {name: sorted(own.sub("", line) for line in lines) for name, lines in found.items()}
 
 

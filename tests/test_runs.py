@@ -146,16 +146,20 @@ def test_a_child_that_is_revived_has_not_ended(dsn: str) -> None:
 
 
 def test_who_may_park_a_task_need_not_have_rights_on_the_runs(dsn: str) -> None:
+    """And a table of his by that name is not taken for theirs, which would lend him the rights of the owner."""
+
     async def main() -> None:
         parent, first, second = (UUID(int=number) for number in range(1, 4))
         async with client_of(dsn) as (_, db):
             await db.execute(FAMILY, parent, first, second, STEP)
             async with db.transaction():
                 await db.execute("CREATE ROLE parker; GRANT SELECT, UPDATE ON pg_task TO parker")
-                await db.execute("SET LOCAL ROLE parker; SET LOCAL search_path = ''")
+                await db.execute("CREATE TEMP TABLE pg_task_runs (LIKE public.pg_task_runs)")
+                await db.execute("ALTER TABLE pg_temp.pg_task_runs OWNER TO parker; SET LOCAL ROLE parker")
+                await db.execute("SET LOCAL search_path = ''")
                 await db.execute("UPDATE public.pg_task SET error = 'not today'")
                 await db.execute("RESET ROLE; RESET search_path; DROP OWNED BY parker; DROP ROLE parker")
-            assert await db.fetchval("SELECT count(*) FROM pg_task_runs WHERE state = 'ERROR'") == 3
+            assert await db.fetchval("SELECT count(*) FROM public.pg_task_runs WHERE state = 'ERROR'") == 3
 
     run(main())
 

@@ -25,8 +25,8 @@ $$;
 -- journal/end.sql. Who comes the other way round meets a deadlock, which all who write here send again. The record says
 -- whether this has been done, so that journal/end.sql, which does it itself, is not counted twice.
 --
--- By the rights of its owner, in the schema it is made in: who may park a task need not know of runs.
-CREATE OR REPLACE FUNCTION pg_task_run_parked() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+-- By the rights of its owner: who may park a task need not know of runs. So it must not look at temporary tables of his.
+CREATE OR REPLACE FUNCTION pg_task_run_parked() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     waiting uuid;
     left_to integer;
@@ -64,7 +64,7 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION pg_task_run_revived() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION pg_task_run_revived() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     UPDATE pg_task_runs
     SET state = NULL,
@@ -73,6 +73,15 @@ BEGIN
     WHERE id = NEW.id
       AND state = 'ERROR';
     RETURN NULL;
+END
+$$;
+
+DO $$
+DECLARE
+    home constant text := current_setting('search_path');
+BEGIN
+    EXECUTE format('ALTER FUNCTION pg_task_run_parked() SET search_path = %s, pg_temp', home);
+    EXECUTE format('ALTER FUNCTION pg_task_run_revived() SET search_path = %s, pg_temp', home);
 END
 $$;
 

@@ -15,6 +15,7 @@ from bench.depth import SCENARIOS, DepthTerms, depth_card, measure_depth
 from bench.drain import Terms, drain
 from bench.enqueue import enqueue_card, measure_enqueue
 from bench.flags import add_number, add_peers, add_report, add_server, count, numbers, seconds, whole, write
+from bench.flow_peers import DurablePeers
 from bench.flows import flows_card, measure_flows
 from bench.idle import DEAD_WEIGHT, idle_card, measure_idle
 from bench.latency import latency_card, latency_report
@@ -284,6 +285,14 @@ def _add_recover(parser: argparse.ArgumentParser) -> None:
 
 
 def _flows(arguments: argparse.Namespace) -> int:
+    peers = DurablePeers(
+        arguments.contenders,
+        arguments.peer_runs,
+        arguments.procs,
+        peers=arguments.peers,
+        homes=arguments.peers_home,
+        say=_say,
+    )
     report = measure_flows(
         runs=arguments.runs,
         procs=arguments.procs,
@@ -291,12 +300,13 @@ def _flows(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         samples=arguments.samples,
         steps=arguments.steps,
+        peers=peers,
         dsn=arguments.dsn,
         say=_say,
     )
     print(flows_card(report))
     write(arguments.json, report)
-    return 0
+    return 1 if report.failures else 0
 
 
 def _add_flows(parser: argparse.ArgumentParser) -> None:
@@ -306,6 +316,8 @@ def _add_flows(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--rounds", 5, "how often")
     add_number(parser, "--samples", 100, "times from the trigger to the result")
     add_number(parser, "--steps", 1000, "recorded steps of the run that is replayed")
+    add_number(parser, "--peer-runs", 2_000, "runs of five steps of each durable peer")
+    add_peers(parser, "")
     add_server(parser)
     add_report(parser)
     parser.set_defaults(run=_flows)

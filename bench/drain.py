@@ -27,7 +27,7 @@ from bench.summary import Run, Summary, run_of, summarise
 from bench.workloads import WORKLOADS, Workload
 from pgtask._postgres.store import HOT_SETTINGS
 
-__all__ = ["Entrant", "Report", "Terms", "drain", "run_once"]
+__all__ = ["Entrant", "Report", "Terms", "drain", "prepare", "run_once"]
 
 LATENCY_PER_SECOND = 50.0
 
@@ -89,7 +89,7 @@ def drain(terms: Terms, say: Callable[[str], None]) -> Report:
     workload = WORKLOADS[terms.workload]
     chosen = choose(terms.contenders, find_contenders(terms.peers, terms.peers_home))
     about = machine()
-    contenders, entrants, skipped = _prepare(chosen, terms, workload, say)
+    contenders, entrants, skipped = prepare(chosen, terms.tasks, terms.procs, workload, say)
     if not contenders:
         raise BenchError("no contender can take part: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()))
     with open_server(terms.dsn) as server:
@@ -118,9 +118,10 @@ def drain(terms: Terms, say: Callable[[str], None]) -> Report:
         )
 
 
-def _prepare(
-    chosen: Sequence[Contender], terms: Terms, workload: Workload, say: Callable[[str], None]
+def prepare(
+    chosen: Sequence[Contender], tasks: int, procs: int, workload: Workload, say: Callable[[str], None]
 ) -> tuple[list[Contender], dict[str, Entrant], dict[str, str]]:
+    """Those that can take part, what each is asked for, and why the others cannot."""
     contenders: list[Contender] = []
     entrants: dict[str, Entrant] = {}
     skipped: dict[str, str] = {}
@@ -137,8 +138,8 @@ def _prepare(
         entrants[contender.name] = Entrant(
             about=contender.about,
             version=version,
-            tasks=min(terms.tasks, contender.most_tasks or terms.tasks),
-            procs=min(terms.procs, contender.most_procs or terms.procs),
+            tasks=min(tasks, contender.most_tasks or tasks),
+            procs=min(procs, contender.most_procs or procs),
         )
     return contenders, entrants, skipped
 

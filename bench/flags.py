@@ -29,7 +29,7 @@ def add_peers(parser: argparse.ArgumentParser, default: str) -> None:
         "--contenders",
         default=default,
         metavar="NAMES",
-        help=f"who takes part, with commas, or all (default: {default})",
+        help=f"who takes part, with commas, or all (default: {default or 'nobody'})",
     )
     parser.add_argument("--peers", type=Path, default=PEERS, metavar="DIR", help="where the peers are described")
     parser.add_argument(

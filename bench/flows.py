@@ -10,13 +10,14 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 
 from bench.contender import RunFailed
+from bench.flow_peers import Durable, DurablePeers
 from bench.flow_workloads import five_steps, many_steps, one_step, sleeper
 from bench.ours import command_of, environment, running_supervisor
 from bench.parts import Setting, head, setting_of
@@ -36,7 +37,7 @@ _PAUSE = 0.05  # seconds between two runs of the latency, so that the fleet is i
 class FlowsReport(msgspec.Struct, frozen=True):
     """`result`: milliseconds from the call of `trigger` to the result of a one-step run. `replay`: milliseconds from a
     signal to the result of a run with so many recorded steps, and of one with a single step. `cpu_us_per_step`: of all
-    workers, and of Postgres."""
+    workers, and of Postgres. `peers`: durable ones, by name, and `skipped` why others did not take part."""
 
     bench: str
     setting: Setting
@@ -52,6 +53,12 @@ class FlowsReport(msgspec.Struct, frozen=True):
     replayed_steps: int
     replay_ms: Spread
     replay_of_one_ms: Spread
+    peers: dict[str, Durable]
+    skipped: dict[str, str]
+
+    @property
+    def failures(self) -> list[str]:
+        return [failure for peer in self.peers.values() for failure in peer.failures]
 
 
 def measure_flows(
@@ -62,6 +69,7 @@ def measure_flows(
     rounds: int,
     samples: int,
     steps: int,
+    peers: DurablePeers,
     dsn: str | None,
     say: Callable[[str], None],
 ) -> FlowsReport:
@@ -71,6 +79,7 @@ def measure_flows(
         for number in range(1, rounds + 1):
             say(f"round {number} of {rounds}: {runs:,} runs of {_STEPS} steps")
             drains.append(_drain(server, runs, procs, concurrent))
+            peers.measure(server, number, drains[-1].rate / _STEPS)
         say(f"trigger to result, {samples} times")
         latencies = _latency(server, procs, samples)
         say(f"replay of {steps:,} steps")
@@ -91,6 +100,8 @@ def measure_flows(
         replayed_steps=steps,
         replay_ms=spread(replays),
         replay_of_one_ms=spread(ones),
+        peers=peers.report(),
+        skipped=peers.skipped,
     )
 
 
@@ -208,5 +219,21 @@ def flows_card(report: FlowsReport) -> str:
             f"trigger to result, one step     p50 {report.result_p50:.2f} ms, p99 {report.result_p99:.2f} ms",
             f"signal to result, {report.replayed_steps:>5,} steps   {report.replay_ms.median:.1f} ms "
             f"({report.replay_of_one_ms.median:.1f} ms with one step)",
+            *_peer_lines(report),
         ]
     )
+
+
+def _peer_lines(report: FlowsReport) -> Iterator[str]:
+    """Runs a second, ours first, and how many times theirs that is."""
+    if report.peers:
+        yield ""
+        yield f"{'pgtask':<14} {report.steps_per_second.median / _STEPS:>10,.0f} runs/s"
+    for name, peer in report.peers.items():
+        if peer.runs_per_second is not None and peer.ratio is not None:
+            yield (
+                f"{name:<14} {peer.runs_per_second.median:>10,.0f} runs/s   {peer.ratio.median:>8.1f} x "
+                f"({peer.ratio.min:.1f} to {peer.ratio.max:.1f})   {peer.entrant.version}, {peer.entrant.tasks:,} runs"
+            )
+    yield from (f"failed: {failure}" for failure in report.failures)
+    yield from (f"skipped {name}: {why}" for name, why in report.skipped.items())

@@ -66,6 +66,7 @@ class Consumer:
         self._dsn, self._pooled = dsn, pooled
         self._queues = _check_queues(queues)
         self._table = None if app is None else Table(app)
+        self._archives = app is not None and any(step.archive for step in app)
         self._lease_timeout = _seconds("lease_timeout", lease_timeout)
         if not self._lease_timeout:
             raise ConsumeError("lease_timeout must be longer than zero")
@@ -82,7 +83,7 @@ class Consumer:
         except BaseException:
             self._link.drop()
             raise
-        self._held = Held(self._table, self._lease_timeout)
+        self._held = Held(self._table, self._lease_timeout, archives=self._archives)
         self._claim = Claim(
             self._link,
             worker=os.urandom(8),
@@ -119,8 +120,8 @@ class Consumer:
             async with asyncio.timeout(FAREWELL):
                 while self._sender.running:
                     await asyncio.wait(self._sender.running)
-                await self._sender.begin(self._sender.release, self._held.all())
-        except (TimeoutError, DatabaseError):
+                await self._sender.begin(self._sender.give_back, self._held.settle("release", self._held.all()))
+        except TimeoutError:
             if self._held:
                 log_event(log, logging.WARNING, "leases.abandoned", leases=len(self._held))
         finally:
@@ -173,7 +174,7 @@ class Consumer:
     def _take_back(self, taking: asyncio.Task[list[Lease]]) -> None:
         """A claim has ended whose caller is gone."""
         if not taking.cancelled() and taking.exception() is None and taking.result():
-            self._sender.begin(self._sender.release, taking.result())
+            self._sender.begin(self._sender.give_back, self._held.settle("release", taking.result()))
 
     # --- what became of them
 

@@ -95,9 +95,11 @@ class Run(Generic[OutputT]):
         return await self._runs._cancel(self.id, conn)
 
     async def resume(self, *, conn: Any = None) -> bool:
-        """Let it go on from what it has recorded, if it has ended as ERROR or was cancelled; wake it if it pauses.
+        """Let it go on from what it has recorded, if it has ended as ERROR or was cancelled; wake it if it pauses or is
+        to be tried again.
 
-        False if there was nothing to do: it is running, or has ended well.
+        False if there was nothing to do: it is due, scheduled or running, or has ended well. Raises `EnqueueError` if
+        it was cancelled and its key is that of another task by now; nothing has been changed then.
         """
         return await self._runs._resume(self.id, conn)
 
@@ -181,7 +183,7 @@ class Runs:
 
     async def signal(self, run: UUID, name: str, value: Any = None, *, conn: Any = None) -> None:
         """Send a signal to a run, which keeps it until it waits for one of this name. With `conn` it is part of the
-        caller's transaction. Raises `RunNotFound` if the run has ended or never was."""
+        caller's transaction. Raises `RunNotFound` if the run has ended, never was, or is a task of another kind."""
         check_name("signal", name, EnqueueError)
         try:
             payload = msgspec.json.encode(value).decode()
@@ -251,7 +253,10 @@ class Runs:
     async def _resume(self, run: UUID, conn: Any) -> bool:
         async with self._connection(conn) as connection:
             with map_errors():
-                return bool(await resume_runs(connection, [run]))
+                resumed = await resume_runs(connection, [run])
+        if resumed.taken:
+            raise EnqueueError(f"run {run} cannot be resumed: {resumed.taken[0]}")
+        return bool(resumed.runs)
 
     async def _ended(self, run: UUID) -> tuple[str, str | None, str | None]:
         if self._ends is None:

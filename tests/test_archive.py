@@ -292,7 +292,7 @@ def test_prune_reads_the_tables_by_their_indexes(dsn: str) -> None:
                 async with db.transaction():
                     await db.fetch(statement("index_scans"))
                     text = statement(name).replace("$1", "now() - interval '19990 s'")
-                    text = text.replace("$2", "100").replace("$3", "'-infinity'")
+                    text = text.replace("$2", "100").replace("$3", "'-infinity'").replace("$4", "1000")
                     plan = json.loads(await db.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}"))[0]["Plan"]
                     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 300, name
 

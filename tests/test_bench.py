@@ -301,6 +301,32 @@ def test_peers_take_part_and_those_that_cannot_are_named(tmp_path: Path, bench_d
     assert (homes / "good" / "installed").read_text() == "once"
 
 
+def test_durable_peers_are_measured_beside_our_workflows(tmp_path: Path, bench_dsn: str) -> None:
+    peers, homes = tmp_path / "peers", tmp_path / "homes"
+    make_peer(peers, "durable", more='workloads = ["chain5"]')
+    make_peer(peers, "lazy", drained=99, more='workloads = ["chain5"]')
+    make_peer(peers, "fleeting")
+    printed, report = bench(
+        tmp_path,
+        *("flows", "--runs=100", "--procs=2", "--rounds=2", "--samples=2", "--steps=10", "--dsn", bench_dsn),
+        *("--contenders=durable,lazy,fleeting", "--peer-runs=300", f"--peers={peers}", f"--peers-home={homes}"),
+        code=1,
+    )
+    assert report["skipped"] == {"fleeting": "it does not do chain5"}
+    assert report["peers"].keys() == {"durable", "lazy"}
+    durable = report["peers"]["durable"]
+    assert (durable["entrant"]["tasks"], durable["failures"]) == (100, [])
+    rates, ours = durable["runs_per_second"], report["steps_per_second"]
+    assert ours["min"] / 5 / rates["max"] <= durable["ratio"]["median"] <= ours["max"] / 5 / rates["min"]
+    assert report["peers"]["lazy"]["ratio"] is None
+    for line in (
+        "durable",
+        "failed: round 2, lazy: 1 of 100 tasks were left",
+        "skipped fleeting: it does not do chain5",
+    ):
+        assert line in printed
+
+
 def test_the_latency_of_ours_and_of_a_peer_is_measured(tmp_path: Path, bench_dsn: str) -> None:
     make_peer(tmp_path / "peers", "good")
     printed, report = bench(

@@ -405,6 +405,72 @@ def test_done_is_not_called_lost_by_a_renewal_that_finds_its_row_gone(dsn: str) 
     run(main())
 
 
+@pytest.mark.parametrize("by", ["a claim that was cancelled", "the end"])
+def test_what_is_given_back_is_not_called_lost_by_a_renewal_that_finds_it_gone(
+    dsn: str, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer to the release is not read yet, and its leases are due for renewal."""
+
+    async def main() -> None:
+        async with consuming(dsn, 3, lease=0.3) as (b, consumer):
+            given_back = asyncio.Event()
+            release = consumer._sender._link.run
+
+            async def slowly(name: str, *args: Any, **options: Any) -> list[Any]:
+                rows = await release(name, *args, **options)
+                if name == "release":
+                    given_back.set()
+                    time.sleep(1)  # noqa: ASYNC251  renewal comes before the answer has been read
+                return rows
+
+            consumer._sender._link.run = slowly  # type: ignore[method-assign]
+            if by == "the end":
+                await consumer.claim()
+                return
+            async with b.db.transaction():
+                await b.db.execute("LOCK TABLE pg_task IN SHARE ROW EXCLUSIVE MODE")
+                claim = asyncio.create_task(consumer.claim(wait=LONG))
+                await until_blocked(b.db, consumer._link.connection.get_server_pid())
+                claim.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await claim
+            await asyncio.wait_for(given_back.wait(), 20)
+            await b.until("bool_and(locked_by IS NULL)")
+
+    run(main())
+    assert "lease.lost" not in caplog.text
+
+
+def test_what_cannot_be_given_back_is_let_go(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2) as (b, consumer):
+            await consumer.claim()
+            await b.db.execute(
+                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE EXCEPTION 'not that one'; END $$;"
+                " CREATE TRIGGER guard BEFORE UPDATE ON pg_task FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+        assert len(consumer._held) == 0
+
+    run(main())
+    assert "leases.abandoned" in caplog.text
+
+
+def test_steps_are_not_decoded_to_learn_that_none_is_archived(dsn: str) -> None:
+    async def main() -> None:
+        async with consuming(dsn, 2) as (_, consumer):
+            leases = await consumer.claim()
+            consumer._held.table = Undecoded()  # type: ignore[assignment]
+            assert await consumer.done(leases) == []
+
+    run(main())
+
+
+class Undecoded:
+    def decode(self, text: str) -> None:
+        raise AssertionError(text)
+
+
 def test_an_extension_is_not_cut_short_by_the_renewal_in_the_background(dsn: str) -> None:
     async def main() -> None:
         async with consuming(dsn, 2, lease=0.3) as (b, consumer):

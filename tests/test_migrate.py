@@ -9,6 +9,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -75,7 +76,8 @@ CRATE_1_0 = f"""
         WHEN (OLD.error IS NULL AND NEW.error IS NOT NULL) EXECUTE FUNCTION pg_task_notify_on_error();
 """
 OUR_INDEXES = {f"pg_task_{name}" for name in ("pkey", "ready_idx", "lease_idx", "parked_idx", "key_idx")}
-OUR_TRIGGERS = {"pg_task_inserted", "pg_task_rescheduled"}
+OUR_TRIGGERS = {"pg_task_inserted", "pg_task_rescheduled", "pg_task_run_parked", "pg_task_run_revived"}
+OUR_FUNCTIONS = {"pg_task_notify", "pg_task_run_parked", "pg_task_run_revived", "pg_task_workflow"}
 ERROR_TRIGGERS = {"pg_task_error_insert", "pg_task_error_update"}
 
 
@@ -208,7 +210,8 @@ async def catalog(db: Any, schema: str = "public") -> dict[str, list[str]]:
             WHERE classoid = 'pg_class'::regclass AND objoid IN {mine}""",
     }
     found = {name: [row[0] for row in await db.fetch(query)] for name, query in queries.items()}
-    return {name: sorted(line.replace(f"{schema}.", "") for line in lines) for name, lines in found.items()}
+    own = re.compile(rf"\b{schema}\.|(?<=search_path TO '){schema}(?=', 'pg_temp')")
+    return {name: sorted(own.sub("", line) for line in lines) for name, lines in found.items()}
 
 
 async def names(db: Any, kind: str) -> set[str]:
@@ -432,7 +435,7 @@ def test_keep_leaves_what_pg_task_has_until_a_run_without_it(empty_dsn: str) -> 
         assert said[0].startswith("removed the indexes and triggers of pg_task: ")
         assert await names(db, "index") | await names(db, "trigger") == ours | ERROR_TRIGGERS
         functions = await db.fetch("SELECT proname::text FROM pg_proc WHERE proname LIKE 'pg_task%'")
-        assert {row[0] for row in functions} == {"pg_task_notify", "pg_task_notify_on_error"}
+        assert {row[0] for row in functions} == OUR_FUNCTIONS | {"pg_task_notify_on_error"}
         assert await migrate(empty_dsn) == []
 
     play(empty_dsn, scenario)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -15,7 +16,9 @@ from test_plans import Session, connected
 from pgtask import Client
 from pgtask._cli.commands import main
 from pgtask._ids import earliest_id
+from pgtask._postgres import prune as module
 from pgtask._postgres.prune import prune as prune_kind
+from pgtask._postgres.store import statement
 
 RUN = """
     WITH record AS (
@@ -199,14 +202,107 @@ def test_a_run_that_is_resumed_while_it_is_pruned_stays_whole_or_goes_whole(dsn:
             async with db.transaction():
                 await db.execute("DELETE FROM pg_task_runs")
                 resumed = asyncio.create_task(client.run(id).resume(conn=other))
-                waiting = "SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'"
-                while not await db.fetch(waiting, other.get_server_pid()):
-                    await db.execute("SELECT pg_stat_clear_snapshot()")
-                    await asyncio.sleep(0)
+                await until_waiting(db, other)
             assert not await resumed
             assert tuple(await db.fetchrow(left)) == (0, 0)
 
     run(check())
+
+
+@pytest.mark.parametrize("kind", ["runs", "parked"])
+def test_a_batch_is_bounded_by_checkpoints_too(
+    dsn: str, made: Made, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of 3, 3, 17, 3, and 3 checkpoints; whatever it takes, no transaction removes more than 5 of these."""
+    monkeypatch.setattr(module, "CHECKPOINTS", 1)
+    state = "SUCCESS" if kind == "runs" else "ERROR"
+    for number in range(5):
+        made.add(str(number), state, 40, live=kind == "parked")
+    made.rows(
+        "INSERT INTO pg_task_checkpoints (run, number, place, kind, name)"
+        " SELECT $1, n, n, 'step', 's' FROM generate_series(4, 17) AS n",
+        made.ids["2"],
+    )
+
+    async def check() -> None:
+        async with connected(dsn) as db:
+            await db.execute(COUNTED)
+            totals: list[int] = []
+            age = timedelta(days=30)
+            assert await prune_kind(db, kind, older_than=age, batch=5, removed=totals.append) == 5
+            assert sum(totals[-1:]) == 5
+            removed = [row[0] for row in await db.fetch("SELECT count(*) FROM deleted GROUP BY xid ORDER BY xid")]
+            assert max(removed) == 5
+            assert sum(removed) == 29
+
+    run(check())
+    assert made.left() == ""
+
+
+COUNTED = """
+    CREATE TABLE deleted (xid bigint);
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN INSERT INTO deleted VALUES (txid_current()); RETURN NULL; END';
+    CREATE TRIGGER note AFTER DELETE ON pg_task_checkpoints FOR EACH ROW EXECUTE FUNCTION note()
+"""
+
+
+def test_a_run_of_which_something_is_pruned_is_not_resumed(
+    dsn: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody ends the prune between two of its batches."""
+    monkeypatch.setattr(module, "CHECKPOINTS", 1)
+    made.add("stopped", "CANCELLED", 40)
+    made.add("behind", "CANCELLED", 40)
+    made.add("failed", "ERROR", 40, live=True)
+
+    def enough(total: int) -> None:
+        raise KeyboardInterrupt
+
+    async def check() -> None:
+        async with connected(dsn) as db, Client(dsn) as client:
+            for kind, name in (("runs", "stopped"), ("parked", "failed")):
+                assert await client.run(made.ids[name]).status()
+                with pytest.raises(KeyboardInterrupt):
+                    await prune_kind(db, kind, older_than=timedelta(days=30), batch=2, removed=enough)
+                assert await db.fetchval("SELECT count(*) FROM pg_task_checkpoints WHERE run = $1", made.ids[name]) == 1
+                assert not await client.run(made.ids[name]).resume()
+            assert await client.run(made.ids["behind"]).resume()
+
+    run(check())
+    assert prune(dsn) == 0
+    assert made.left() == "behind"
+
+
+def test_a_run_that_is_resumed_between_the_look_and_the_lock_stays(dsn: str, made: Made) -> None:
+    """The statement is held up in its look, when it has its snapshot."""
+    made.add("stopped", "CANCELLED", 40)
+    id = made.ids["stopped"]
+    held_up = statement("prune_runs").replace(
+        "WHERE id >= $3\n", "WHERE id >= $3 AND pg_advisory_xact_lock_shared(1) IS NOT NULL\n"
+    )
+
+    async def check() -> None:
+        async with connected(dsn) as db, connected(dsn) as other, Client(dsn) as client:
+            await db.execute("SELECT pg_advisory_lock(1)")
+            pruning = asyncio.create_task(
+                other.fetchrow(held_up, datetime.now(UTC), 10, UUID(int=0), UUID(int=2**128 - 1), 10)
+            )
+            await until_waiting(db, other)
+            assert await client.run(id).resume()
+            await db.execute("SELECT pg_advisory_unlock(1)")
+            assert (await pruning)[0] == 0
+
+    run(check())
+    assert made.left() == "stopped"
+
+
+async def until_waiting(db: Any, other: Any) -> None:
+    waiting = "SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(20):
+        while not await db.fetch(waiting, other.get_server_pid()):
+            await db.execute("SELECT pg_stat_clear_snapshot()")
+            await asyncio.sleep(0)
 
 
 @pytest.mark.timeout(110)
@@ -232,7 +328,7 @@ def test_pruning_does_not_read_the_runs_that_began_after_the_cut(dsn: str) -> No
                 (earliest_id(before), UUID(int=2**128 - 1)),
             )
             for (first, end), most in zip(ranges, (3000, 60), strict=True):
-                plan = await session.explain("prune_runs", before, 5000, first, end)
+                plan = await session.explain("prune_runs", before, 5000, first, end, 50_000)
                 scanned = {node.get("Relation Name") for node in plan.nodes if node["Node Type"] == "Seq Scan"}
                 assert not scanned
                 assert plan.buffers < most, f"{plan.buffers} buffers for {first}"

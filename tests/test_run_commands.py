@@ -14,6 +14,7 @@ from fleet import Fleet, Rows
 from test_commands import Command, command
 
 from pgtask import Client, RunFailed
+from pgtask._cli.runs import NOTHING_TO_RESUME
 
 __all__ = ["command"]
 
@@ -84,7 +85,7 @@ def test_signal_and_resume(runs: dict[str, str], command: Command, dsn: str, tmp
     (tmp_path / "repaired").write_text("well")
     said = command("resume", runs["failed"], runs["done"])
     assert (said.code, said.out) == (1, "1 run resumed\n")
-    assert said.err == f"pgtask: {runs['done']}: a worker has it, it has ended well, or there is no such run\n"
+    assert said.err == f"pgtask: {runs['done']}: {NOTHING_TO_RESUME}\n"
     rows.until("SELECT output = '\"well\"' FROM pg_task_runs WHERE id = $1", runs["failed"])
 
 

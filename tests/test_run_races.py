@@ -1,8 +1,8 @@
 """The states of runs under races: whatever happens at once, on whichever connections, no run is in an illegal state.
 
 Hypothesis draws rounds of what happens at the same time to a run, its child and its grandchild: claims and their loss,
-checkpoints, looks for signals, pauses, ends, spawns, and from outside signals, cancels and resumes. Leases are kept
-after they were lost, so that late writers are among those who race.
+checkpoints, looks for signals, pauses, ends, spawns, and from outside signals, cancels, resumes, and whoever parks or
+revives a run without its journal. Leases are kept after they were lost, so that late writers are among those who race.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class World:
 
     async def happen(self, what: str, at: int, age: int) -> None:
         id = self.runs[at]
-        if what in ("claim", "expire", "cancel", "resume", "signal"):
+        if what in ("claim", "expire", "cancel", "resume", "signal", "revive"):
             await getattr(self, what)(id)
             return
         lease = self.lease(id, age)
@@ -100,7 +100,22 @@ class World:
             is_sent = await send_signal(connection, id, "go", "1")
         self.sent += is_sent  # not in one line: what is before += is read before the await
 
+    async def revive(self, id: UUID) -> None:
+        await self.again("UPDATE pg_task SET error = NULL WHERE id = $1", id)
+
+    async def again(self, query: str, *args: Any) -> None:
+        """As a `Link` does after a deadlock."""
+        while True:
+            with contextlib.suppress(asyncpg.DeadlockDetectedError):
+                await self.pool.execute(query, *args)
+                return
+
     # --- under a lease
+
+    async def park(self, lease: Any, journal: Journal) -> None:
+        """By the way of all tasks, as for a step that cannot be decoded."""
+        moved = [[lease.id], [lease.token], [None], [1], ["not decoded"], [0.0], [None], [None], [None]]
+        await self.again(statement("flush"), [], [], [], [], [], *moved, False)
 
     def checkpoint(self, lease: Any, kind: str, **more: Any) -> Checkpoint:
         self.numbers[lease.id] += 1
@@ -176,7 +191,7 @@ ORPHANS = """
     WHERE p.state = 'CANCELLED'
 """
 KINDS = ("claim", "claim", "expire", "cancel", "resume", "signal", "record", "take", "time_out", "pause", "spawn")
-MORE = ("wait_for_child", "wait_for_child", "end", "fail")
+MORE = ("wait_for_child", "wait_for_child", "end", "fail", "park", "revive")
 EVENT = st.tuples(st.sampled_from(KINDS + MORE), st.integers(0, 2), st.sampled_from((0, 0, 0, 1)))
 ROUNDS = st.lists(st.lists(EVENT, min_size=1, max_size=4), min_size=1, max_size=10)
 
@@ -223,6 +238,9 @@ FAMILY = [CLAIMED, [("spawn", 0, 0)], [("claim", 1, 0)]]
 @example([CLAIMED, [("expire", 0, 0)], CLAIMED, [("end", 0, 1), ("end", 0, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0), ("end", 1, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0), ("cancel", 1, 0)]])
+@example([*FAMILY, [("wait_for_child", 0, 0), ("park", 1, 0)]])
+@example([*FAMILY, [("wait_for_child", 0, 0)], [("park", 1, 0), ("cancel", 0, 0)], [("revive", 1, 0)]])
+@example([*FAMILY, [("fail", 1, 0)], [("revive", 1, 0), ("wait_for_child", 0, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0)], [("cancel", 0, 0), ("end", 1, 0)]])
 @example([*FAMILY, [("spawn", 1, 0), ("cancel", 0, 0)]])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -244,8 +262,9 @@ def test_the_same_race_again_and_again(dsn: str, first: str, second: str, run_of
 
 def test_a_child_ends_while_its_parent_begins_to_wait(dsn: str) -> None:
     for _ in range(15):
-        run(play(dsn, [*FAMILY, [("wait_for_child", 0, 0), ("end", 1, 0)]]))
-        run(play(dsn, [*FAMILY, [("end", 1, 0), ("wait_for_child", 0, 0)]]))
+        for end in ("end", "park"):
+            run(play(dsn, [*FAMILY, [("wait_for_child", 0, 0), (end, 1, 0)]]))
+            run(play(dsn, [*FAMILY, [(end, 1, 0), ("wait_for_child", 0, 0)]]))
 
 
 # --- the fence

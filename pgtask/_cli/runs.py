@@ -26,12 +26,13 @@ from pgtask._postgres.runs import (
     resume_runs,
     send_signal,
 )
-from pgtask.errors import ConfigError
+from pgtask.errors import ConfigError, RunNotFound
 from pgtask.workflow import check_name
 
 __all__ = ["resume_command", "run_command", "runs_command", "signal_command"]
 
 NO_SUCH_RUN = "there is no such run"
+NOTHING_TO_RESUME = "a worker has it, it is due or scheduled, it has ended well, or there is no such run"
 _COLOURS = {"ERROR": "\x1b[31m", "RUNNING": "\x1b[32m", "PAUSED": "\x1b[2m", "CANCELLED": "\x1b[2m"}
 _RUN_COLUMNS = (
     Column("id"),
@@ -95,19 +96,23 @@ def signal_command(args: argparse.Namespace) -> int:
         payload = msgspec.json.format(text, indent=-1)
     except msgspec.DecodeError as error:
         raise ConfigError(f"the value of the signal is not valid JSON: {error}") from None
-    if with_connection(args, lambda connection: send_signal(connection, run, name, payload)):
-        return 0
-    say(f"{run}: it has ended, or never was; the signal was not sent")
+    try:
+        if with_connection(args, lambda connection: send_signal(connection, run, name, payload)):
+            return 0
+        say(f"{run}: it has ended, or never was; the signal was not sent")
+    except RunNotFound as error:
+        say(str(error))
     return SOME_FAILED
 
 
 def resume_command(args: argparse.Namespace) -> int:
     runs = [_id(word) for word in args.ids]
-    resumed = set(with_connection(args, lambda connection: resume_runs(connection, runs)))
+    resumed, taken = with_connection(args, lambda connection: resume_runs(connection, runs))
     show([f"{len(resumed):,} run{'' if len(resumed) == 1 else 's'} resumed"])
+    reasons = {one.run: str(one) for one in taken}
     left = [run for run in runs if run not in resumed]
     for run in left:
-        say(f"{run}: a worker has it, it has ended well, or there is no such run")
+        say(f"{run}: {reasons.get(run, NOTHING_TO_RESUME)}")
     return SOME_FAILED if left else 0
 
 

@@ -82,10 +82,12 @@ class Lease:
 
 
 class Held:
-    """The table of a consumer's leases. All of it is called on the consumer's loop, but for `lose`."""
+    """The table of a consumer's leases. All of it is called on the consumer's loop, but for `lose`. `archives`: whether
+    the app keeps any of its tasks when they are done."""
 
-    def __init__(self, table: _fastpath.Table | None, lease_timeout: float) -> None:
+    def __init__(self, table: _fastpath.Table | None, lease_timeout: float, *, archives: bool) -> None:
         self.table = table
+        self._archives = archives
         self.lease_timeout = lease_timeout
         self.leases = _fastpath.Leases()
         """The same leases, as renewal knows them."""
@@ -119,8 +121,10 @@ class Held:
 
     def is_archived(self, lease: Lease) -> bool:
         """Whether it is kept when it is done: what the app says of its step; what it cannot decode is not."""
+        if not self._archives or self.table is None:
+            return False  # without decoding the step once more
         try:
-            return self.table is not None and self.table.decode(lease.raw)[0].archive
+            return self.table.decode(lease.raw)[0].archive
         except RowError:
             return False
 

@@ -7,6 +7,7 @@ result is known; a write is fenced by the token of each lease, and says which di
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -14,11 +15,15 @@ from uuid import UUID
 
 from pgtask import _fastpath
 from pgtask._consumer.held import Held, Lease
+from pgtask._events import log_event
 from pgtask._fastpath import Outcomes
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
+from pgtask.errors import DatabaseError
 
 __all__ = ["Sender"]
+
+log = logging.getLogger("pgtask.consumer")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,6 +112,16 @@ class Sender:
     async def release(self, leases: list[Lease]) -> list[Lease]:
         """Give them back untouched; those that were lost."""
         return await self._send([_Lot(chunk, "release", _ids_and_tokens(chunk)) for chunk in _chunks(leases)])
+
+    async def give_back(self, leases: list[Lease]) -> None:
+        """As `release`, of what nobody has in his hands any more. What the database refuses is let run out."""
+        try:
+            await self.release(leases)
+        except DatabaseError as error:
+            left = [lease for lease in leases if lease.settled_by is None]
+            for lease in left:
+                self._held.forget(lease)
+            log_event(log, logging.WARNING, "leases.abandoned", leases=len(left), error=str(error))
 
     async def _send(self, lots: list[_Lot]) -> list[Lease]:
         """Let go of leases; those that were lost."""

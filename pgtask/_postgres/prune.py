@@ -1,14 +1,14 @@
 """Pruning: remove what has been kept for long enough.
 
-Invariants: each batch is a transaction of its own and bounded, so that no lock is held for long; the cut is drawn once,
-by the clock of the server, so that it comes to an end; what somebody has locked is left.
+Invariants: each batch is a transaction of its own and bounded, by tasks or runs and by what these have recorded, so
+that no lock is held for long; the cut is drawn once, by the clock of the server, so that it comes to an end; what
+somebody has locked is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +18,9 @@ from pgtask._postgres.tasks import transaction
 
 __all__ = ["KINDS", "prune"]
 
-_EARLIEST = datetime.min.replace(tzinfo=UTC)
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
+CHECKPOINTS = 10  # most in a batch, for each run that it may have
 _AHEAD = timedelta(days=1)  # that the clocks of those who make ids may be ahead of ours
 
 
@@ -36,15 +37,30 @@ async def prune(
     return total
 
 
-async def _by_age(name: str, connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
+async def _prune_archive(connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
     """The oldest first, by an index on their age."""
     since = _EARLIEST
     count = batch
     while count >= batch:
         async with transaction(connection):
-            count, reached = await connection.fetchrow(statement(name), before, batch, since)
+            count, reached = await connection.fetchrow(statement("prune_archive"), before, batch, since)
         since = reached or since
         yield count
+
+
+async def _prune_parked(connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
+    """The same. When the task of a run is gone, what is left of it is that of an ended one."""
+    since = _EARLIEST
+    is_more = True
+    while is_more:
+        async with transaction(connection):
+            row = await connection.fetchrow(statement("prune_parked"), before, batch, since, CHECKPOINTS * batch)
+        count, reached, is_more, rest = row
+        since = reached or since
+        yield count
+        if rest is not None:
+            async for _ in _prune_range(connection, _LATEST, batch, rest, UUID(int=rest.int + 1)):
+                pass
 
 
 async def _prune_runs(connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
@@ -58,19 +74,28 @@ async def _prune_runs(connection: Any, before: datetime, batch: int) -> AsyncIte
     while again:
         again = False
         for first, end in ((_FIRST, earliest_id(before)), (beyond, _LAST)):
-            looked = batch
-            while looked >= batch:
-                async with transaction(connection):
-                    row = await connection.fetchrow(statement("prune_runs"), before, batch, first, end)
-                count, frees, looked, last = row
+            async for count, frees in _prune_range(connection, before, batch, first, end):
                 again = again or frees
-                first = first if last is None else UUID(int=last.int + 1)
                 yield count
 
 
+async def _prune_range(
+    connection: Any, before: datetime, batch: int, first: UUID, end: UUID
+) -> AsyncIterator[tuple[int, bool]]:
+    """Of each batch of the runs with ids from one on and before another: how many were removed, and whether a parent
+    was among them that might have gone on."""
+    following: UUID | None = first
+    while following is not None:
+        async with transaction(connection):
+            row = await connection.fetchrow(statement("prune_runs"), before, batch, following, end, CHECKPOINTS * batch)
+        count, frees, left, last = row
+        following = left or (None if last is None else UUID(int=last.int + 1))
+        yield count, frees
+
+
 KINDS: dict[str, Callable[[Any, datetime, int], AsyncIterator[int]]] = {
-    "archive": partial(_by_age, "prune_archive"),
+    "archive": _prune_archive,
     "runs": _prune_runs,
-    "parked": partial(_by_age, "prune_parked"),
+    "parked": _prune_parked,
 }
 """What can be pruned, and how: generators that say of each batch how much they have removed."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -15,11 +15,14 @@ import msgspec
 
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import plain_values
+from pgtask.errors import RunNotFound
 
 __all__ = [
     "CheckpointRow",
+    "Resumed",
     "RunState",
     "RunStatus",
+    "TakenKey",
     "cancel_runs",
     "list_runs",
     "read_checkpoints",
@@ -135,12 +138,43 @@ async def cancel_runs(connection: Any, runs: Sequence[UUID], *, force: bool = Tr
                 raise
 
 
-async def resume_runs(connection: Any, runs: Sequence[UUID]) -> list[UUID]:
-    """Let runs go on that have ended as ERROR or were cancelled, wake those that pause; the runs that were changed."""
-    rows = await connection.fetch(statement("runs/resume"), runs)
-    return [UUID(int=row[0].int) for row in rows]
+class TakenKey(NamedTuple):
+    """A cancelled run that cannot be put back, as another task has its key by now."""
+
+    run: UUID
+    key: str
+    task: UUID
+
+    def __str__(self) -> str:
+        taken = f"its key {self.key!r} is that of task {self.task} by now"
+        return f"{taken}; resume it when that has finished, or was cancelled"
+
+
+class Resumed(NamedTuple):
+    """What became of runs that were to be resumed; of those that are in neither list there was nothing to do."""
+
+    runs: list[UUID]
+    taken: list[TakenKey]
+
+
+async def resume_runs(connection: Any, runs: Sequence[UUID]) -> Resumed:
+    """Let runs go on that have ended as ERROR or were cancelled, wake those that pause or are to be tried again."""
+    resumed: list[UUID] = []
+    left = [UUID(int=run.int) for run in runs]
+    while True:
+        rows = await connection.fetch(statement("runs/resume"), left)
+        resumed += [UUID(int=row[0].int) for row in rows]
+        left = [run for run in left if run not in resumed]
+        taken = await connection.fetch(statement("runs/taken_keys"), left) if left else []
+        if all(row[2] is not None for row in taken):
+            return Resumed(resumed, [TakenKey(UUID(int=run.int), key, UUID(int=task.int)) for run, key, task in taken])
+        # A key was free again when we looked for who has it.
 
 
 async def send_signal(connection: Any, run: UUID, name: str, payload: str) -> bool:
-    """Send a signal to a run that has not ended; whether it was there."""
-    return await connection.fetchval(statement("runs/signal"), run, name, payload) is not None
+    """Send a signal to a run that has not ended; whether it was there. Raises `RunNotFound` for a task that is no
+    run."""
+    is_run = await connection.fetchval(statement("runs/signal"), run, name, payload)
+    if is_run is False:
+        raise RunNotFound(f"task {run} is not the run of a workflow; signal {name} was not sent")
+    return is_run is not None

@@ -8,26 +8,17 @@ by its producer, with the default debounce of 5 ms.
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import multiprocessing
-import os
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import uvloop
+from fleet import SIZES, pace, payload
 from oban import Oban, worker
 from oban.job import Job
 from oban.schema import install
 
 LIMIT = 1_000
-WARM_UP = 10
-SIZES = {"payload1k": 1_000, "payload100k": 100_000}
-
-fork = multiprocessing.get_context("fork")
 
 
 @worker(queue="work")
@@ -51,12 +42,6 @@ async def fill(dsn: str, tasks: int, workload: str) -> None:
         numbers = range(begin, min(begin + batch, tasks))
         await oban.enqueue_many([Work.new(payload(number, size)) for number in numbers])
     await pool.close()
-
-
-def payload(number: int, size: int) -> dict[str, Any]:
-    """The number, and `size` bytes that do not compress."""
-    body = {"body": base64.b64encode(os.urandom(size * 3 // 4)).decode()} if size else {}
-    return {"number": number} | body
 
 
 def handler(workload: str, done: Any, index: int) -> Callable[[Job], Awaitable[None]]:
@@ -98,98 +83,14 @@ async def consume(dsn: str, work: Callable[[Job], Awaitable[None]]) -> None:
     await pool.close()
 
 
-def start(dsn: str, works: list[Callable[[Job], Awaitable[None]]]) -> list[Any]:
-    """One worker process for each of `works`."""
-
-    def run(work: Callable[[Job], Awaitable[None]]) -> None:
-        uvloop.run(consume(dsn, work))
-
-    fleet = [fork.Process(target=run, args=(work,)) for work in works]
-    for process in fleet:
-        process.start()
-    return fleet
-
-
-def stop(fleet: list[Any]) -> None:
-    """Let all workers finish what they hold, and leave."""
-    for process in fleet:
-        process.terminate()
-    for process in fleet:
-        process.join()
-    if any(process.exitcode for process in fleet):
-        sys.exit(f"workers ended with {[process.exitcode for process in fleet]}")
-
-
-def drain(dsn: str, tasks: int, procs: int, workload: str) -> None:
-    """Run `procs` workers until `tasks` jobs are done."""
-    done = fork.RawArray("q", procs)
-    fleet = start(dsn, [handler(workload, done, index) for index in range(procs)])
-    while sum(done) < tasks and all(process.is_alive() for process in fleet):
-        time.sleep(0.005)
-    stop(fleet)
-
-
-def latency(dsn: str, procs: int, per_second: float, seconds: float) -> None:
-    """Enqueue one by one at fixed times and see when each starts."""
-    uvloop.run(fill(dsn, 0, "noop"))
-    count = WARM_UP + int(per_second * seconds)
-    starts = fork.RawArray("d", count)
-    fleet = start(dsn, [probe(starts)] * procs)
-    time.sleep(2)
-    calls = uvloop.run(produce(dsn, count, per_second))
-    time.sleep(1)
-    stop(fleet)
-    report(starts, calls)
-
-
 async def produce(dsn: str, count: int, per_second: float) -> list[tuple[float, float]]:
     """When each call of enqueue began and ended."""
     pool = await Oban.create_pool(dsn)
     oban = Oban(pool=pool)
-    calls = [(0.0, 0.0)] * count
 
     async def enqueue(number: int) -> None:
-        began = time.time()
         await oban.enqueue(Work.new({"number": number}))
-        calls[number] = (began, time.time())
 
-    first = time.time()
-    async with asyncio.TaskGroup() as group:
-        for number in range(count):
-            await asyncio.sleep(max(0, first + number / per_second - time.time()))
-            group.create_task(enqueue(number))
+    calls = await pace(enqueue, count, per_second)
     await pool.close()
     return calls
-
-
-def report(starts: Any, calls: list[tuple[float, float]]) -> None:
-    """One line of JSON, in milliseconds, without the first few, which find everything cold."""
-    pairs = list(zip(starts, calls, strict=True))[WARM_UP:]
-    waits = sorted((begun - began) * 1e3 for begun, (began, _) in pairs if begun)
-    takes = sorted((ended - began) * 1e3 for _, (began, ended) in pairs)
-    numbers = {
-        "start_p50": waits[len(waits) // 2],
-        "start_p99": waits[len(waits) * 99 // 100],
-        "enqueue_p50": takes[len(takes) // 2],
-        "enqueue_p99": takes[len(takes) * 99 // 100],
-        "samples": len(waits),
-    }
-    print(json.dumps(numbers))
-
-
-def main() -> None:
-    match sys.argv[1:]:
-        case ["fill", dsn, tasks, workload]:
-            uvloop.run(fill(dsn, int(tasks), workload))
-        case ["drain", dsn, tasks, procs, workload]:
-            drain(dsn, int(tasks), int(procs), workload)
-        case ["latency", dsn, procs, per_second, seconds]:
-            latency(dsn, int(procs), float(per_second), float(seconds))
-        case _:
-            sys.exit(
-                f"{__doc__}\nfill DSN TASKS WORKLOAD | drain DSN TASKS PROCS WORKLOAD | latency DSN PROCS RATE SECONDS"
-            )
-
-
-if __name__ == "__main__":
-    main()

@@ -3,32 +3,27 @@
 Settings: its benchmark of a fixed backlog finds the size of a batch to be what matters (149 messages/s at 1, 6,800 at
 50), so a batch is large here: 2,000 was the fastest of those tried (100-5,000). Its limits on rate and length are
 lifted. It has no worker that takes batches and never ends, so the loop is ours: dequeue, await the handler of each
-message, delete the batch; an empty queue is polled every 20 ms.
+message, delete the batch; an empty queue is polled every 20 ms. Runs of workflows go side by side, 500 at a time, as a
+batch; its own worker for them runs one after the other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import multiprocessing
-import os
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pgqrs
-import uvloop
+from fleet import SIZES, pace, payload
 from pgqrs import QueueMessage
 
 BATCH = 2_000
+RUNS = 500
 POLL = 0.02
-WARM_UP = 10
-SIZES = {"payload1k": 1_000, "payload100k": 100_000}
 
-fork = multiprocessing.get_context("fork")
+Handler = Callable[[pgqrs.Store, QueueMessage], Awaitable[None]]
 
 
 async def connect(dsn: str) -> pgqrs.Store:
@@ -46,7 +41,10 @@ async def fill(dsn: str, tasks: int, workload: str) -> None:
     """Its schema and `tasks` messages, in batches of about 10 MB at most."""
     store = await connect(dsn)
     await pgqrs.admin(store).install()
-    await store.queue("work")
+    if workload == "chain5":
+        await pgqrs.workflow().name("work").store(store).create()  # with its queue
+    else:
+        await store.queue("work")
     producer = await store.producer("work")
     size = SIZES.get(workload, 0)
     batch = min(5_000, 10_000_000 // max(size, 1))
@@ -55,149 +53,72 @@ async def fill(dsn: str, tasks: int, workload: str) -> None:
         await pgqrs.enqueue_batch(producer, [payload(number, size) for number in numbers])
 
 
-def payload(number: int, size: int) -> dict[str, Any]:
-    """The number, and `size` bytes that do not compress."""
-    body = {"body": base64.b64encode(os.urandom(size * 3 // 4)).decode()} if size else {}
-    return {"number": number} | body
-
-
-def handler(workload: str, done: Any, index: int) -> Callable[[QueueMessage], Awaitable[None]]:
+def handler(workload: str, done: Any, index: int) -> Handler:
     """What a job does; the count of each process has its own slot, so no lock is needed."""
 
-    async def noop(message: QueueMessage) -> None:
+    async def noop(store: pgqrs.Store, message: QueueMessage) -> None:
         done[index] += 1
 
-    async def sleep0(message: QueueMessage) -> None:
+    async def sleep0(store: pgqrs.Store, message: QueueMessage) -> None:
         await asyncio.sleep(0)
         done[index] += 1
 
-    async def cpu1ms(message: QueueMessage) -> None:
+    async def cpu1ms(store: pgqrs.Store, message: QueueMessage) -> None:
         until = time.thread_time() + 0.001
         while time.thread_time() < until:
             pass
         done[index] += 1
 
-    return {"sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
+    @pgqrs.decorators.workflow(name="work")
+    async def five_steps(run: pgqrs.Run, body: Any) -> None:
+        for step in range(5):
+            acquired = await run.acquire_step(f"step{step}")
+            await acquired.guard.success(None)
+
+    async def chain5(store: pgqrs.Store, message: QueueMessage) -> None:
+        run = await pgqrs.run().message(message).store(store).execute()
+        await five_steps.run(run, message.payload)
+        done[index] += 1
+
+    return {"chain5": chain5, "sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
 
 
-def probe(starts: Any) -> Callable[[QueueMessage], Awaitable[None]]:
+def probe(starts: Any) -> Handler:
     """Notes when a job started."""
 
-    async def note(message: QueueMessage) -> None:
+    async def note(store: pgqrs.Store, message: QueueMessage) -> None:
         starts[int(message.payload["number"])] = time.time()
 
     return note
 
 
-async def consume(dsn: str, work: Callable[[QueueMessage], Awaitable[None]]) -> None:
+async def consume(dsn: str, work: Handler) -> None:
     """One process, until SIGTERM."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     store = await connect(dsn)
     consumer = await store.consumer("work")
+    is_workflow = work.__name__ == "chain5"
     while not stopped.is_set():
-        messages = await consumer.dequeue(batch_size=BATCH)
-        for message in messages:
-            await work(message)
+        messages = await consumer.dequeue(batch_size=RUNS if is_workflow else BATCH)
+        if is_workflow:
+            await asyncio.gather(*(work(store, message) for message in messages))
+        else:
+            for message in messages:
+                await work(store, message)
         if messages:
-            await consumer.delete_many([message.id for message in messages])
+            end = consumer.archive_many if is_workflow else consumer.delete_many  # a run refers to its message
+            await end([message.id for message in messages])
         else:
             await asyncio.sleep(POLL)
-
-
-def start(dsn: str, works: list[Callable[[QueueMessage], Awaitable[None]]]) -> list[Any]:
-    """One worker process for each of `works`."""
-
-    def run(work: Callable[[QueueMessage], Awaitable[None]]) -> None:
-        uvloop.run(consume(dsn, work))
-
-    fleet = [fork.Process(target=run, args=(work,)) for work in works]
-    for process in fleet:
-        process.start()
-    return fleet
-
-
-def stop(fleet: list[Any]) -> None:
-    """Let all workers finish what they hold, and leave."""
-    for process in fleet:
-        process.terminate()
-    for process in fleet:
-        process.join()
-    if any(process.exitcode for process in fleet):
-        sys.exit(f"workers ended with {[process.exitcode for process in fleet]}")
-
-
-def drain(dsn: str, tasks: int, procs: int, workload: str) -> None:
-    """Run `procs` workers until `tasks` jobs are done."""
-    done = fork.RawArray("q", procs)
-    fleet = start(dsn, [handler(workload, done, index) for index in range(procs)])
-    while sum(done) < tasks and all(process.is_alive() for process in fleet):
-        time.sleep(0.005)
-    stop(fleet)
-
-
-def latency(dsn: str, procs: int, per_second: float, seconds: float) -> None:
-    """Enqueue one by one at fixed times and see when each starts."""
-    installed = fork.Process(target=lambda: uvloop.run(fill(dsn, 0, "noop")))  # its threads do not survive a fork
-    installed.start()
-    installed.join()
-    count = WARM_UP + int(per_second * seconds)
-    starts = fork.RawArray("d", count)
-    fleet = start(dsn, [probe(starts)] * procs)
-    time.sleep(2)
-    calls = uvloop.run(produce(dsn, count, per_second))
-    time.sleep(1)
-    stop(fleet)
-    report(starts, calls)
 
 
 async def produce(dsn: str, count: int, per_second: float) -> list[tuple[float, float]]:
     """When each call of enqueue began and ended."""
     store = await connect(dsn)
     producer = await store.producer("work")
-    calls = [(0.0, 0.0)] * count
 
     async def enqueue(number: int) -> None:
-        began = time.time()
         await producer.enqueue({"number": number})
-        calls[number] = (began, time.time())
 
-    first = time.time()
-    async with asyncio.TaskGroup() as group:
-        for number in range(count):
-            await asyncio.sleep(max(0, first + number / per_second - time.time()))
-            group.create_task(enqueue(number))
-    return calls
-
-
-def report(starts: Any, calls: list[tuple[float, float]]) -> None:
-    """One line of JSON, in milliseconds, without the first few, which find everything cold."""
-    pairs = list(zip(starts, calls, strict=True))[WARM_UP:]
-    waits = sorted((begun - began) * 1e3 for begun, (began, _) in pairs if begun)
-    takes = sorted((ended - began) * 1e3 for _, (began, ended) in pairs)
-    numbers = {
-        "start_p50": waits[len(waits) // 2],
-        "start_p99": waits[len(waits) * 99 // 100],
-        "enqueue_p50": takes[len(takes) // 2],
-        "enqueue_p99": takes[len(takes) * 99 // 100],
-        "samples": len(waits),
-    }
-    print(json.dumps(numbers))
-
-
-def main() -> None:
-    match sys.argv[1:]:
-        case ["fill", dsn, tasks, workload]:
-            uvloop.run(fill(dsn, int(tasks), workload))
-        case ["drain", dsn, tasks, procs, workload]:
-            drain(dsn, int(tasks), int(procs), workload)
-        case ["latency", dsn, procs, per_second, seconds]:
-            latency(dsn, int(procs), float(per_second), float(seconds))
-        case _:
-            sys.exit(
-                f"{__doc__}\nfill DSN TASKS WORKLOAD | drain DSN TASKS PROCS WORKLOAD | latency DSN PROCS RATE SECONDS"
-            )
-
-
-if __name__ == "__main__":
-    main()
+    return await pace(enqueue, count, per_second)

@@ -1,5 +1,6 @@
 -- End those of the runs $1 that have not ended, as cancelled; those under a live lease only if $2. Locks in the order of
--- ids; the tasks go first, so that nobody spawns children of these any more.
+-- ids; the tasks go first, so that nobody spawns children of these any more. A run that was inserted by plain SQL and has
+-- not begun gets its record here.
 --
 -- Wakes the parents that wait for them, and tells those who wait for results.
 WITH free AS MATERIALIZED (
@@ -7,7 +8,7 @@ WITH free AS MATERIALIZED (
     FROM pg_task
     WHERE id = ANY ($1::uuid[])
       AND ($2 OR locked_by IS NULL OR lock_expires_at < now())
-      AND EXISTS (SELECT FROM pg_task_runs WHERE pg_task_runs.id = pg_task.id)
+      AND (EXISTS (SELECT FROM pg_task_runs WHERE pg_task_runs.id = pg_task.id) OR pg_task_workflow(step) IS NOT NULL)
     ORDER BY id
     FOR UPDATE
 ),
@@ -15,15 +16,19 @@ removed AS (
     DELETE FROM pg_task AS task
     USING free
     WHERE task.id = free.id
-    RETURNING task.id, task.step
+    RETURNING task.id, task.step, task.queue, task.priority, task.key, task.created_at
 ),
 cancelled AS (
-    UPDATE pg_task_runs AS run
-    SET state = 'CANCELLED',
-        step = removed.step,
-        ended_at = now()
+    INSERT INTO pg_task_runs AS run (id, name, state, step, queue, priority, key, created_at, ended_at)
+    SELECT id, coalesce(pg_task_workflow(step), ''), 'CANCELLED', step, queue, priority, key, created_at, now()
     FROM removed
-    WHERE run.id = removed.id
+    ON CONFLICT (id) DO UPDATE
+    SET state = excluded.state,
+        step = excluded.step,
+        queue = excluded.queue,
+        priority = excluded.priority,
+        key = excluded.key,
+        ended_at = excluded.ended_at
     RETURNING run.id, CASE WHEN run.awaited THEN run.parent END AS parent
 ),
 told AS (

@@ -1,11 +1,12 @@
--- Those of the runs $1 that have ended, as their records say: state, output and error. A run whose task is gone without
--- an end was cancelled by other means than ours.
+-- Those of the runs $1 that have ended: state, output and error. A task that is parked has; one that was inserted by plain
+-- SQL may have no record then. A run whose task is gone without an end was cancelled by other means than ours.
 SELECT
-    run.id,
-    CASE WHEN task.id IS NULL AND run.state IS DISTINCT FROM 'SUCCESS' THEN 'CANCELLED' ELSE run.state END,
+    asked.id,
+    CASE WHEN task.error IS NOT NULL THEN 'ERROR' WHEN run.state = 'SUCCESS' THEN 'SUCCESS' ELSE 'CANCELLED' END,
     run.output,
     coalesce(task.error, run.error)
-FROM pg_task_runs AS run
-LEFT JOIN pg_task AS task ON task.id = run.id
-WHERE run.id = ANY ($1::uuid[])
-  AND (task.id IS NULL OR task.error IS NOT NULL)
+FROM unnest($1::uuid[]) AS asked (id)
+LEFT JOIN pg_task AS task ON task.id = asked.id
+LEFT JOIN pg_task_runs AS run ON run.id = asked.id
+WHERE task.error IS NOT NULL
+   OR (task.id IS NULL AND run.id IS NOT NULL)

@@ -1,13 +1,17 @@
 -- Let those of the runs $1 go on that have ended as ERROR or were cancelled, from what they have recorded, with all their
--- retries, now; wake those that pause. What comes back are the runs for which that was done.
+-- retries, now; wake those that pause or are to be tried again. One that is only scheduled is left to its time. What
+-- comes back are the runs for which that was done.
 --
--- Those that are put back are locked before that, so that nobody prunes them meanwhile.
+-- Those that are put back are locked before that, so that nobody prunes them meanwhile. One whose key another task has is
+-- not put back: see taken_keys.sql.
 WITH free AS MATERIALIZED (
     SELECT task.id
     FROM pg_task AS task
-    JOIN pg_task_runs AS run USING (id)
+    LEFT JOIN pg_task_runs AS run ON run.id = task.id
     WHERE task.id = ANY ($1::uuid[])
+      AND (run.id IS NOT NULL OR pg_task_workflow(task.step) IS NOT NULL)
       AND (task.locked_by IS NULL OR task.lock_expires_at < now())
+      AND (task.error IS NOT NULL OR (task.wakeup_at > now() AND (task.tried > 0 OR run.waits_on IS NOT NULL)))
     ORDER BY task.id
     FOR NO KEY UPDATE OF task
 ),
@@ -24,8 +28,8 @@ revived AS (
     RETURNING task.id
 ),
 put_back AS (
-    INSERT INTO pg_task (id, step)
-    SELECT id, step
+    INSERT INTO pg_task (id, step, queue, priority, key)
+    SELECT id, step, coalesce(queue, 'default'), coalesce(priority, 0), key
     FROM pg_task_runs
     WHERE id = ANY ($1::uuid[])
       AND state = 'CANCELLED'

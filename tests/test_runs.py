@@ -1,0 +1,426 @@
+"""What is done to runs from outside their journal: whoever parks one, its parent hears of it; cancel, resume and signal
+do what they say in each state a run can be in. No worker is needed for most of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import flows
+import pytest
+from conftest import run
+from fleet import Rows
+from test_plans import connected
+from test_workflows import SOON, ask, paused, working
+
+from pgtask import Client, EnqueueError, RunFailed, RunNotFound
+from pgtask._postgres import ends
+from pgtask._postgres.runs import resume_runs
+from pgtask._postgres.store import statement
+
+STEP = '{"waiting":{"Run":0}}'
+PLAIN = '{"Greeter":{"ReadName":{"filename":"x"}}}'
+
+
+@asynccontextmanager
+async def client_of(dsn: str) -> AsyncIterator[tuple[Client, Any]]:
+    async with Client(dsn) as client, connected(dsn) as db:
+        yield client, db
+
+
+# --- a run that is parked by others than its journal
+
+
+async def by_flush(db: Any, child: UUID) -> None:
+    moved = [[child], [child], [None], [1], ["not decoded"], [0.0], [None], [None], [None]]
+    await db.execute(statement("flush"), [], [], [], [], [], *moved, False)
+
+
+async def by_undertaker(db: Any, child: UUID) -> None:
+    await db.execute("UPDATE pg_task SET claims = 3 WHERE id = $1", child)
+    await db.fetch(statement("handover"), child, child, [child], True, "killed by signal 9", "nobody")
+
+
+async def by_hand(db: Any, child: UUID) -> None:
+    await db.execute("UPDATE pg_task SET error = 'not today' WHERE id = $1", child)
+
+
+async def by_journal(db: Any, child: UUID) -> None:
+    await db.fetch(statement("journal/end"), [child], [child], ["it failed"], [None], [1], [None], [None])
+
+
+# The lease of a child has its own id as the token.
+FAMILY = """
+    WITH runs AS (
+        INSERT INTO pg_task_runs (id, name, parent, waits_on, waits_for, awaited)
+        VALUES ($1, 'waiting', NULL, '2 children of c', 2, false),
+            ($2, 'waiting', $1, NULL, 0, true),
+            ($3, 'waiting', $1, NULL, 0, true)
+    )
+    INSERT INTO pg_task (id, step, wakeup_at, locked_by, lock_expires_at)
+    VALUES ($1, $4, 'infinity', NULL, NULL),
+        ($2, $4, now(), $2, now() + interval '1 hour'),
+        ($3, $4, now(), $3, now() + interval '1 hour')
+"""
+WOKEN = "SELECT wakeup_at <= now() FROM pg_task WHERE id = $1"
+
+
+@pytest.mark.parametrize("park", [by_flush, by_undertaker, by_hand, by_journal])
+def test_whoever_parks_a_child_wakes_the_parent_that_waits_for_it(
+    dsn: str, park: Callable[[Any, UUID], Awaitable[None]]
+) -> None:
+    """Once for each child; the last one wakes."""
+
+    async def main() -> None:
+        parent, first, second = (UUID(int=number) for number in range(1, 4))
+        async with client_of(dsn) as (client, db):
+            await db.execute(FAMILY, parent, first, second, STEP)
+            result = asyncio.create_task(client.run(first).result())
+            await park(db, first)
+            with pytest.raises(RunFailed):
+                await asyncio.wait_for(result, 2)  # by a notification: the poll comes after 5 s
+            assert await db.fetchval("SELECT error FROM pg_task WHERE id = $1", first)
+            await db.execute("UPDATE pg_task SET error = 'again' WHERE id = $1", first)
+            assert not await db.fetchval(WOKEN, parent)
+            await park(db, second)
+            assert await db.fetchval(WOKEN, parent)
+            (status,) = await client.runs(state="ERROR", limit=1)
+            assert (status.id, status.ended_at is not None) == (second, True)
+
+    run(main())
+
+
+def test_who_parks_a_child_locks_the_task_of_its_parent_before_a_record(dsn: str) -> None:
+    """In the order of who pauses the parent, or it would be a deadlock."""
+
+    async def main() -> None:
+        parent, first, second = (UUID(int=number) for number in range(1, 4))
+        async with client_of(dsn) as (_, db), connected(dsn) as other:
+            await db.execute(FAMILY, parent, first, second, STEP)
+            async with db.transaction():
+                await db.execute("SELECT FROM pg_task WHERE id = $1 FOR NO KEY UPDATE", parent)
+                parking = asyncio.create_task(by_flush(other, first))
+                await until_waiting(db)
+                await db.execute("SET LOCAL lock_timeout = '500ms'")
+                await db.execute("UPDATE pg_task_runs SET awaited = true WHERE id = $1", first)
+            await parking
+            assert await db.fetchval("SELECT waits_for FROM pg_task_runs WHERE id = $1", parent) == 1
+
+    run(main())
+
+
+def test_tasks_that_are_claimed_done_kept_or_tried_again_do_not_pay_for_it(dsn: str) -> None:
+    async def main() -> None:
+        async with connected(dsn) as db:
+            await db.execute("INSERT INTO pg_task (step) SELECT '{}' FROM generate_series(1, 4)")
+            async with db.transaction():
+                await db.execute("SET LOCAL track_functions = 'all'")
+                token = UUID(int=1)
+                rows = await db.fetch(statement("claim"), "default", 0, 4, token, 60.0, 1000, 0.0)
+                done, kept, again, parked = ([row["id"]] for row in rows)
+                moved = [[*again, *parked], [token, token], [None, None], [1, 1], [None, "no"], [0.0, 0.0]]
+                nulls = [[None, None]] * 3
+                await db.execute(statement("flush"), done, [token], kept, [token], ["{}"], *moved, *nulls, False)
+                calls = "SELECT pg_stat_get_xact_function_calls($1::text::regproc)"
+                assert await db.fetchval(calls, "pg_task_run_parked") == 1
+                assert await db.fetchval(calls, "pg_task_run_revived") is None
+
+    run(main())
+
+
+def test_a_child_that_is_revived_has_not_ended(dsn: str) -> None:
+    async def main() -> None:
+        parent, first, second = (UUID(int=number) for number in range(1, 4))
+        async with client_of(dsn) as (_, db):
+            await db.execute(FAMILY, parent, first, second, STEP)
+            await by_hand(db, first)
+            await db.execute("UPDATE pg_task SET error = NULL WHERE id = $1", first)
+            record = await db.fetchrow("SELECT state, error, ended_at FROM pg_task_runs WHERE id = $1", first)
+            assert tuple(record) == (None, None, None)
+
+    run(main())
+
+
+def test_who_may_park_a_task_need_not_have_rights_on_the_runs(dsn: str) -> None:
+    """And a table of his by that name is not taken for theirs, which would lend him the rights of the owner."""
+
+    async def main() -> None:
+        parent, first, second = (UUID(int=number) for number in range(1, 4))
+        async with client_of(dsn) as (_, db):
+            await db.execute(FAMILY, parent, first, second, STEP)
+            async with db.transaction():
+                await db.execute("CREATE ROLE parker; GRANT SELECT, UPDATE ON pg_task TO parker")
+                await db.execute("CREATE TEMP TABLE pg_task_runs (LIKE public.pg_task_runs)")
+                await db.execute("ALTER TABLE pg_temp.pg_task_runs OWNER TO parker; SET LOCAL ROLE parker")
+                await db.execute("SET LOCAL search_path = ''")
+                await db.execute("UPDATE public.pg_task SET error = 'not today'")
+                await db.execute("RESET ROLE; RESET search_path; DROP OWNED BY parker; DROP ROLE parker")
+            assert await db.fetchval("SELECT count(*) FROM public.pg_task_runs WHERE state = 'ERROR'") == 3
+
+    run(main())
+
+
+SPOIL = """UPDATE pg_task SET step = '{"waiting":{"Run":"zero"}}', wakeup_at = now() WHERE id = $1"""
+
+
+def test_a_child_that_no_worker_can_decode_fails_its_parent(dsn: str) -> None:
+    rows = Rows(dsn)
+
+    async def question(client: Client) -> Any:
+        parent = await client.trigger(flows.patient)
+        await asyncio.to_thread(rows.until, "SELECT count(*) = 1 FROM pg_task_runs WHERE waits_on = 'signal go'")
+        innermost = (await client.runs("waiting"))[0].id
+        await asyncio.to_thread(paused, rows, innermost)
+        async with connected(dsn) as db:
+            await db.execute(SPOIL, innermost)
+        with pytest.raises(RunFailed) as failed:
+            await parent.result(timeout=SOON)
+        return failed.value.error
+
+    with working(dsn):
+        assert "Expected `int`, got `str`" in ask(dsn, question)
+
+
+# --- cancel
+
+
+@pytest.mark.parametrize("name", ["waiting", 'say "so" \\', "f\u00fcr \U0001f600"])
+def test_a_run_that_plain_sql_has_made_can_be_cancelled_before_it_begins(dsn: str, name: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            insert = (
+                "INSERT INTO pg_task (step) VALUES (jsonb_build_object($1::text, jsonb_build_object('Run', 0))::text)"
+            )
+            id = await db.fetchval(insert + " RETURNING id", name)
+            assert await client.run(id).cancel()
+            assert not await client.run(id).cancel()
+            status = await client.run(id).status()
+            assert (status.name, status.state, status.ended_at is not None) == (name, "CANCELLED", True)
+            assert await client.run(id).resume()
+            assert (await client.run(id).status()).state == "QUEUED"
+
+    run(main())
+
+
+@pytest.mark.parametrize("step", [PLAIN, "not JSON", '{"a\\x":{"Run":0}}', '{"waiting":{"Running":0}}'])
+def test_what_is_no_run_is_not_cancelled_as_one(dsn: str, step: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            id = await db.fetchval("INSERT INTO pg_task (step) VALUES ($1) RETURNING id", step)
+            assert not await client.run(id).cancel()
+            assert not await client.run(id).resume()
+            assert await db.fetchval("SELECT count(*) FROM pg_task") == 1
+
+    run(main())
+
+
+# --- resume
+
+
+def test_a_cancelled_run_comes_back_where_it_was(dsn: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            lane = {"queue": "flows", "priority": 7, "key": "one"}
+            cancelled = await client.trigger(flows.waiting, 0, **lane)  # type: ignore[arg-type]
+            assert await cancelled.cancel()
+            assert await cancelled.resume()
+            row = await db.fetchrow("SELECT queue, priority, key FROM pg_task WHERE id = $1", cancelled.id)
+            assert dict(row) == lane
+            assert (await client.trigger(flows.waiting, 0, key="one")).id == cancelled.id
+
+    run(main())
+
+
+def test_a_cancelled_run_whose_key_is_taken_says_so(dsn: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            first = await client.trigger(flows.waiting, 0, key="one")
+            await first.cancel()
+            second = await client.trigger(flows.waiting, 0, key="one")
+            with pytest.raises(EnqueueError, match=rf"^run {first.id} .* key 'one' is that of task {second.id} by now"):
+                await first.resume()
+            assert await db.fetchval("SELECT count(*) FROM pg_task") == 1
+            assert (await first.status()).state == "CANCELLED"
+            await second.cancel()
+            assert await first.resume()
+
+    run(main())
+
+
+def test_a_key_that_is_taken_while_the_run_is_resumed(dsn: str) -> None:
+    """The insert waits for who takes it, and the statement itself cannot see it."""
+
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            first = await client.trigger(flows.waiting, 0, key="one")
+            await first.cancel()
+            for outcome in ("ROLLBACK", "COMMIT"):
+                await db.execute("BEGIN; INSERT INTO pg_task (step, key) VALUES ('{}', 'one')")
+                resumed = asyncio.create_task(first.resume())
+                await until_waiting(db)
+                await db.execute(outcome)
+                if outcome == "ROLLBACK":
+                    assert await resumed
+                    await first.cancel()
+                else:
+                    with pytest.raises(EnqueueError, match="key 'one' is that of task"):
+                        await resumed
+
+    run(main())
+
+
+def test_a_key_that_is_free_again_when_it_is_asked_who_has_it(dsn: str) -> None:
+    class Between:
+        """The task that has the key is cancelled behind the first statement."""
+
+        def __init__(self, db: Any) -> None:
+            self.db = db
+
+        async def fetch(self, query: str, *args: Any) -> list[Any]:
+            rows: list[Any] = await self.db.fetch(query, *args)
+            await self.db.execute("DELETE FROM pg_task WHERE step = '{}'")
+            return rows
+
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            first = await client.trigger(flows.waiting, 0, key="one")
+            await first.cancel()
+            await db.execute("INSERT INTO pg_task (step, key) VALUES ('{}', 'one')")
+            assert await resume_runs(Between(db), [first.id]) == ([first.id], [])
+
+    run(main())
+
+
+async def until_waiting(db: Any) -> None:
+    """Somebody waits for a lock that `db` has."""
+    waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(20):
+        while not await db.fetch(waiting):
+            await db.execute("SELECT pg_stat_clear_snapshot()")
+            await asyncio.sleep(0)
+
+
+STATES = {
+    "scheduled": ("wakeup_at = now() + interval '1 hour'", None, False),
+    "due": ("wakeup_at = now() - interval '1 s'", None, False),
+    "due again": ("wakeup_at = now() - interval '1 s', tried = 2", "a signal", False),
+    "to be tried again": ("wakeup_at = now() + interval '1 hour', tried = 2", None, True),
+    "paused": ("wakeup_at = 'infinity'", "a signal", True),
+    "running": ("locked_by = gen_random_uuid(), lock_expires_at = now() + interval '1 minute'", "a signal", False),
+    "failed": ("error = 'no', tried = 3", None, True),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_resume_does_what_the_state_asks_for(dsn: str, state: str) -> None:
+    change, waits_on, does = STATES[state]
+
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            run = await client.trigger(flows.waiting, 0)
+            await db.execute(f"UPDATE pg_task SET {change}")
+            await db.execute("UPDATE pg_task_runs SET waits_on = $1", waits_on)
+            before = await db.fetchrow("SELECT * FROM pg_task")
+            assert await run.resume() == does
+            after = await db.fetchrow("SELECT *, wakeup_at <= now() AS due FROM pg_task")
+            if does:
+                assert (after["due"], after["tried"], after["error"]) == (True, 0, None)
+            else:
+                assert tuple(after)[:-1] == tuple(before)
+
+    run(main())
+
+
+# --- signal
+
+
+def test_a_signal_to_a_task_that_is_no_run_is_refused(dsn: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            plain = await db.fetchval("INSERT INTO pg_task (step) VALUES ($1) RETURNING id", PLAIN)
+            with pytest.raises(
+                RunNotFound, match=rf"^task {plain} is not the run of a workflow; signal go was not sent"
+            ):
+                await client.signal(plain, "go")
+            made = await db.fetchval("INSERT INTO pg_task (step) VALUES ($1) RETURNING id", STEP)
+            await client.signal(made, "go")
+            assert await db.fetch("SELECT run FROM pg_task_signals") == [(made,)]
+
+    run(main())
+
+
+def test_a_signal_to_a_run_that_ends_meanwhile_is_not_kept(dsn: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            ending = await client.trigger(flows.waiting, 0)
+            await db.execute("BEGIN; DELETE FROM pg_task")
+            sent = asyncio.create_task(ending.signal("go"))
+            await until_waiting(db)
+            await db.execute("COMMIT")
+            with pytest.raises(RunNotFound):
+                await sent
+            assert await db.fetchval("SELECT count(*) FROM pg_task_signals") == 0
+
+    run(main())
+
+
+# --- result
+
+
+END = "WITH task AS (DELETE FROM pg_task) UPDATE pg_task_runs SET state = 'SUCCESS', output = '1', ended_at = now()"
+
+
+def test_a_run_that_plain_sql_has_made_and_that_was_parked_has_failed(dsn: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            id = await db.fetchval("INSERT INTO pg_task (step, error) VALUES ($1, 'no') RETURNING id", STEP)
+            with pytest.raises(RunFailed, match="no"):
+                await client.run(id).result(timeout=2)
+
+    run(main())
+
+
+def test_results_come_soon_though_notifications_do_not(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As through a pooler that takes LISTEN and passes nothing on. Two polls at the slow rate would take 4 s."""
+    monkeypatch.setattr(ends, "POLL", 2.0)
+
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            link = None
+            for number in range(3):
+                since = await db.fetchval("SELECT clock_timestamp()")
+                waiting = asyncio.create_task((await client.trigger(flows.child, number)).result(timeout=SOON))
+                await until_read(db, since)
+                assert client._ends is not None
+                link = client._ends._link
+                assert link is not None
+                await link.connection.execute("UNLISTEN *")
+                began = time.monotonic()
+                await db.execute(END)
+                assert await waiting == 1
+                assert number == 0 or time.monotonic() - began < 1.5
+            waiting = asyncio.create_task((await client.trigger(flows.child, 3)).result(timeout=SOON))
+            assert link is not None
+            await link.connection.execute("LISTEN pg_task_ended")
+            await db.execute(f"{END}; SELECT pg_notify('pg_task_ended', string_agg(id::text, ',')) FROM pg_task_runs")
+            assert await waiting == 1
+            assert client._ends
+            assert not client._ends._is_deaf
+
+    run(main())
+
+
+async def until_read(db: Any, since: Any) -> None:
+    """The client listens, has looked whether its run has ended since then, and waits."""
+    idle = """
+        SELECT FROM pg_stat_activity
+        WHERE query LIKE '-- Those of the runs $1 that have ended%' AND state = 'idle' AND query_start > $1
+          AND datname = current_database()"""
+    async with asyncio.timeout(20):
+        while not await db.fetch(idle, since):
+            await db.execute("SELECT pg_stat_clear_snapshot()")
+            await asyncio.sleep(0)

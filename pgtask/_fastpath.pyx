@@ -716,8 +716,8 @@ cdef class Dispatcher:
         """Whether a step failed only because its connection to the database was lost."""
         return False
 
-    def failed(self, Lease lease, error, double delay):
-        """A try has failed and will be repeated after `delay` seconds."""
+    def failed(self, Lease lease, error, double delay, int tried):
+        """The try number `tried` has failed and will be repeated after `delay` seconds."""
 
     def parked(self, Lease lease, str text):
         """A task was parked."""
@@ -986,7 +986,7 @@ cdef class Dispatcher:
         if lease.tried < policy.retry_limit:
             self.errors += 1
             delay = policy.delay_before_retry(lease.tried + 1)
-            self.failed(lease, error, delay)
+            self.failed(lease, error, delay, lease.tried + 1)
             self.move(lease, None, lease.tried + 1, None, delay)
         else:
             self.park(lease, error)

@@ -164,7 +164,7 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class RowsLocked(DatabaseUnavailable):
-    """Somebody else has locked a row, or the table, for longer than we wait."""
+    """Somebody else has locked a row, or the table, for longer than we wait, or waits for what we have locked."""
 
 
 class DatabaseRefused(DatabaseError):

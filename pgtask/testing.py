@@ -19,6 +19,7 @@ from pgtask._memory.calls import MemoryCalls
 from pgtask._memory.client import Enqueued, MemoryClient
 from pgtask._memory.dispatch import Fault, MemoryDispatch
 from pgtask._memory.journal import MemoryJournal
+from pgtask._memory.records import Triggered
 from pgtask._memory.rows import MemoryTask, Try
 from pgtask._postgres.runs import CheckpointRow
 from pgtask._worker.lifespan import opened_resources
@@ -28,7 +29,7 @@ from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import DatabaseRefused, DefinitionError
 from pgtask.task import Task
 
-__all__ = ["CheckpointRow", "Enqueued", "MemoryClient", "MemoryTask", "MemoryWorker", "Try", "run_task"]
+__all__ = ["CheckpointRow", "Enqueued", "MemoryClient", "MemoryTask", "MemoryWorker", "Triggered", "Try", "run_task"]
 
 FROM_LIFESPAN: Any = object()
 
@@ -134,10 +135,10 @@ class MemoryWorker:
         which they were asked for, one for each try. A step of a workflow is named by its name in `ctx.step`."""
         self._put(step, error, times)
 
-    def time_out(self, step: type[Task], *, times: int = 1) -> None:
+    def time_out(self, step: type[Task] | str, *, times: int = 1) -> None:
         """The next tries of `step` run out of time at what they first wait for. Raises `DefinitionError` if its policy
-        has no timeout."""
-        if self._dispatch.table.entry(step).policy.timeout is None:
+        has no timeout; for a step of a workflow, which shows its policy when it is called, `run` raises that."""
+        if isinstance(step, type) and self._dispatch.table.entry(step).policy.timeout is None:
             raise DefinitionError(f"step {step.__name__} cannot time out: its policy has no timeout")
         self._put(step, "timeout", times)
 

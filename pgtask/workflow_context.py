@@ -41,7 +41,7 @@ class WorkflowContext(ABC):
     is given again in each replay.
 
     - `run_id`: the id of the run, and of its task.
-    - `attempt`: which try this is since the run last recorded something, from 1.
+    - `attempt`: which try of the code outside of steps this is since the run last got a result, from 1.
     - `version`: the version of the workflow under which the run began.
     - `db`, `resources`: as in `Context`, to be handed to steps. Do not query outside of a step.
 
@@ -68,8 +68,9 @@ class WorkflowContext(ABC):
 
         An `async def` runs on the worker's loop, a plain function in a thread. The result is stored as JSON and read
         back by the return annotation, the first time too. What it raises is retried by `policy` (default: that of the
-        workflow; its queue and priority do not count), the whole run being put off meanwhile; then, or at once for
-        `Permanent`, `StepFailed` is raised here, now and in each replay. Each step of a run has a name of its own.
+        workflow; its queue and priority do not count): tries and the time of the next one are recorded, and the run
+        pauses if nothing else of it is at work. Then, or at once for `Permanent`, `StepFailed` is raised here, now and
+        in each replay. Each step of a run has a name of its own. A `timeout` counts from when the function is called.
         """
 
     @abstractmethod

@@ -154,7 +154,7 @@ STATES = {
     "3D000": DatabaseRefused,  # invalid_catalog_name
     "3F000": SchemaError,  # invalid_schema_name
     "40001": DatabaseUnavailable,  # serialization_failure
-    "40P01": DatabaseUnavailable,  # deadlock_detected
+    "40P01": RowsLocked,  # deadlock_detected
     "42501": DatabaseRefused,  # insufficient_privilege
     "42703": SchemaError,  # undefined_column
     "42P01": SchemaError,  # undefined_table

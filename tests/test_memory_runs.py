@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -28,6 +28,7 @@ from pgtask import (
     RunCancelled,
     RunFailed,
     RunNotFound,
+    Transient,
     WorkflowContext,
     workflow,
 )
@@ -94,7 +95,7 @@ def in_a_worker(dsn: str, name: str, cases: list[Case]) -> list[Outcome]:
     return run(look(ids))
 
 
-RECORDED = "SELECT place, kind, name, result, error, due_at IS NULL FROM pg_task_checkpoints WHERE run = $1"
+RECORDED = "SELECT place, kind, name, result, error, due_at IS NULL, tried FROM pg_task_checkpoints WHERE run = $1"
 
 
 async def in_memory(app: App, cases: list[Case], **options: Any) -> list[Outcome]:
@@ -105,7 +106,7 @@ async def in_memory(app: App, cases: list[Case], **options: Any) -> list[Outcome
         for id in ids:
             status = await worker.client.run(id).status()
             checkpoints = [
-                (row.place, row.kind, row.name, row.result, row.error, row.due_at is None)
+                (row.place, row.kind, row.name, row.result, row.error, row.due_at is None, row.tried)
                 for row in worker.recorded(id)
             ]
             found.append(told(status.state, status.output, status.error, checkpoints))
@@ -172,6 +173,7 @@ def test_other_runs_are_what_they_are_in_a_worker(dsn: str) -> None:
         (flows.compensating, None, []),
         (flows.bad_result, "unstorable", []),
         (flows.bad_result, "mistyped", []),
+        (flows.transient, 3, []),
         (flows.twice, None, []),
         (flows.stray, None, []),
         (flows.parent, 5, []),
@@ -340,6 +342,49 @@ def test_a_step_fails_and_crashes_where_a_test_wants_it(replays: bool) -> None:
     run(main())
 
 
+def test_a_step_of_a_workflow_times_out_at_once() -> None:
+    policy = Policy(timeout=timedelta(hours=1), retry_limit=1, retry_delay=timedelta(0))
+    begun: list[str] = []
+
+    async def at_once() -> str:
+        begun.append("at once")
+        await asyncio.sleep(0)
+        return "at once"
+
+    def in_thread() -> str:
+        begun.append("in a thread")
+        return "in a thread"
+
+    @workflow("hasty")
+    async def hasty(ctx: WorkflowContext) -> list[str]:
+        return [
+            await ctx.step("async", at_once, policy=policy),
+            await ctx.step("thread", in_thread, policy=policy),
+            await ctx.step("bare", at_once, policy=Policy()),
+        ]
+
+    async def main() -> None:
+        async with MemoryWorker(App(hasty)) as worker:
+            worker.time_out("async")
+            worker.time_out("thread")
+            started = await worker.client.trigger(hasty)
+            await worker.run()
+            assert await started.result() == ["at once", "in a thread", "at once"]
+            assert [row.tried for row in worker.recorded(started.id)] == [1, 1, 0]
+            assert begun == ["at once"] * 2 + ["in a thread"] * 2 + ["at once"]
+            worker.time_out("async", times=2)
+            started = await worker.client.trigger(hasty)
+            await worker.run()
+            with pytest.raises(RunFailed, match="async: step async ran longer than its timeout of 3600 s"):
+                await started.result()
+            worker.time_out("bare")
+            await worker.client.trigger(hasty)
+            with pytest.raises(DefinitionError, match="step 'bare' cannot time out: its policy has no timeout"):
+                await worker.run()
+
+    run(main())
+
+
 def test_what_is_raised_by_a_fault_is_judged_as_what_a_step_raises() -> None:
     async def main() -> None:
         async with MemoryWorker(flows.app, db=Marks()) as worker:
@@ -403,6 +448,37 @@ def test_a_workflow_that_does_not_do_the_same_each_time_is_found_out() -> None:
         return found
 
     assert run(states()) == ["SUCCESS", "ERROR"]
+
+
+def test_a_run_that_is_given_back_is_not_put_to_sleep_by_a_step_that_fails_then() -> None:
+    client = MemoryClient()
+    start = client.rows.now
+    seen_at: list[datetime] = []
+
+    async def fails_late() -> None:
+        if not seen_at:
+            await asyncio.sleep(0.05)
+            raise Transient("not yet", retry_after=DAY)
+
+    async def see() -> None:
+        seen_at.append(client.rows.now)
+
+    @workflow("unequal")
+    async def unequal(ctx: WorkflowContext) -> None:
+        async def quick() -> None:
+            await ctx.step("first", flows.double, 1)
+            await ctx.step("second", see)
+
+        await ctx.gather(ctx.step("late", fails_late), quick())
+
+    async def main() -> None:
+        async with MemoryWorker(App(unequal), client=client, replays=True) as worker:
+            started = await client.trigger(unequal)
+            await worker.run()
+            await started.result()
+
+    run(main())
+    assert seen_at == [start]
 
 
 def test_with_replays_no_step_runs_twice_and_all_is_replayed() -> None:

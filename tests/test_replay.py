@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from conftest import run
@@ -122,6 +123,26 @@ def test_a_wait_whose_time_has_come_goes_on_beside_a_branch_at_work() -> None:
         waits.begin(1)
         await waits.wait(Wait("nap", NOW + timedelta(milliseconds=10)))
         assert decider.seen == []
+
+    run(main())
+
+
+def test_what_comes_from_outside_is_looked_for_beside_a_branch_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgtask._worker.waits.LOOK", 0.01)
+    monkeypatch.setattr("pgtask._worker.waits.LOOK_AT_CHILD", 0.1)
+
+    async def main() -> None:
+        decider = Decider(looks=0)
+        waits = Waits(decider, lambda: NOW)
+        waits.begin(3)
+        nap = asyncio.create_task(waits.wait(Wait("nap", NOW + timedelta(hours=1))))
+        children = asyncio.create_task(waits.wait(Wait("children", children=(UUID(int=1),) * 1000)))
+        await waits.wait(Wait("signal", seen_at=NOW))
+        await waits.wait(Wait("one child", children=(UUID(int=1),)))
+        assert (nap.done(), children.done(), decider.seen) == (False, False, [])
+        nap.cancel()
+        children.cancel()
+        await asyncio.gather(nap, children, return_exceptions=True)
 
     run(main())
 

@@ -43,7 +43,7 @@ def same(value: Any) -> list[Any]:
 def calls(held: list[UUID], fresh: list[UUID]) -> dict[str, tuple[Any, ...]]:
     lease = (held, same(TOKEN))
     none = same(None)
-    record = (same(6), same("6"), same("step"), same("s"), same("1"), none, none, same(0.1), none)
+    record = (same(6), same("6"), same("step"), same("s"), same("1"), none, none, same(0), same(0.1), none)
     children = (held, fresh, same("flow"), same("{}"), same("default"), same(0))
     pause = (none, none, same(0), same("children"), held, held, same(1), same(False))
     return {
@@ -55,7 +55,7 @@ def calls(held: list[UUID], fresh: list[UUID]) -> dict[str, tuple[Any, ...]]:
         "end": (*lease, none, same("1"), same(0), none, same(1)),
         "ours": lease,
         "collect": (held,),
-        "adopt": (fresh, same("flow")),
+        "adopt": (*lease, same("flow")),
     }
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -29,6 +30,7 @@ from pgtask._worker.entries import Checkpoint, ChildRow, Pause
 from pgtask._worker.journal import Journal
 from pgtask.errors import DataRefused, RunStopped
 
+T = TypeVar("T")
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 CLAIM = """
     UPDATE pg_task SET locked_by = $2, lock_expires_at = now() + interval '1 minute', claims = claims + 1
@@ -52,6 +54,9 @@ class World:
         self.leases: dict[UUID, list[Any]] = {id: [] for id in self.runs}
         self.numbers = dict.fromkeys(self.runs, 0)
         self.spawned: set[UUID] = set()
+        self.put_off: dict[UUID, Checkpoint] = {}
+        self.ends: Counter[UUID] = Counter()
+        """How often each run was told in this round that it has ended: by its journal, or by a cancel."""
         self.sent = 0
 
     async def trigger(self) -> None:
@@ -89,7 +94,7 @@ class World:
 
     async def cancel(self, id: UUID) -> None:
         async with self.pool.acquire() as connection:
-            await cancel_runs(connection, [id])
+            self.ends.update(await cancel_runs(connection, [id]))
 
     async def resume(self, id: UUID) -> None:
         async with self.pool.acquire() as connection:
@@ -117,16 +122,34 @@ class World:
         moved = [[lease.id], [lease.token], [None], [1], ["not decoded"], [0.0], [None], [None], [None]]
         await self.again(statement("flush"), [], [], [], [], [], *moved, False)
 
+    async def write(self, lease: Any, entry: Awaitable[T]) -> T:
+        """What the journal answers, which must refuse who had lost the lease when he asked."""
+        is_late = lease is not self.leases[lease.id][-1]
+        answer = await entry
+        assert not is_late, "an entry under a lost lease was written"
+        return answer
+
     def checkpoint(self, lease: Any, kind: str, **more: Any) -> Checkpoint:
         self.numbers[lease.id] += 1
         number = self.numbers[lease.id]
         return Checkpoint(number, str(number), kind, "go", **more)
 
     async def record(self, lease: Any, journal: Journal) -> None:
-        await journal.record(lease, self.checkpoint(lease, "step", result="1"), 1)
+        await self.write(lease, journal.record(lease, self.checkpoint(lease, "step", result="1"), 1))
+
+    async def fail_a_try(self, lease: Any, journal: Journal) -> None:
+        """Of a step that was put off before, if there is one."""
+        before = self.put_off.get(lease.id) or self.checkpoint(lease, "step", error="no", due_at=LONG_AGO)
+        await self.write(lease, journal.record(lease, before._replace(tried=before.tried + 1), None))
+        self.put_off[lease.id] = before._replace(tried=before.tried + 1)
+
+    async def complete(self, lease: Any, journal: Journal) -> None:
+        """What was put off."""
+        if before := self.put_off.pop(lease.id, None):
+            await self.write(lease, journal.record(lease, before._replace(result="1", error=None, due_at=None), None))
 
     async def take(self, lease: Any, journal: Journal, due_at: datetime | None = None) -> None:
-        taken = await journal.take(lease, self.checkpoint(lease, "signal", due_at=due_at), None)
+        taken = await self.write(lease, journal.take(lease, self.checkpoint(lease, "signal", due_at=due_at), None))
         lease.seen_at = taken.wakeup_at
 
     async def time_out(self, lease: Any, journal: Journal) -> None:
@@ -134,15 +157,16 @@ class World:
 
     async def pause(self, lease: Any, journal: Journal) -> None:
         """As a run does: looks for a signal, and pauses for one if there is none."""
-        taken = await journal.take(lease, self.checkpoint(lease, "signal"), None)
+        taken = await self.write(lease, journal.take(lease, self.checkpoint(lease, "signal"), None))
         if taken.result is None:
-            await journal.pause(lease, Pause(taken.wakeup_at, None, 0, "signal go", False, []))
+            await self.write(lease, journal.pause(lease, Pause(taken.wakeup_at, None, 0, "signal go", False, [])))
 
     async def wait_for_child(self, lease: Any, journal: Journal) -> None:
         child = self.child_of(lease.id)
         if child in self.spawned and not await journal.collect([child]):
             wakeup_at = (await journal.load(lease.id)).wakeup_at
-            await journal.pause(lease, Pause(wakeup_at, None, 0, "1 children of go", False, [child]))
+            pause = Pause(wakeup_at, None, 0, "1 children of go", False, [child])
+            await self.write(lease, journal.pause(lease, pause))
 
     def child_of(self, id: UUID) -> UUID | None:
         at = self.runs.index(id) + 1
@@ -152,14 +176,17 @@ class World:
         child = self.child_of(lease.id)
         if child is not None and child not in self.spawned:
             row = ChildRow(child, "flow", '{"flow":{"Run":null}}', "default", 0)
-            await journal.spawn(lease, self.checkpoint(lease, "spawn", result="1"), None, [row])
+            await self.write(lease, journal.spawn(lease, self.checkpoint(lease, "spawn", result="1"), None, [row]))
             self.spawned.add(child)
 
     async def end(self, lease: Any, journal: Journal) -> None:
-        await journal.end(lease, output="1", error=None, tried=0, forgotten=None, version=1)
+        end = journal.end(lease, output="1", error=None, tried=0, forgotten=None, version=1)
+        await self.write(lease, end)
+        self.ends[lease.id] += 1
 
     async def fail(self, lease: Any, journal: Journal) -> None:
-        await journal.end(lease, output=None, error="it failed", tried=1, forgotten=None, version=1)
+        end = journal.end(lease, output=None, error="it failed", tried=1, forgotten=None, version=1)
+        await self.write(lease, end)
 
 
 ILLEGAL = {
@@ -173,6 +200,16 @@ ILLEGAL = {
         WHERE (r.state = 'ERROR') <> (t.error IS NOT NULL)""",
     "a task without a record": """
         SELECT count(*) FROM pg_task t LEFT JOIN pg_task_runs r USING (id) WHERE r.id IS NULL""",
+    "a checkpoint that is both a result and an error": """
+        SELECT count(*) FROM pg_task_checkpoints WHERE result IS NOT NULL AND error IS NOT NULL""",
+    "a step that has a result and is to be tried again": """
+        SELECT count(*) FROM pg_task_checkpoints WHERE kind = 'step' AND result IS NOT NULL AND due_at IS NOT NULL""",
+    "a child that its parent does not know of": """
+        SELECT count(*) FROM pg_task_runs r WHERE r.parent IS NOT NULL
+        AND NOT EXISTS (SELECT FROM pg_task_checkpoints c WHERE c.run = r.parent AND c.kind = 'spawn')""",
+    "a parent that knows of a child which was not made": """
+        SELECT count(*) FROM pg_task_checkpoints c WHERE c.kind = 'spawn'
+        AND NOT EXISTS (SELECT FROM pg_task_runs r WHERE r.parent = c.run)""",
     "a run that waits for a signal that is there, and sleeps on": """
         SELECT count(*) FROM pg_task_runs r JOIN pg_task t USING (id)
         WHERE r.waits_on = 'signal go' AND t.locked_by IS NULL AND t.error IS NULL AND t.wakeup_at > now()
@@ -191,7 +228,7 @@ ORPHANS = """
     WHERE p.state = 'CANCELLED'
 """
 KINDS = ("claim", "claim", "expire", "cancel", "resume", "signal", "record", "take", "time_out", "pause", "spawn")
-MORE = ("wait_for_child", "wait_for_child", "end", "fail", "park", "revive")
+MORE = ("wait_for_child", "wait_for_child", "end", "fail", "fail_a_try", "complete", "park", "revive")
 EVENT = st.tuples(st.sampled_from(KINDS + MORE), st.integers(0, 2), st.sampled_from((0, 0, 0, 1)))
 ROUNDS = st.lists(st.lists(EVENT, min_size=1, max_size=4), min_size=1, max_size=10)
 
@@ -215,15 +252,23 @@ async def worlds(dsn: str) -> AsyncIterator[World]:
 
 async def play(dsn: str, rounds: list[list[tuple[str, int, int]]]) -> None:
     async with worlds(dsn) as world:
-        resumed = False
-        for events in rounds:
-            await asyncio.gather(*(world.happen(*event) for event in events))
-            resumed = resumed or any(what == "resume" for what, _, _ in events)
-            for what, query in ILLEGAL.items():
-                assert await world.pool.fetchval(query) == 0, what
-            assert await world.pool.fetchval(SIGNALS) == world.sent
-            if not resumed:  # a child that is resumed outlives its parent on purpose
-                assert await world.pool.fetchval(ORPHANS) == 0
+        await play_out(world, rounds)
+
+
+async def play_out(world: World, rounds: list[list[tuple[str, int, int]]]) -> None:
+    resumed = False
+    for events in rounds:
+        world.ends.clear()
+        await asyncio.gather(*(world.happen(*event) for event in events))
+        is_resumed = any(what == "resume" for what, _, _ in events)
+        resumed = resumed or is_resumed
+        for what, query in ILLEGAL.items():
+            assert await world.pool.fetchval(query) == 0, what
+        assert await world.pool.fetchval(SIGNALS) == world.sent
+        if not is_resumed:  # a run that is resumed may end again
+            assert all(ends == 1 for ends in world.ends.values()), f"ended more than once: {world.ends}"
+        if not resumed:  # a child that is resumed outlives its parent on purpose
+            assert await world.pool.fetchval(ORPHANS) == 0
 
 
 CLAIMED = [("claim", 0, 0)]
@@ -236,6 +281,9 @@ FAMILY = [CLAIMED, [("spawn", 0, 0)], [("claim", 1, 0)]]
 @example([CLAIMED, [("signal", 0, 0), ("time_out", 0, 0)]])
 @example([CLAIMED, [("signal", 0, 0), ("pause", 0, 0)]])
 @example([CLAIMED, [("expire", 0, 0)], CLAIMED, [("end", 0, 1), ("end", 0, 0)]])
+@example([CLAIMED, [("spawn", 0, 0), ("expire", 0, 0)]])
+@example([CLAIMED, [("expire", 0, 0)], CLAIMED, [("spawn", 0, 1), ("spawn", 0, 0)]])
+@example([CLAIMED, [("fail_a_try", 0, 0)], [("complete", 0, 0), ("expire", 0, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0), ("end", 1, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0), ("cancel", 1, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0), ("park", 1, 0)]])
@@ -251,7 +299,14 @@ def test_no_race_leads_to_an_illegal_state(dsn: str, rounds: list[list[tuple[str
 
 @pytest.mark.parametrize(
     ("first", "second", "run_of_second"),
-    [("pause", "signal", 0), ("time_out", "signal", 0), ("end", "cancel", 0), ("spawn", "cancel", 0)],
+    [
+        ("pause", "signal", 0),
+        ("time_out", "signal", 0),
+        ("end", "cancel", 0),
+        ("spawn", "cancel", 0),
+        ("spawn", "expire", 0),
+        ("spawn", "end", 0),
+    ],
 )
 def test_the_same_race_again_and_again(dsn: str, first: str, second: str, run_of_second: int) -> None:
     """Each pair from both sides, thirty times: the moments differ by themselves."""
@@ -284,7 +339,9 @@ def test_nothing_is_recorded_without_the_lease(dsn: str) -> None:
             pause = Pause(late.seen_at, None, 0, "signal go", False, [])
             end: dict[str, Any] = {"output": "1", "error": None, "tried": 0, "forgotten": None, "version": 1}
             await world.signal(id)
+            await world.pool.execute("UPDATE pg_task_runs SET state = 'ERROR'")
             for entry in (
+                journal.adopt(late, "flow"),
                 journal.record(late, checkpoint, 1),
                 journal.spawn(late, checkpoint, 1, [row]),
                 journal.take(late, Checkpoint(1, "1", "signal", "go"), 1),
@@ -296,9 +353,12 @@ def test_nothing_is_recorded_without_the_lease(dsn: str) -> None:
                     await entry
             found = await world.pool.fetchrow(
                 "SELECT (SELECT count(*) FROM pg_task_checkpoints), (SELECT count(*) FROM pg_task_runs), "
-                "(SELECT count(*) FROM pg_task_signals), (SELECT locked_by FROM pg_task)"
+                "(SELECT count(*) FROM pg_task_signals), (SELECT locked_by FROM pg_task), "
+                "(SELECT state FROM pg_task_runs)"
             )
-            assert tuple(found) == (0, 1, 1, current.token)
+            assert tuple(found) == (0, 1, 1, current.token, "ERROR")
+            await journal.adopt(current, "flow")
+            assert await world.pool.fetchval("SELECT state FROM pg_task_runs") is None
             await journal.record(current, checkpoint, 1)
             assert await world.pool.fetchval("SELECT count(*) FROM pg_task_checkpoints") == 1
 
@@ -326,6 +386,84 @@ def test_a_locked_row_holds_up_its_own_run_only(dsn: str) -> None:
                 assert not waits.done()
                 await transaction.rollback()
             await asyncio.wait_for(waits, 5)
+
+    run(main())
+
+
+def test_a_row_that_stays_locked_is_looked_at_ever_less_often(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id = world.runs[0]
+            await world.claim(id)
+            journal = world.journals[0]
+            async with world.pool.acquire() as connection:
+                transaction = connection.transaction()
+                await transaction.start()
+                await connection.execute("SELECT FROM pg_task WHERE id = $1 FOR UPDATE", id)
+                waits = journal.record(world.leases[id][0], Checkpoint(1, "1", "step", "a", "1"), 1)
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(waits), 1)
+                assert 10 < journal._link.statements < 30  # two for each look, after 2, 4, 8, ... 250 ms
+                await transaction.rollback()
+            await asyncio.wait_for(waits, 5)
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["record", "spawn", "take"])
+def test_a_run_that_gets_on_has_not_killed_its_worker(dsn: str, kind: str) -> None:
+    """Claims that ended without an outcome count no more; a look for a signal that is not there proves nothing."""
+
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id = world.runs[0]
+            await world.pool.execute("UPDATE pg_task SET claims = 2")
+            await world.claim(id)
+            (lease,), journal = world.leases[id], world.journals[0]
+            cleared: list[bool] = []
+            lease.clear = lambda: cleared.append(True)
+            if kind == "take":
+                await world.take(lease, journal)
+                assert await world.pool.fetchval("SELECT claims FROM pg_task WHERE id = $1", id) == 3
+                assert not cleared
+                await world.signal(id)
+            await getattr(world, kind)(lease, journal)
+            assert await world.pool.fetchval("SELECT claims FROM pg_task WHERE id = $1", id) == 1
+            assert cleared == [True]
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["end", "pause"])
+def test_a_deadlock_is_undone_and_the_statement_sent_again(dsn: str, kind: str) -> None:
+    """Somebody has the record of one run and wants that of another, which the statement locks in the other order."""
+
+    async def main() -> None:
+        async with worlds(dsn) as world, world.pool.acquire() as other:
+            for rounds in FAMILY:
+                await asyncio.gather(*(world.happen(*event) for event in rounds))
+            first, second = world.runs[:2]
+            (lease,), journal = world.leases[first if kind == "pause" else second], world.journals[0]
+            await other.execute("SET deadlock_timeout = '1min'")  # so that it is the journal that notices
+            transaction = other.transaction()
+            await transaction.start()
+            # Both statements lock the record of the child, then that of its parent.
+            await other.execute("SELECT FROM pg_task_runs WHERE id = $1 FOR UPDATE", first)
+            entry: asyncio.Future[Any]
+            if kind == "end":
+                await world.pool.execute("UPDATE pg_task_runs SET awaited = true WHERE id = $1", second)
+                entry = journal.end(lease, output="1", error=None, tried=0, forgotten=None, version=1)
+            else:
+                entry = journal.pause(lease, Pause(lease.seen_at, None, 0, "1 children of go", False, [second]))
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+            while not await world.pool.fetchval(waiting):
+                await world.pool.execute("SELECT pg_sleep(0.01)")
+            await other.execute("SELECT FROM pg_task_runs WHERE id = $1 FOR UPDATE", second)
+            assert not entry.done()
+            await transaction.commit()
+            connection = journal._link.connection
+            assert await asyncio.wait_for(entry, 10) is None
+            assert journal._link.connection is connection, "it was opened anew"
 
     run(main())
 
@@ -411,7 +549,7 @@ def test_nobody_takes_a_run_over_while_it_is_recorded(dsn: str) -> None:
             id = world.runs[0]
             await world.claim(id)
             (lease,) = world.leases[id]
-            columns = [[1], ["1"], ["step"], ["a"], ["1"], [], [], [0.0], [1]]
+            columns = [[1], ["1"], ["step"], ["a"], ["1"], [], [], [0], [0.0], [1]]
             async with world.pool.acquire() as connection:
                 transaction = connection.transaction()
                 await transaction.start()

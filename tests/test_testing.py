@@ -398,6 +398,48 @@ def test_a_client_remembers_what_was_enqueued() -> None:
     run(main())
 
 
+def test_a_client_remembers_what_was_triggered() -> None:
+    class Start(Task):
+        pass
+
+    class Order(Start):
+        async def run(self, ctx: Context) -> Done:
+            await ctx.resources.trigger(flows.child, 5, key="five")
+            return Done()
+
+    async def main() -> None:
+        client = MemoryClient()
+        async with MemoryWorker(App(Start, flows.parent, flows.child), client=client, resources=client) as w:
+            await client.enqueue(Order())
+            await client.enqueue(Order())
+            later = await client.trigger(flows.parent, 2, queue="slow", priority=3, after=timedelta(hours=1))
+            assert client.assert_triggered(flows.parent, 2, delay=timedelta(hours=1)).run_id == later.id
+            await w.run()
+        one = client.assert_triggered(flows.child, 5, key="five", times=2)
+        assert (one.workflow, one.input, one.queue, one.parent) == ("child", 5, "default", None)
+        assert [call.is_new for call in client.triggered if call.key] == [True, False]
+        assert client.assert_triggered("parent", queue="slow", priority=3, times=1).input == 2
+        assert client.assert_triggered("child", 1, times=1).parent == later.id
+        client.assert_triggered(flows.child, times=4)
+        client.assert_not_triggered(flows.child, 3)
+        client.assert_not_triggered("typed")
+        for wrong, said in (
+            (
+                lambda: client.assert_triggered(flows.child, 3),
+                r"child with 3 was not triggered so; what was:\n  parent",
+            ),
+            (lambda: client.assert_triggered("child", times=1), "child was not triggered so 1 times, but 4 times"),
+            (lambda: client.assert_not_triggered("child", 5), "child was triggered with 5, in 'default'"),
+            (lambda: client.assert_triggered("child", priority=1), "was not triggered so"),
+        ):
+            with pytest.raises(AssertionError, match=said):
+                wrong()
+        with pytest.raises(ValueError, match="there is assert_not_"):
+            client.assert_triggered("child", times=0)
+
+    run(main())
+
+
 def test_a_client_in_memory_refuses_what_a_client_refuses() -> None:
     class Strange(Task):
         pass

@@ -195,10 +195,14 @@ def _journal(checkpoints: list[CheckpointRow], run: RunStatus, screen: Screen) -
         )
         for row in checkpoints
     ]
-    notes = [one_line(row.error or row.result or _due(row, run)) for row in checkpoints]
+    notes = [_note(row, run) for row in checkpoints]
     yield ""
     yield from table_lines(_CHECKPOINT_COLUMNS, cells, screen, texts=("result", notes))
 
 
-def _due(row: CheckpointRow, run: RunStatus) -> str:
-    return "" if row.due_at is None else f"until {moment(row.due_at, run.seen_at)}"
+def _note(row: CheckpointRow, run: RunStatus) -> str:
+    """What came of it, or when something will."""
+    due = "" if row.due_at is None else moment(row.due_at, run.seen_at)
+    if row.kind == "step" and due:
+        return f"try {row.tried + 1} at {due}, after {one_line(row.error or '')}"
+    return one_line(row.error or row.result or (f"until {due}" if due else ""))

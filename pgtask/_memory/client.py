@@ -5,7 +5,7 @@ Invariant: it refuses what a `Client` refuses, by the same code.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -18,7 +18,7 @@ from pgtask._bulk import Source
 from pgtask._encode import check_key, encode, lane_of
 from pgtask._fastpath import Codec
 from pgtask._ids import TaskIds, first_id
-from pgtask._memory.records import Records
+from pgtask._memory.records import Records, Triggered
 from pgtask._memory.rows import MemoryTask, Rows
 from pgtask._postgres.runs import RunStatus
 from pgtask._worker.entries import Ended
@@ -26,9 +26,11 @@ from pgtask.client import Client
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import EnqueueError
 from pgtask.task import Task
-from pgtask.workflow import RunState
+from pgtask.workflow import RunState, Workflow
 
 __all__ = ["Enqueued", "MemoryClient"]
+
+ANYTHING: Any = object()
 
 
 class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +46,7 @@ class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryClient(Client):
-    """A stand-in for `Client` in tests: no database, and `enqueued` is a list of all that was enqueued.
+    """A stand-in for `Client` in tests: no database, and lists of all that was enqueued and triggered.
 
         client = MemoryClient()
         await sign_up(client, "ada@example.com")
@@ -93,15 +95,10 @@ class MemoryClient(Client):
             one
             for one in self.enqueued
             if (isinstance(one.step, wanted) if isinstance(wanted, type) else one.step == wanted)
-            and queue in (None, one.queue)
-            and priority in (None, one.priority)
-            and key in (None, one.key)
-            and (delay is None or abs(one.due_at - self.rows.now - delay) < timedelta(milliseconds=1))
+            and self._fits(one, queue, priority, key, delay)
         ]
-        if not found if times is None else len(found) != times:
-            count = "" if times is None else f" {times} times, but {len(found)} times"
-            listed = "".join(f"\n  {one.step!r} in {one.queue!r}, due {one.due_at}" for one in self.enqueued)
-            raise AssertionError(f"{wanted!r} was not enqueued so{count}; what was:{listed or ' nothing'}")
+        calls = [(repr(one.step), one) for one in self.enqueued]
+        _check_times(f"{wanted!r} was not enqueued", len(found), times, calls)
         return found[-1]
 
     def assert_not_enqueued(self, unwanted: Task | type[Task]) -> None:
@@ -109,6 +106,55 @@ class MemoryClient(Client):
         for one in self.enqueued:
             if isinstance(one.step, unwanted) if isinstance(unwanted, type) else one.step == unwanted:
                 raise AssertionError(f"{one.step!r} was enqueued, in {one.queue!r}")
+
+    @property
+    def triggered(self) -> list[Triggered]:
+        """All runs that were triggered, by this client or as children of other runs."""
+        return self.records.triggered
+
+    def assert_triggered(
+        self,
+        wanted: Workflow[Any, Any] | str,
+        input: Any = ANYTHING,
+        *,
+        times: int | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        delay: timedelta | None = None,
+    ) -> Triggered:
+        """`assert_enqueued` for runs: a workflow, or the one of that name, was triggered or spawned, with this input if
+        it is given. Returns the last of them."""
+        found = [
+            one
+            for one in self.triggered
+            if _is_run_of(one, wanted, input) and self._fits(one, queue, priority, key, delay)
+        ]
+        what = f"{_name_of(wanted)}{'' if input is ANYTHING else f' with {input!r}'} was not triggered"
+        calls = [(f"{one.workflow} with {one.input!r}", one) for one in self.triggered]
+        _check_times(what, len(found), times, calls)
+        return found[-1]
+
+    def assert_not_triggered(self, unwanted: Workflow[Any, Any] | str, input: Any = ANYTHING) -> None:
+        """Assert that a workflow was not triggered or spawned, with this input if one is given."""
+        for one in self.triggered:
+            if _is_run_of(one, unwanted, input):
+                raise AssertionError(f"{one.workflow} was triggered with {one.input!r}, in {one.queue!r}")
+
+    def _fits(
+        self,
+        one: Enqueued | Triggered,
+        queue: str | None,
+        priority: int | None,
+        key: str | None,
+        delay: timedelta | None,
+    ) -> bool:
+        return (
+            queue in (None, one.queue)
+            and priority in (None, one.priority)
+            and key in (None, one.key)
+            and (delay is None or abs(one.due_at - self.rows.now - delay) < timedelta(milliseconds=1))
+        )
 
     # --- in place of the statements
 
@@ -214,6 +260,29 @@ class MemoryClient(Client):
 
     async def _ended(self, run: UUID) -> Ended:
         return await self.records.ended(run)
+
+
+def _is_run_of(one: Triggered, wanted: Workflow[Any, Any] | str, input: Any) -> bool:
+    if one.workflow != _name_of(wanted):
+        return False
+    if input is ANYTHING:
+        return True
+    payload = wanted.encode_input(input) if isinstance(wanted, Workflow) else msgspec.json.encode(input)
+    return bool(one.input == msgspec.json.decode(payload))
+
+
+def _name_of(workflow: Workflow[Any, Any] | str) -> str:
+    return workflow.name if isinstance(workflow, Workflow) else workflow
+
+
+def _check_times(what: str, found: int, times: int | None, calls: Sequence[tuple[str, Enqueued | Triggered]]) -> None:
+    """Raise `AssertionError` unless it was found so many times; by default, at all."""
+    if times is not None and times < 1:
+        raise ValueError(f"times={times}: to assert that something was not done there is assert_not_...")
+    if not found if times is None else found != times:
+        count = "" if times is None else f" {times} times, but {found} times"
+        listed = "".join(f"\n  {shown} in {one.queue!r}, due {one.due_at}" for shown, one in calls)
+        raise AssertionError(f"{what} so{count}; what was:{listed or ' nothing'}")
 
 
 class _NoConnection:

@@ -112,8 +112,8 @@ class MemoryDispatch(Dispatch):
             raise fault
         return fault
 
-    def failed(self, lease: Lease, error: BaseException, delay: float) -> None:
-        super().failed(lease, error, delay)
+    def failed(self, lease: Lease, error: BaseException, delay: float, tried: int) -> None:
+        super().failed(lease, error, delay, tried)
         self._note(lease, self.describe(error))
 
     def parked(self, lease: Lease, text: str) -> None:

@@ -43,13 +43,15 @@ class MemoryJournal(Journalled):
         if record is None:
             return self._answer(History(wakeup_at, False, None, None, []))
         found = [
-            Checkpoint(row.number, row.place, row.kind, row.name, row.result, row.error, row.due_at)
+            Checkpoint(row.number, row.place, row.kind, row.name, row.result, row.error, row.due_at, row.tried)
             for row in record.checkpoints.values()
         ]
         return self._answer(History(wakeup_at, True, record.version, record.state, found))
 
-    def adopt(self, run: UUID, name: str) -> asyncio.Future[None]:
-        record = self._records.adopt(self._rows.tasks[run], name)
+    def adopt(self, lease: Lease, name: str) -> asyncio.Future[None]:
+        if not self._holds(lease):
+            return self._lost()
+        record = self._records.adopt(self._rows.tasks[lease.id], name)
         if record.state == "ERROR":
             record.state = record.error = record.ended_at = None
         return self._answer(None)
@@ -143,6 +145,7 @@ class MemoryJournal(Journalled):
 
     def _add(self, record: Record, checkpoint: Checkpoint) -> None:
         self._note(record, checkpoint)
+        self._rows.tasks[record.id].claims = 1
         self.recorded.add(record.id)
 
     def _note(self, record: Record, checkpoint: Checkpoint) -> None:

@@ -17,9 +17,9 @@ from pgtask._memory.rows import MemoryTask, Rows
 from pgtask._postgres.runs import CheckpointRow, RunStatus
 from pgtask._worker.entries import Ended
 from pgtask.policy import DEFAULT_QUEUE
-from pgtask.workflow import RunState
+from pgtask.workflow import STEP, RunState
 
-__all__ = ["Record", "Records"]
+__all__ = ["Record", "Records", "Triggered"]
 
 
 class Record(msgspec.Struct, kw_only=True, eq=False):
@@ -43,12 +43,28 @@ class Record(msgspec.Struct, kw_only=True, eq=False):
     signals: list[tuple[str, str]] = []
 
 
+class Triggered(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that was triggered, by a client or by the run `parent`: its input as the JSON says, and when it is due.
+    `is_new` unless its key was taken."""
+
+    run_id: UUID
+    workflow: str
+    input: Any
+    queue: str
+    priority: int
+    key: str | None
+    due_at: datetime
+    parent: UUID | None
+    is_new: bool
+
+
 class Records:
     """The runs whose tasks are in `rows`, ended ones included."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.runs: dict[UUID, Record] = {}
+        self.triggered: list[Triggered] = []
         self._waiting: dict[UUID, list[asyncio.Future[Ended]]] = {}
 
     def add(self, task: MemoryTask, name: str, parent: UUID | None = None) -> UUID:
@@ -56,6 +72,19 @@ class Records:
         found = self.rows.insert(task)
         if found is task:
             self.runs[task.id] = Record(id=task.id, name=name, parent=parent, created_at=self.rows.now)
+        self.triggered.append(
+            Triggered(
+                run_id=found.id,
+                workflow=name,
+                input=msgspec.json.decode(task.raw)[name][STEP],
+                queue=task.queue,
+                priority=task.priority,
+                key=task.key,
+                due_at=task.due_at,
+                parent=parent,
+                is_new=found is task,
+            )
+        )
         return found.id
 
     def signal(self, run: UUID, name: str, payload: str) -> bool:

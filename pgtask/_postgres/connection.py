@@ -81,7 +81,7 @@ def map_errors(dsn: str = "") -> Iterator[None]:
         text = " ".join(f"{error.args[0] if error.args else error}".split())
         if state[:2] in ("22", "23", "P0"):  # P0: a trigger of the user's
             raise DataRefused(f"{text} (SQLSTATE {state})") from error
-        if state == "55P03":
+        if state in ("55P03", "40P01"):  # a deadlock: the server has undone our statement to end it
             raise RowsLocked(f"{text} (SQLSTATE {state})") from error
         if state == "08P01" and dsn:
             raise DatabaseRefused(f"{text}; through a pooler use --no-listen (SQLSTATE {state}){_at(dsn)}") from error

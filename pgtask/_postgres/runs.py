@@ -42,10 +42,12 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A run as it was at `seen_at`, by the clock of the database.
 
     - `name`, `version`: its workflow; the version is None before its first checkpoint.
-    - `state`: QUEUED (due, scheduled, or to be tried again at `due_at`), RUNNING, PAUSED (it waits for `waits_on`,
-      until `due_at`; the year 9999 is for ever), SUCCESS, ERROR (parked with `error`) or CANCELLED.
+    - `state`: QUEUED (due, scheduled, or at `due_at` to be tried again that failed outside of steps), RUNNING, PAUSED
+      (it waits for `waits_on`, until `due_at`; the year 9999 is for ever), SUCCESS, ERROR (parked with `error`) or
+      CANCELLED.
     - `last_step`, `recorded`: the last thing it recorded, and how many these are.
-    - `tried`: failed tries since then. `parent`: the run that has spawned it.
+    - `tried`: failed tries outside of steps since it last got a result; those of a step are in its checkpoint.
+    - `parent`: the run that has spawned it.
     - `step`: the workflow and its input, as in `pg_task.step`. `output`: what it has returned, as JSON.
     """
 
@@ -78,6 +80,7 @@ class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
     result: str | None
     error: str | None
     due_at: datetime | None
+    tried: int
     seconds: float
     recorded_at: datetime
 

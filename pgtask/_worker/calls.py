@@ -6,6 +6,7 @@ Invariant: what a step raises comes out of here as it is; a timeout is a `StepTi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import typing
@@ -80,28 +81,51 @@ class Calls:
         """Whether a step failed only because its connection to the database was lost."""
         return self._dispatcher.interrupted(error)
 
-    def say_failed(self, lease: Lease, error: Exception, delay: float) -> None:
-        """Count and log a failed try."""
+    def say_failed(self, lease: Lease, error: Exception, delay: float, tried: int) -> None:
+        """Count and log a failed try, one of so many."""
         self._dispatcher.errors += 1
-        self._dispatcher.failed(lease, error, delay)
+        self._dispatcher.failed(lease, error, delay, tried)
 
     async def call(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], policy: Policy, *, is_async: bool
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        policy: Policy,
+        *,
+        is_async: bool,
+        is_late: bool = False,
     ) -> Any:
-        """Call a step; raises what it raises. Its thread, if it has one, goes on after a timeout or a cancellation."""
+        """Call a step; raises what it raises. Its thread, if it has one, goes on after a timeout or a cancellation.
+
+        A timeout counts from when the function begins: not while it waits for a thread. `is_late`: it is over at once.
+        """
         if policy.timeout is None:
-            return await (function(*args) if is_async else self._call(function, args))
-        timeout = asyncio.timeout(policy.timeout.total_seconds())
+            return await (function(*args) if is_async else self._in_thread(function, *args))
+        seconds = 0.0 if is_late else policy.timeout.total_seconds()
         try:
-            async with timeout:
-                return await (function(*args) if is_async else self._call(function, args))
+            async with asyncio.timeout(seconds if is_async else None) as timeout:
+                if is_async:
+                    return await function(*args)
+                begin = partial(self._loop.call_soon_threadsafe, self._begin, timeout, seconds)
+                return await self._in_thread(_after, begin, function, *args)
         except TimeoutError as error:
             if not timeout.expired():
                 raise
             seconds = policy.timeout.total_seconds()
             raise StepTimeout(f"step {name} ran longer than its timeout of {seconds:g} s") from error
 
-    async def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def _begin(self, timeout: asyncio.Timeout, seconds: float) -> None:
+        """A step with a timeout has begun in its thread, for which it may have waited."""
+        with contextlib.suppress(RuntimeError):  # it was cancelled meanwhile
+            timeout.reschedule(self._loop.time() + seconds)
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         context = contextvars.copy_context()
         result = await self._loop.run_in_executor(self._threads, context.run, function, *args)
         return await result if inspect.isawaitable(result) else result
+
+
+def _after(begin: Callable[[], Any], function: Callable[..., Any], *args: Any) -> Any:
+    begin()
+    return function(*args)

@@ -70,7 +70,7 @@ class Dispatch(Dispatcher):
     def interrupted(self, error: BaseException) -> bool:
         return is_connection_loss(error)
 
-    def failed(self, lease: Lease, error: BaseException, delay: float) -> None:
+    def failed(self, lease: Lease, error: BaseException, delay: float, tried: int) -> None:
         """A try has failed and will be repeated: said once a second for each step, however many there are."""
         now = time.monotonic()
         if loud := now - self._said.get(lease.label, 0.0) >= 1:
@@ -81,7 +81,7 @@ class Dispatch(Dispatcher):
         fields: dict[str, Any] = {
             "task": lease.id,
             "step": lease.label,
-            "tried": lease.tried + 1,
+            "tried": tried,
             "retry": f"in {delay:.3g} s",
         }
         log_event(log, logging.WARNING if loud else logging.DEBUG, "step.failed", **fields, error=words)

@@ -16,7 +16,10 @@ __all__ = ["Checkpoint", "ChildRow", "Ended", "Entry", "History", "Journalled", 
 
 
 class Checkpoint(NamedTuple):
-    """A row of `pg_task_checkpoints`. Result and error are both None in one that is still waited for."""
+    """A row of `pg_task_checkpoints`. Result and error are both None in one that is still waited for.
+
+    A step with `due_at` is put off until then: it has failed `tried` times, the last time for this error.
+    """
 
     number: int
     place: str
@@ -25,6 +28,7 @@ class Checkpoint(NamedTuple):
     result: str | None = None
     error: str | None = None
     due_at: datetime | None = None
+    tried: int = 0
     seconds: float = 0.0
 
 
@@ -52,7 +56,8 @@ class ChildRow(NamedTuple):
 class Pause(NamedTuple):
     """Why and until when a run is let go: not if its task's wakeup_at is no longer `seen_at`.
 
-    `due_at` None is for ever. With `children` it is woken when all of them have ended, or `any_child`.
+    `due_at` None is for ever; `tried` counts failed tries outside of steps. With `children` it is woken when all of
+    them have ended, or `any_child`.
     """
 
     seen_at: datetime | None
@@ -72,6 +77,11 @@ class Taken(NamedTuple):
     due_at: datetime | None
     wakeup_at: datetime
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the wait for it is."""
+        return self.result is not None or self.error is not None
+
 
 class Ended(NamedTuple):
     """How a run has ended: `state` SUCCESS with its output, ERROR with its error, or CANCELLED."""
@@ -84,9 +94,10 @@ class Ended(NamedTuple):
 class Entry:
     """Something that waits to be written under a lease. `columns` are its values, in the order of its statement."""
 
-    __slots__ = ("children", "columns", "lease", "written")
+    __slots__ = ("busy", "children", "columns", "lease", "written")
 
     def __init__(self, lease: Lease, columns: tuple[Any, ...], children: list[Any], written: asyncio.Future[Any]):
+        self.busy = 0.0  # seconds of the last wait for a task that somebody else had locked
         self.lease = lease
         self.columns = columns
         self.children = children
@@ -103,14 +114,14 @@ class Journalled(Protocol):
     def load(self, run: UUID) -> asyncio.Future[History]:
         """What is recorded of a run."""
 
-    def adopt(self, run: UUID, name: str) -> asyncio.Future[None]:
+    def adopt(self, lease: Lease, name: str) -> asyncio.Future[None]:
         """Make a record for a live run that has none, or only that of an end before it was revived."""
 
     def collect(self, runs: list[UUID]) -> asyncio.Future[dict[UUID, Ended]]:
         """Those of the runs that have ended."""
 
     def record(self, lease: Lease, checkpoint: Checkpoint, version: int | None) -> asyncio.Future[None]:
-        """Record a checkpoint; with `version` if it is the run's first one."""
+        """Record a checkpoint, or complete that of a step that was put off; with `version` if it is the run's first."""
 
     def spawn(
         self, lease: Lease, checkpoint: Checkpoint, version: int | None, children: list[ChildRow]

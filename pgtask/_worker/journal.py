@@ -28,7 +28,7 @@ __all__ = ["Journal"]
 
 log = logging.getLogger("pgtask.journal")
 
-BUSY = 0.002  # seconds until an entry is tried again whose task somebody else had locked
+BUSY, LONGEST_BUSY = 0.002, 0.25  # seconds until an entry is tried again whose task somebody else had locked
 MOST_ENTRIES = 1000  # in one statement
 MOST_CHILDREN = 2000
 
@@ -44,7 +44,7 @@ class Journal:
         self._work = asyncio.Event()
         self._offset = 0.0  # from the monotonic clock to that of the database
         self._loads: list[tuple[UUID, asyncio.Future[History]]] = []
-        self._asks: list[tuple[str, tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._collects: list[tuple[list[UUID], asyncio.Future[dict[UUID, Ended]]]] = []
         self._entries: dict[str, list[Entry]] = defaultdict(list)
         self._finished = self._parked = self._lost = 0
 
@@ -63,11 +63,14 @@ class Journal:
         self._work.set()
         return loaded
 
-    def adopt(self, run: UUID, name: str) -> asyncio.Future[None]:
-        return self._ask("journal/adopt", [run], [name])
-
     def collect(self, runs: list[UUID]) -> asyncio.Future[dict[UUID, Ended]]:
-        return self._ask("journal/collect", runs)
+        collected: asyncio.Future[dict[UUID, Ended]] = self._loop.create_future()
+        self._collects.append((runs, collected))
+        self._work.set()
+        return collected
+
+    def adopt(self, lease: Lease, name: str) -> asyncio.Future[None]:
+        return self._enter("adopt", lease, (name,))
 
     def record(self, lease: Lease, checkpoint: Checkpoint, version: int | None) -> asyncio.Future[None]:
         return self._enter("record", lease, (*checkpoint, version))
@@ -87,12 +90,6 @@ class Journal:
         self, lease: Lease, *, output: str | None, error: str | None, tried: int, forgotten: int | None, version: int
     ) -> asyncio.Future[None]:
         return self._enter("end", lease, (error, output, tried, forgotten, version))
-
-    def _ask(self, statement: str, *args: Any) -> asyncio.Future[Any]:
-        answered: asyncio.Future[Any] = self._loop.create_future()
-        self._asks.append((statement, args, answered))
-        self._work.set()
-        return answered
 
     def _enter(
         self, kind: str, lease: Lease, columns: tuple[Any, ...], children: list[Any] | None = None
@@ -140,15 +137,15 @@ class Journal:
         return batch
 
     async def _answer(self) -> None:
-        """What is read, or is not fenced."""
+        """What is only read."""
         if self._loads:
             loads, self._loads = self._loads, []
             await self._load(loads)
-        while self._asks:
-            statement, args, answered = self._asks.pop(0)
-            rows = await self._link.run(statement, *args)
-            if not answered.done():
-                answered.set_result({UUID(int=row[0].int): Ended(*row[1:]) for row in rows if row[1] is not None})
+        while self._collects:
+            runs, collected = self._collects.pop(0)
+            rows = await self._link.run("journal/collect", runs)
+            if not collected.done():
+                collected.set_result({UUID(int=row[0].int): Ended(*row[1:]) for row in rows if row[1] is not None})
 
     async def _load(self, loads: list[tuple[UUID, asyncio.Future[History]]]) -> None:
         sent = time.monotonic()
@@ -190,10 +187,11 @@ class Journal:
             if held is not None and entry.lease.id not in held:
                 missing.append(entry)
             else:
-                if kind == "record":
+                answer: Any = None if held is None else held[entry.lease.id]
+                if kind in ("record", "spawn") or (kind == "take" and answer.is_over):
                     entry.lease.clear()
                 if not entry.written.done():
-                    entry.written.set_result(None if held is None else held[entry.lease.id])
+                    entry.written.set_result(answer)
         if missing:
             # Sent twice, a run that is no longer ours was probably let go by the first attempt.
             await self._settle(kind, missing, is_lost=is_certain or kind not in ("pause", "end"))
@@ -226,7 +224,8 @@ class Journal:
         ours = {row[0] for row in rows}
         for entry in entries:
             if entry.lease.id in ours:
-                self._loop.call_later(BUSY, self._again, kind, entry)
+                entry.busy = min(max(BUSY, 2 * entry.busy), LONGEST_BUSY)
+                self._loop.call_later(entry.busy, self._again, kind, entry)
             elif not entry.written.done():
                 if is_lost:
                     self._lost += 1
@@ -252,11 +251,11 @@ def _parameters(kind: str, entries: list[Entry]) -> list[list[Any]]:
     ]
     leases = [runs, [entry.lease.token for entry in entries]]
     if kind == "spawn":
-        number, place, _, name, result, _, _, _, version = columns
+        number, place, _, name, result, _, _, _, _, version = columns
         children = [(run, *child) for run, entry in zip(runs, entries, strict=True) for child in entry.children]
         return [*leases, version, *map(list, zip(*children, strict=True)), number, place, name, result]
     if kind == "take":
-        number, place, _, name, _, _, due_at, _, version = columns
+        number, place, _, name, _, _, due_at, _, _, version = columns
         return [*leases, name, number, place, due_at, version]
     if kind == "pause":
         pairs = [(run, child) for run, entry in zip(runs, entries, strict=True) for child in sorted(entry.children)]

@@ -53,8 +53,8 @@ class Recording(WorkflowContext):
         self._wakeup_at = history.wakeup_at
         self._waits = Waits(self._let_go, journal.now)
         self._branches: dict[Any, Branch] = {asyncio.current_task(): Branch()}
-        self._failed_before = lease.tried
-        self._failures: dict[str, int] = {}  # tries of steps that failed here
+        self.failed_before = lease.tried
+        """Failed tries outside of steps since the run last got a result; those of a step are in its checkpoint."""
         self.failed_checkpoints: dict[str, int] = {}
         """The numbers of the checkpoints that say that a step has failed."""
 
@@ -80,7 +80,7 @@ class Recording(WorkflowContext):
         """Something is about to be done that is not recorded: not if the run is stopped, or its worker leaves."""
         self._refuse_if_stopped()
         if self._calls.is_draining:
-            self._stop(Again(0.0, self._failed_before), "its worker leaves")
+            self._stop(Again(0.0, self.failed_before), "its worker leaves")
 
     def _stop(self, verdict: Written | Again | Exception, why: str) -> NoReturn:
         """Stop the run: in branches that wait now, in the others when they ask for something."""
@@ -106,20 +106,17 @@ class Recording(WorkflowContext):
         version, self._unsaid_version = self._unsaid_version, None
         return version
 
-    async def _record(self, checkpoint: Checkpoint) -> None:
+    async def _note(self, checkpoint: Checkpoint) -> None:
+        """Record what gets the run no further: that a step is put off."""
         await self._written(self._journal.record(self.lease, checkpoint, self._version()))
-        self._failed_before = 0
+
+    async def _record(self, checkpoint: Checkpoint) -> None:
+        await self._note(checkpoint)
+        self.failed_before = 0
 
     def check_end(self) -> None:
         """The function has returned. Raises `ReplayError` for what it did not ask for."""
         self._replay.check_end()
-
-    def tried(self, name: str = "") -> int:
-        """Count a failed try of a step, or of what is outside of steps."""
-        if name not in self._failures:
-            self._failures[name] = self._failed_before
-        self._failures[name] += 1
-        return self._failures[name]
 
     # --- branches and waits
 
@@ -163,16 +160,13 @@ class Recording(WorkflowContext):
 
     async def _let_go(self, waits: list[Wait]) -> None:
         """All branches wait: let go of the lease, unless something has come meanwhile; then all look again."""
+        self._refuse_if_stopped()
         due_at = min((wait.due_at for wait in waits if wait.due_at is not None), default=None)
-        tried = max(wait.tried for wait in waits)
-        if all(wait.tried for wait in waits):
-            assert due_at is not None
-            delay = max(0.0, (due_at - self._journal.now()).total_seconds())
-            self._stop(Again(delay, tried), "a step is to be tried again")
         groups = [wait.children for wait in waits if wait.children]
         seen_at = min((wait.seen_at for wait in waits if wait.seen_at is not None), default=self._wakeup_at)
         what = ", ".join(dict.fromkeys(wait.what for wait in waits[:10]))
-        pause = Pause(seen_at, due_at, tried, what, len(groups) > 1, [child for ids in groups for child in ids])
+        children = [child for ids in groups for child in ids]
+        pause = Pause(seen_at, due_at, self.failed_before, what, len(groups) > 1, children)
         self._wakeup_at = await self._written(self._journal.pause(self.lease, pause))
         if self._wakeup_at is None:
             self._stop(Written(), f"it waits for {what}")

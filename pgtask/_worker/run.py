@@ -40,7 +40,7 @@ class Run(Recording):
     ) -> Any:
         place, found = self._find("step", name)
         codec, is_async = called(name, function)
-        if found is not None:
+        if found is not None and found.due_at is None:
             if found.error is not None:
                 self.failed_checkpoints[name] = found.number
                 raise StepFailed(name, found.error)
@@ -48,6 +48,8 @@ class Run(Recording):
             return codec.decode(found.result)
         policy = policy or self.flow.policy
         while True:
+            if found is not None:
+                await self._until(found, f"try {found.tried + 1} of step {name}")
             self._begin()
             began = time.monotonic()
             try:
@@ -55,10 +57,10 @@ class Run(Recording):
                 payload = self._encode(f"step {name}", codec, value)
                 break
             except Exception as error:
-                await self._failed(name, place, error, policy, began)
-        number = self._replay.next_number()
+                found = await self._failed(found or Checkpoint(0, place, "step", name), error, policy, began)
+        number, tried = (self._replay.next_number(), 0) if found is None else (found.number, found.tried)
         seconds = time.monotonic() - began
-        await self._record(Checkpoint(number, place, "step", name, payload.decode(), seconds=seconds))
+        await self._record(Checkpoint(number, place, "step", name, payload.decode(), tried=tried, seconds=seconds))
         return codec.decode(payload)
 
     def encode_output(self, output: Any) -> str:
@@ -79,24 +81,26 @@ class Run(Recording):
             )
         return payload
 
-    async def _failed(self, name: str, place: str, error: Exception, policy: Policy, began: float) -> None:
-        """Wait for the next try of a step, or record that it has failed for good and raise `StepFailed`."""
+    async def _failed(self, before: Checkpoint, error: Exception, policy: Policy, began: float) -> Checkpoint:
+        """Record that a step is put off, or that it has failed for good, and then raise `StepFailed`."""
         if self._calls.is_interruption(error):
             self._stop(error, "the database went away under a step")
-        tried = self.tried(name)
+        tried = before.tried + 1
+        text, seconds = describe(error), time.monotonic() - began
+        failed = before._replace(
+            number=before.number or self._replay.next_number(), error=text, due_at=None, tried=tried, seconds=seconds
+        )
         if isinstance(error, (Permanent, StepFailed)) or tried > policy.retry_limit:
-            number = self._replay.next_number()
-            text = describe(error)
-            seconds = time.monotonic() - began
-            await self._record(Checkpoint(number, place, "step", name, error=text, seconds=seconds))
-            self.failed_checkpoints[name] = number
-            raise StepFailed(name, text) from error
+            await self._record(failed)
+            self.failed_checkpoints[failed.name] = failed.number
+            raise StepFailed(failed.name, text) from error
         delay = policy.delay_before_retry(tried)
         if isinstance(error, Transient) and error.retry_after is not None:
             delay = error.retry_after.total_seconds()
-        self._calls.say_failed(self.lease, error, delay)
-        due_at = self._journal.now() + timedelta(seconds=delay)
-        await self._waits.wait(Wait(f"retry of step {name}", due_at, tried=tried))
+        self._calls.say_failed(self.lease, error, delay, tried)
+        put_off = failed._replace(due_at=self._journal.now() + timedelta(seconds=delay))
+        await self._note(put_off)
+        return put_off
 
     # --- waits
 
@@ -108,9 +112,13 @@ class Run(Recording):
             self._begin()
             found = Checkpoint(self._replay.next_number(), place, "sleep", name, due_at=self._journal.now() + duration)
             await self._record(found)
-        assert found.due_at is not None
-        while self._journal.now() < found.due_at:
-            await self._waits.wait(Wait(f"sleep {name}", found.due_at))
+        await self._until(found, f"sleep {name}")
+
+    async def _until(self, checkpoint: Checkpoint, what: str) -> None:
+        """Wait until a checkpoint is due."""
+        assert checkpoint.due_at is not None
+        while self._journal.now() < checkpoint.due_at:
+            await self._waits.wait(Wait(what, checkpoint.due_at))
 
     async def wait_for_signal(self, name: str, type: Any = Any, *, timeout: timedelta | None = None) -> Any:
         codec = codec_of(type)
@@ -118,19 +126,24 @@ class Run(Recording):
         if found is None:
             due_at = None if timeout is None else self._journal.now() + timeout
             found = Checkpoint(self._replay.next_number(), place, "signal", name, due_at=due_at)
-        result, error, due_at = found.result, found.error, found.due_at
-        while result is None and error is None:
-            self._begin()
-            taken = await self._written(self._journal.take(self.lease, found, self._version()))
-            result, error, due_at = taken.result, taken.error, taken.due_at
-            if result is None and error is None:
-                await self._waits.wait(Wait(f"signal {name}", due_at, taken.wakeup_at))
-        if result is None:
+        if found.result is None and found.error is None:
+            found = await self._take(found)
+        if found.result is None:
             raise SignalTimeout(f"no signal {name} has come in time")
         try:
-            return codec.decode(result)
+            return codec.decode(found.result)
         except msgspec.DecodeError as wrong:
             raise DecodeError(f"signal {name} cannot be read: {wrong}") from None
+
+    async def _take(self, wanted: Checkpoint) -> Checkpoint:
+        """Wait for a signal, or for the end of the time for it; what is recorded then."""
+        while True:
+            self._begin()
+            taken = await self._written(self._journal.take(self.lease, wanted, self._version()))
+            if taken.is_over:
+                self.failed_before = 0
+                return wanted._replace(result=taken.result, error=taken.error)
+            await self._waits.wait(Wait(f"signal {wanted.name}", taken.due_at, taken.wakeup_at))
 
     # --- children
 
@@ -171,7 +184,7 @@ class Run(Recording):
             rows = child_rows(name, flow, family, inputs, queue, priority)
             checkpoint = Checkpoint(self._replay.next_number(), place, "spawn", name, family.to_json())
             await self._written(self._journal.spawn(self.lease, checkpoint, self._version(), rows))
-            self._failed_before = 0
+            self.failed_before = 0
         else:
             family = Family.from_json(name, found.result, flow.name, len(inputs))
         return [ChildRun(self, name, flow, id) for id in family.ids]

@@ -48,7 +48,10 @@ class Runs:
         if history.wakeup_at is None:
             return Written()  # cancelled since it was claimed
         if not history.is_known or history.state is not None:
-            await self._journal.adopt(lease.id, name)
+            try:
+                await self._journal.adopt(lease, name)
+            except RunStopped:
+                return Written()
         flow = self._choose(name, history.version)
         if flow is None:
             return await self._unknown(lease, name, history)
@@ -105,13 +108,13 @@ class Runs:
 
     async def _fail(self, run: Run, error: Exception) -> Written | Again:
         """What was raised outside of steps, or was not caught: try again, or end as ERROR."""
-        tried = run.tried()
+        tried = run.failed_before + 1
         policy = run.flow.policy
         if not _is_final(error) and tried <= policy.retry_limit:
             delay = policy.delay_before_retry(tried)
             if isinstance(error, Transient) and error.retry_after is not None:
                 delay = error.retry_after.total_seconds()
-            self._calls.say_failed(run.lease, error, delay)
+            self._calls.say_failed(run.lease, error, delay, tried)
             return Again(delay, tried)
         self._dispatcher.errors += 1
         text = f"{error.step}: {error.error}" if isinstance(error, StepFailed) else describe(error)

@@ -1,7 +1,8 @@
 """What the branches of a run wait for, and when all of them do.
 
 Invariant: as long as one branch is at work nothing is decided; when the last one begins to wait, the run as a whole is
-let go until the first of the waits may be over.
+let go until the first of the waits may be over. Beside a branch at work, what comes from outside (signals, the ends of
+children) is looked for now and then: the row of a run that is leased wakes nobody.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from uuid import UUID
 
 __all__ = ["Wait", "Waits"]
 
+LOOK = 1.0  # seconds until a branch that waits for something from outside looks again, while others are at work,
+LOOK_AT_CHILD = 0.01  # and so much more for each child, so that waiting for a thousand costs no more than for a few
+
 
 class Wait(NamedTuple):
     """What a branch waits for. `due_at`: when it looks again in any case; `seen_at`: the task's wakeup_at when it last
-    looked for a signal; `tried`: failed tries, if it is a retry."""
+    looked for a signal."""
 
     what: str
     due_at: datetime | None = None
     seen_at: datetime | None = None
     children: tuple[UUID, ...] = ()
-    tried: int = 0
 
 
 class Waits:
@@ -55,15 +58,24 @@ class Waits:
         timer = None
         try:
             await self._decide()
-            if not over.done() and wait.due_at is not None:
-                seconds = (wait.due_at - self._now()).total_seconds()
-                timer = loop.call_later(max(0.0, seconds), self._look, over)
+            if not over.done() and (seconds := self._look_in(wait)) is not None:
+                timer = loop.call_later(seconds, self._look, over)
             await over
         finally:
             if self._waiting.pop(over, None) is not None:  # cancelled
                 self._at_work += 1
             if timer is not None:
                 timer.cancel()
+
+    def _look_in(self, wait: Wait) -> float | None:
+        """In how many seconds a branch looks again while others are at work; None: not before they wait too."""
+        look = None
+        if wait.seen_at is not None or wait.children:
+            look = LOOK + LOOK_AT_CHILD * len(wait.children)
+        if wait.due_at is None:
+            return look
+        seconds = max(0.0, (wait.due_at - self._now()).total_seconds())
+        return seconds if look is None else min(look, seconds)
 
     def _look(self, over: asyncio.Future[None]) -> None:
         """Let a branch look again; not while it is decided about all of them."""

@@ -13,7 +13,8 @@ SELECT
     checkpoint.name,
     checkpoint.result,
     checkpoint.error,
-    checkpoint.due_at
+    checkpoint.due_at,
+    checkpoint.tried
 FROM unnest($1::uuid[]) AS asked (id)
 LEFT JOIN pg_task AS task ON task.id = asked.id
 LEFT JOIN pg_task_runs AS run ON run.id = asked.id

@@ -5,7 +5,7 @@
 -- A child whose record is there is not made again, whatever has become of it: so this may be sent again. What comes back
 -- are the runs that are held, null for all.
 WITH held AS MATERIALIZED (
-    SELECT spawn.*
+    SELECT spawn.*, task.claims
     FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $10::integer[], $11::text[], $12::text[], $13::text[])
         AS spawn (run, token, version, number, place, name, result)
     JOIN pg_task AS task ON task.id = spawn.run AND task.locked_by = spawn.token
@@ -18,6 +18,12 @@ begun AS (
     FROM held
     WHERE run.id = held.run
       AND held.version IS NOT NULL
+),
+-- As in record.sql.
+cleared AS (
+    UPDATE pg_task
+    SET claims = 1
+    WHERE id = ANY (ARRAY (SELECT run FROM held WHERE claims > 1))
 ),
 recorded AS (
     INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result)

@@ -6,7 +6,7 @@
 -- comes back, of each run that is held: the checkpoint's result, its error, when it is due, and the wakeup_at of the task
 -- as it was when the signals were looked at; whoever sends one changes that.
 WITH held AS MATERIALIZED (
-    SELECT wait.*, task.wakeup_at
+    SELECT wait.*, task.wakeup_at, task.claims
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::integer[], $5::text[], $6::timestamptz[], $7::integer[])
         AS wait (run, token, name, number, place, due_at, version)
     JOIN pg_task AS task ON task.id = wait.run AND task.locked_by = wait.token
@@ -59,6 +59,12 @@ begun AS (
     FROM decided
     WHERE run.id = decided.run
       AND decided.version IS NOT NULL
+),
+-- As in record.sql; a look that finds nothing gets the run no further.
+cleared AS (
+    UPDATE pg_task
+    SET claims = 1
+    WHERE id = ANY (ARRAY (SELECT run FROM decided WHERE claims > 1 AND (result IS NOT NULL OR error IS NOT NULL)))
 ),
 completed AS (
     UPDATE pg_task_checkpoints AS checkpoint

@@ -7,6 +7,7 @@ SELECT
     coalesce(left(result, $2), result) AS result,
     coalesce(left(error, $2), error) AS error,
     due_at,
+    tried,
     seconds,
     recorded_at
 FROM pg_task_checkpoints

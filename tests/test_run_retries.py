@@ -1,0 +1,232 @@
+"""Steps of runs that are tried again: when, how often, and who sees it; and branches that wait beside others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import branch_flows
+import flows
+import pytest
+from conftest import run
+from fleet import Fleet, Rows
+from test_commands import Command, command
+from test_run_races import CLAIMED, play_out, worlds
+
+from pgtask import App, Client, Policy, Transient, WorkflowContext, workflow
+from pgtask._worker.entries import Checkpoint
+from pgtask.testing import MemoryWorker
+
+__all__ = ["command"]
+
+T = TypeVar("T")
+SOON = 30.0
+PAUSED = """
+    SELECT waits_on LIKE '%try 2 of step shaky%' AND locked_by IS NULL FROM pg_task JOIN pg_task_runs USING (id)
+"""
+
+
+@pytest.fixture
+def rows(dsn: str) -> Rows:
+    found = Rows(dsn)
+    found(flows.MARKS)
+    return found
+
+
+@pytest.fixture
+def working(dsn: str, rows: Rows) -> Iterator[Callable[[Callable[[Client], Awaitable[Any]]], Any]]:
+    """Ask a client something while a fleet is there."""
+
+    def ask(question: Callable[[Client], Awaitable[T]]) -> T:
+        async def main() -> T:
+            async with Client(dsn) as client:
+                return await question(client)
+
+        return run(main())
+
+    with Fleet(dsn, app="branch_flows:app") as fleet:
+        fleet.until("worker.ready")
+        yield ask
+
+
+def tries(rows: Rows, id: UUID, step: str) -> list[datetime]:
+    return [row[0] for row in rows("SELECT at FROM mark WHERE run = $1 AND step = $2 ORDER BY at", id, step)]
+
+
+# --- when
+
+
+def test_a_signal_does_not_hasten_the_retry_of_a_step(working: Any, rows: Rows) -> None:
+    async def question(client: Client) -> Any:
+        started = await client.trigger(branch_flows.beside_signal, 1.5)
+        await asyncio.to_thread(rows.until, PAUSED)
+        await started.signal("go", 7)
+        assert await started.result(timeout=SOON) == [2, 7]
+        return started.id
+
+    first, second = tries(rows, working(question), "shaky")
+    assert second - first > timedelta(seconds=1.5)
+
+
+def test_a_crash_does_not_hasten_the_retry_of_a_step(working: Any, rows: Rows) -> None:
+    async def question(client: Client) -> Any:
+        started = await client.trigger(branch_flows.beside_crash)
+        assert await started.result(timeout=SOON) == 2
+        return started.id
+
+    first, second = tries(rows, working(question), "shaky")
+    assert second - first > timedelta(seconds=3)
+    assert rows.value("SELECT count(DISTINCT pid) FROM mark") == 2
+
+
+def test_a_resumed_run_waits_for_its_step_in_memory_too() -> None:
+    tried_at: list[datetime] = []
+
+    async def main() -> None:
+        async with MemoryWorker(App(told_twice), resources=tried_at) as worker:
+            start = worker.now
+            started = await worker.client.trigger(told_twice)
+            await worker.run(within=timedelta(hours=1))
+            await started.signal("go", 1)
+            await worker.run(within=timedelta(hours=1))
+            (put_off, _) = worker.recorded(started.id)
+            assert (put_off.tried, put_off.result, put_off.due_at) == (1, None, start + timedelta(days=1))
+            assert (await started.status()).waits_on == "try 2 of step shaky"
+            await worker.run()
+            assert await started.result() == [2, 1]
+            assert worker.now == start + timedelta(days=1)
+            assert len(tried_at) == 2
+
+    run(main())
+
+
+async def at_the_second_try(tries: list[int]) -> int:
+    tries.append(1)
+    if len(tries) == 1:
+        raise Transient("not yet", retry_after=timedelta(days=1))
+    return len(tries)
+
+
+@workflow("told_twice")
+async def told_twice(ctx: WorkflowContext) -> list[Any]:
+    return await ctx.gather(ctx.step("shaky", at_the_second_try, ctx.resources), ctx.wait_for_signal("go", int))
+
+
+# --- how often
+
+
+def test_two_steps_side_by_side_have_their_own_tries(working: Any, rows: Rows) -> None:
+    async def question(client: Client) -> Any:
+        started = await client.trigger(branch_flows.side_by_side, 5)
+        return await started.result(timeout=SOON)
+
+    assert working(question) == [6, 6]
+    found = rows("SELECT name, tried, error, due_at FROM pg_task_checkpoints ORDER BY name")
+    assert [tuple(row) for row in found] == [("left", 5, None, None), ("right", 5, None, None)]
+
+
+def test_the_sixth_failure_of_either_is_one_too_many(working: Any, rows: Rows) -> None:
+    async def question(client: Client) -> Any:
+        started = await client.trigger(branch_flows.side_by_side, 6)
+        await asyncio.to_thread(rows.until, "SELECT count(*) = 1 FROM pg_task WHERE error LIKE 'left: %try 6%'")
+        return started.id
+
+    id = working(question)
+    assert (len(tries(rows, id, "left")), len(tries(rows, id, "right"))) == (6, 6)
+    # The failure that was raised is forgotten, so that the step is run again when the run is revived.
+    assert [tuple(row) for row in rows("SELECT name, tried FROM pg_task_checkpoints")] == [("right", 6)]
+
+
+def test_failures_outside_of_steps_are_counted_by_themselves() -> None:
+    calls: list[int] = []
+
+    @workflow("careless", policy=Policy(retry_limit=1))
+    async def careless(ctx: WorkflowContext) -> int:
+        calls.append(1)
+        if len(calls) == 4:
+            raise ValueError("outside of steps")
+        return await ctx.step("shaky", flows.double, 4, policy=Policy(retry_limit=4))
+
+    async def main() -> None:
+        async with MemoryWorker(App(careless)) as worker:
+            worker.fail("shaky", OSError, times=4)
+            started = await worker.client.trigger(careless)
+            await worker.run()
+            assert await started.result() == 8
+            assert [row.tried for row in worker.recorded(started.id)] == [4]
+
+    run(main())
+
+
+# --- what is recorded
+
+
+def test_a_step_that_is_put_off_is_completed_under_its_number(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            id = world.runs[0]
+            await play_out(world, [CLAIMED])
+            (lease,), journal = world.leases[id], world.journals[0]
+
+            async def record(tried: int, result: str | None = None) -> tuple[Any, ...]:
+                due_at = None if result else datetime(2030, 1, tried, tzinfo=UTC)
+                error = None if result else f"try {tried}"
+                put = Checkpoint(1, "1", "step", "a", result, error, due_at, tried)
+                await journal.record(lease, put, None)
+                (found,) = (await journal.load(id)).checkpoints
+                return found[4:8]
+
+            assert await record(1) == (None, "try 1", datetime(2030, 1, 1, tzinfo=UTC), 1)
+            assert await record(3) == (None, "try 3", datetime(2030, 1, 3, tzinfo=UTC), 3)
+            # What is sent twice may be carried out late.
+            assert await record(2) == (None, "try 3", datetime(2030, 1, 3, tzinfo=UTC), 3)
+            assert await record(3, "5") == ("5", None, None, 3)
+            assert await record(3) == ("5", None, None, 3)
+            assert await record(4) == ("5", None, None, 3)
+
+    run(main())
+
+
+def test_the_page_of_a_run_says_when_a_step_is_tried_again(
+    working: Any, rows: Rows, command: Command, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGTASK_DSN", dsn)
+
+    async def question(client: Client) -> Any:
+        started = await client.trigger(branch_flows.beside_signal, 10_800.0)
+        await asyncio.to_thread(rows.until, PAUSED)
+        return started.id
+
+    id = str(working(question))
+    page = command("run", id).out
+    (waits_on,) = (line for line in page.splitlines() if line.startswith("waits on"))
+    assert sorted(waits_on[12:].split(", ")) == ["signal go", "try 2 of step shaky"]
+    line = page.splitlines()[-1]
+    assert "try 2 at 20" in line
+    assert "(in 3h), after pgtask.workflow.Transient: try 1" in line
+    (row,) = command("run", id, "--json").objects
+    (step,) = row["checkpoints"]
+    assert (row["state"], step["tried"], step["result"]) == ("PAUSED", 1, None)
+    assert step["error"].startswith("pgtask.workflow.Transient: try 1")
+
+
+# --- branches
+
+
+def test_a_branch_gets_its_signal_and_its_child_while_another_works(working: Any, rows: Rows, tmp_path: Path) -> None:
+    file = tmp_path / "go"
+
+    async def question(client: Client) -> Any:
+        started = await client.trigger(branch_flows.beside_long_step, str(file))
+        await asyncio.to_thread(rows.until, "SELECT count(*) = 1 FROM pg_task WHERE locked_by IS NOT NULL")
+        await started.signal("go", 7)
+        for step in ("told", "heard"):
+            await asyncio.to_thread(rows.until, "SELECT count(*) = 1 FROM mark WHERE step = $1", step, timeout=10)
+        file.touch()
+        return await started.result(timeout=SOON)
+
+    assert working(question) == [8, None]

@@ -112,11 +112,11 @@ def _run(config: Config, progress: Progress | None) -> int:
     # Here, not above: usage errors and --help need no database driver. Before the fork: children share it.
     from pgtask._worker.process import run_worker
 
+    if config.preload:
+        preload(config.app)
     embedded = config.dsn is None
     if embedded:
         config = msgspec.structs.replace(config, dsn=_start_embedded(config))
-    if config.preload:
-        preload(config.app)
     result = Supervisor(config, run_worker, embedded=embedded, progress=progress).run()
     if result.message is not None:
         _complain(config, result.code, result.message)
@@ -140,14 +140,14 @@ def _show_burst(config: Config, result: Result) -> None:
 
 def _start_embedded(config: Config) -> str:
     from pgtask._postgres.embedded import running_dsn, start
-    from pgtask._supervisor.child import check_app
+    from pgtask._supervisor.check import check_app
 
     directory = Path.cwd()
     dsn = running_dsn(directory)
     event = "embedded.started" if dsn is None else "embedded.running"
     if dsn is None:
-        if config.app is not None:
-            check_app(config.app)  # a server is not started for an app that cannot be loaded
+        if config.app is not None and not config.preload:
+            check_app(config.app, patience=config.stall)  # a server is not started for an app that cannot be loaded
         log_event(log, logging.INFO, "embedded.starting", directory=directory / ".pgtask")
         dsn = start(directory)
     log_event(log, logging.INFO, event, dsn=dsn, stop="pgtask stop --server")

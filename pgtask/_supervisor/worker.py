@@ -16,7 +16,7 @@ from pgtask._events import log_event
 from pgtask._supervisor.child import Process
 from pgtask._supervisor.states import BOOT_TRIES, Event, ExitCode, Slot, State
 
-__all__ = ["MOST_PROCS", "Worker", "cause_of", "death"]
+__all__ = ["MOST_PROCS", "Worker", "cause_of", "death", "signal_name"]
 
 log = logging.getLogger("pgtask.supervisor")
 

@@ -117,6 +117,28 @@ def test_a_handover_waits_for_a_row_that_is_locked(dsn: str, rows: Rows, tmp_pat
     assert "tasks=3 executing=3" in fleet.output
 
 
+@pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+def test_an_order_to_the_whole_group_does_not_end_a_handover(dsn: str, rows: Rows, order: signal.Signals) -> None:
+    """Only a worker may know how to stop; who hands over has little to do, and the supervisor waits for that."""
+    with working(dsn) as fleet:
+        task, *_ = put(dsn, *[poison.Begins()] * 2)
+        rows.until("SELECT count(*) = 2 FROM mark")
+        pid = rows.value("SELECT max(pid) FROM mark")
+
+        async def hold() -> None:
+            connection = await asyncpg.connect(dsn)
+            async with connection.transaction():
+                await connection.execute("SELECT FROM pg_task WHERE id = $1 FOR UPDATE", task)
+                os.kill(pid, signal.SIGKILL)
+                await asyncio.to_thread(rows.until, f"{HELD} AND claims = 1 HAVING count(*) = 1")
+                (undertaker,) = [process for process in fleet.family() if process.name() == "pgtask buries"]
+                undertaker.send_signal(order)
+            await connection.close()
+
+        run(hold())
+        fleet.until("leases.released")
+
+
 def test_several_workers_killed_at_once(dsn: str, rows: Rows) -> None:
     with working(dsn, "--concurrency", "10", procs=4) as fleet:
         put(dsn, *[poison.Begins()] * 40)

@@ -69,7 +69,7 @@ def pid_in(path: str) -> int:
 def has_ended(pid: int) -> bool:
     """Who reaps orphans may take its time, so a zombie has."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

@@ -31,7 +31,7 @@ from pgtask._supervisor.states import Action, Event, ExitCode, State, judge, rea
 from pgtask._supervisor.tally import Result, Tally
 from pgtask._supervisor.undertaker import Undertakers
 from pgtask._supervisor.watch import LOOK_EVERY, Watch
-from pgtask._supervisor.worker import Worker, cause_of, death
+from pgtask._supervisor.worker import Worker, death, failure_of
 from pgtask._worker.status import Ready, Sources, Stack, Tick
 from pgtask.config import Config
 
@@ -265,7 +265,7 @@ class Supervisor:
         if event is Event.FAILED and (code != ExitCode.BOOT or before.state is State.READY):
             worker.failure = (ExitCode(code), words or "")
         else:
-            worker.failure = (ExitCode.BOOT, f"a worker could not start: {words or cause_of(code, before)}")
+            worker.failure = (ExitCode.BOOT, failure_of(code, before, words))
         if event is Event.FAILED and before.state is State.STARTING and self._others_work(worker):
             event = Event.DIED  # its code was replaced by one that does not load: no reason to stop those that work
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self.config.grace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -325,6 +326,21 @@ def test_the_stack_of_the_thread_that_crashed_is_kept_whatever_others_there_are(
     assert lines[0] == "worker process died 3 times while running Poison.SegfaultAmongThreads: SIGSEGV"
     assert "Current thread" in lines[3]
     assert "string_at" in lines[4]
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_the_stacks_of_a_crash_are_part_of_the_event_of_the_death(dsn: str, rows: Rows, style: str) -> None:
+    put(dsn, poison.Segfault())
+    rows("UPDATE pg_task SET claims = 2")
+    fleet = burst(dsn, "--log", style, procs=1)
+    if style == "text":
+        _, _, below = fleet.output.partition("worker.died worker=1 ")
+        assert below.splitlines()[1] == "Fatal Python error: Segmentation fault"
+        return
+    entries = [json.loads(line) for line in fleet.lines]
+    (died,) = [entry for entry in entries if entry["event"] == "worker.died"]
+    assert died["fields"]["signal"] == "SIGSEGV"
+    assert "string_at" in died["exception"]
 
 
 def test_one_poison_among_a_thousand(dsn: str, rows: Rows) -> None:

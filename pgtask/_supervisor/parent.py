@@ -14,7 +14,6 @@ import logging
 import os
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -270,14 +269,12 @@ class Supervisor:
             event = Event.DIED  # its code was replaced by one that does not load: no reason to stop those that work
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self.config.grace)
         wanted = self.stopping or before.state is State.STOPPING or before.trial
-        worker.log_end(event, code, words, wanted=wanted)
+        stack = process.last_stacks()
+        worker.log_end(event, code, words, stack=stack or None, wanted=wanted)
         if process.was_ready and (event is Event.DIED or code != ExitCode.OK or (gone and gone.held)):
             # Who left in order, with a thread still running, was told to: nothing is to blame.
             charged = event is Event.DIED and not worker.was_killed
-            self._undertakers.inherit(process, death(code), charged=charged)
-        if stacks := process.last_stacks():
-            with contextlib.suppress(OSError):  # a terminal that is closed
-                sys.stderr.write(stacks)
+            self._undertakers.inherit(process, f"{death(code)}\n{stack}".rstrip(), charged=charged)
         process.close()
         worker.process = None
         self._carry_out(worker, action)

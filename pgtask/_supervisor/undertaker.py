@@ -59,11 +59,10 @@ class Undertakers:
     def at_work(self) -> bool:
         return bool(self._pids)
 
-    def inherit(self, process: Process, death: str, *, charged: bool) -> None:
-        """Remember what a dead process held. Unless it is `charged`, no task is guilty: it was our kill, since a stop
-        took too long."""
+    def inherit(self, process: Process, cause: str, *, charged: bool) -> None:
+        """Remember what a dead process held, and the `cause` of its death. Unless it is `charged`, no task is guilty:
+        it was our kill, since a stop took too long."""
         executing = process.marks.executing() if charged else []
-        cause = f"{death}\n{process.last_stacks()}".rstrip()
         self._estates.append(Estate(process.worker, process.pid, executing, cause))
 
     def send(self, parent_fd: int, *, close: Iterable[int]) -> None:

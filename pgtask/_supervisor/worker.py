@@ -62,8 +62,9 @@ class Worker:
     def log(self, level: int, event: str, **fields: Any) -> None:
         log_event(log, level, event, worker=self.number, pid=self.pid, **fields)
 
-    def log_end(self, event: Event, code: int, words: str | None, *, wanted: bool) -> None:
-        """How its process ended, and when the next one starts; `wanted` if it was to leave, or was only on trial."""
+    def log_end(self, event: Event, code: int, words: str | None, *, stack: str | None, wanted: bool) -> None:
+        """How its process ended, with the `stack` that a crash has left, and when the next one starts; `wanted` if it
+        was to leave, or was only on trial."""
         fields: dict[str, Any] = {"signal": signal_name(code)} if code < 0 else {"exit": code}
         again = {}
         if self.slot.timer is not None:
@@ -75,13 +76,13 @@ class Worker:
         elif event is Event.FAILED:  # said once, by whoever prints the result
             self.log(logging.DEBUG, "worker.gone", reason=self.reason, **fields)
         elif wanted:
-            self.log(logging.INFO, "worker.gone", **fields, **again)
+            self.log(logging.ERROR if stack else logging.INFO, "worker.gone", **fields, **again, stack=stack)
         else:
             if code == -signal.SIGKILL:
                 fields["hint"] = "out of memory?"
             if words:
                 fields["error"] = words
-            self.log(logging.ERROR, "worker.died", **fields, **again)
+            self.log(logging.ERROR, "worker.died", **fields, **again, stack=stack)
 
 
 def signal_name(code: int) -> str:

@@ -20,11 +20,11 @@ import psutil
 import pytest
 
 from pgtask._cli.supervisor import main
+from pgtask._settings import SETTINGS
 from pgtask._supervisor.parent import PORTION
 from pgtask._supervisor.progress import ERASE_LINE, burst_notes, burst_summary, progress_line
 from pgtask._supervisor.states import STOP_MARGIN
 from pgtask._worker.status import Totals
-from pgtask.config import SETTINGS
 
 PROGRAM = Path(__file__).with_name("supervisor_program.py")
 PATIENCE = 20.0

@@ -25,8 +25,8 @@ from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
 from pgtask._worker import orphan
 from pgtask._worker.lifespan import OVERDUE, opened_resources
-from pgtask._worker.loop import UNWIND, Loop, Reason
-from pgtask._worker.status import Gone, Ready, StatusPipe, Tick, as_message
+from pgtask._worker.loop import UNWIND, Loop
+from pgtask._worker.status import Gone, Ready, Reason, StatusPipe, Tick, as_message
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import LifespanError, SchemaError
@@ -125,7 +125,7 @@ class _Process:
     def _say_gone(self, message: str | None) -> None:
         loop = self._loop
         message = None if message is None else as_message(message)
-        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.parked_left, message, loop.held))
+        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.burst.parked_left, message, loop.held))
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """The connections, the schema, the user's pool and resources; in the order in which they depend."""

@@ -142,8 +142,20 @@ class Blocked(Neighbours):
         return Done()
 
 
-class Threaded(Neighbours):
+class BlockedThread(Neighbours):
     """The same in a thread."""
+
+    path: str
+
+    def run(self, ctx: Context) -> Done:
+        Path(f"{self.path}.{os.getpid()}").touch()
+        while not Path(self.path).exists():
+            time.sleep(0.01)
+        return Done()
+
+
+class Threaded(Neighbours):
+    """In a thread, until there is a file."""
 
     path: str = "/nonexistent"
 

@@ -448,6 +448,21 @@ def test_a_kill_by_the_operator_charges_nobody(dsn: str, rows: Rows, tmp_path: P
     assert rows("SELECT claims, locked_by FROM pg_task") == [(0, None)]
 
 
+def test_a_thread_that_goes_on_after_a_stop_is_left_and_its_task_goes_back_uncharged(
+    dsn: str, rows: Rows, tmp_path: Path
+) -> None:
+    """Its worker cannot give the lease back while the thread runs; whoever hands it over knows that it has ended."""
+    with working(dsn, "--grace", "0.2") as fleet:
+        put(dsn, poison.BlockedThread(str(tmp_path / "never")))
+        begun(tmp_path / "never")
+        fleet.send(signal.SIGTERM)
+        assert fleet.ends() == 0
+    assert "steps.abandoned steps=1" in fleet.output
+    assert "tasks=1 executing=0" in fleet.output
+    assert "worker.died" not in fleet.output
+    assert rows("SELECT claims, tried, locked_by FROM pg_task") == [(0, 0, None)]
+
+
 # --- at random
 
 

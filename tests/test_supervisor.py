@@ -343,6 +343,17 @@ def test_a_killed_worker_is_replaced(start: Start) -> None:
     assert fleet.count('log worker.died .*signal=SIGKILL hint="out of memory\\?" restart_in=0') == 1
 
 
+@pytest.mark.parametrize("spoilt", ["ignore", "block"])
+def test_deaths_are_learnt_of_whatever_whoever_started_us_does_with_them(start: Start, spoilt: str) -> None:
+    fleet = start("obedient", procs=1, prefix=("env", f"--{spoilt}-signal=CHLD"))
+    (before,) = fleet.ready(1)
+    os.kill(before, signal.SIGKILL)
+    fleet.wait_for("log worker.died .* signal=SIGKILL")
+    fleet.ready(2)
+    fleet.signal(signal.SIGTERM)
+    assert fleet.end() == 0
+
+
 def test_a_worker_that_dies_again_and_again_is_replaced_later_and_later(start: Start) -> None:
     fleet = start("obedient", procs=1)
     for turn in range(1, 5):

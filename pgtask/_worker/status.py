@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 MOST_MESSAGE = 800  # characters
+MOST_BYTES = 3072  # of it as JSON, where a control character takes six: leaves room in PIPE_BUF for the rest
 Reason = Literal["drained", "notified", "burst"]
 """Why a worker leaves in order: it was told to, by a signal or the end of its parent; `stop_worker` came; nothing is
 left to do."""
@@ -102,7 +103,10 @@ _STACK_LINE = re.compile(rb"(?:Current thread|Thread) 0x|  ")
 
 def as_message(text: str) -> str:
     """One line that fits the pipe whole, and that JSON can say, whatever an exception has put into it."""
-    return " ".join(text.split())[:MOST_MESSAGE].encode("utf-8", "backslashreplace").decode()
+    line = " ".join(text.split())[:MOST_MESSAGE].encode("utf-8", "backslashreplace").decode()
+    while len(msgspec.json.encode(line)) > MOST_BYTES:
+        line = line[: len(line) * 3 // 4]
+    return line
 
 
 class StatusPipe:

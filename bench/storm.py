@@ -202,6 +202,7 @@ def burst(server: Server, tasks: int, procs: int, part: Watching, *, poisons: in
         _supervise(server, dsn, procs, part, Path(directory), code)
         finished, distinct = server.query("SELECT count(*), count(DISTINCT task) FROM finished", dsn=dsn)[0]
         left = server.query("SELECT error, tried FROM pg_task", dsn=dsn)
+        # The steps have no retries: whoever was charged with a try is parked, and so is still here.
         if tried := [row["tried"] for row in left if row["tried"]]:
             raise RunFailed(f"{len(tried)} tasks have been charged with a try")
         commits = [(row["at"], row["tasks"]) for row in server.query(_COMMITS, dsn=dsn)]

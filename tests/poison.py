@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from apps import mark
@@ -141,10 +142,34 @@ class Blocked(Neighbours):
         return Done()
 
 
-class Threaded(Neighbours):
+class BlockedThread(Neighbours):
     """The same in a thread."""
 
+    path: str
+
+    def run(self, ctx: Context) -> Done:
+        Path(f"{self.path}.{os.getpid()}").touch()
+        while not Path(self.path).exists():
+            time.sleep(0.01)
+        return Done()
+
+
+class Threaded(Neighbours):
+    """In a thread, until there is a file."""
+
     path: str = "/nonexistent"
+
+    def run(self, ctx: Context) -> Done:
+        while not Path(self.path).exists():
+            time.sleep(0.01)
+        return Done()
+
+
+class Overlong(Neighbours):
+    """Given up at once, but its thread goes on until there is a file."""
+
+    policy = Policy(timeout=timedelta(milliseconds=50))
+    path: str
 
     def run(self, ctx: Context) -> Done:
         while not Path(self.path).exists():

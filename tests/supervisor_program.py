@@ -231,7 +231,7 @@ def shows_itself(status: StatusPipe, orders: Orders) -> int:
 
 
 def follows_a_file(status: StatusPipe, orders: Orders) -> int:
-    """The file `code` is its code: it may not load, crash, or never get ready."""
+    """The file `code` is its code: it may not load, crash, never get ready, or end right after that."""
     code = Path("code").read_text()
     if code == "hangs":
         for number in (signal.SIGTERM, signal.SIGQUIT):
@@ -244,6 +244,12 @@ def follows_a_file(status: StatusPipe, orders: Orders) -> int:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hangs":
             signal.pause()
+        case "dies":
+            status.send(Ready())
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "refused":
+            status.send(Ready())
+            raise DatabaseRefused("no such column")
     return obedient(status, orders)
 
 
@@ -260,15 +266,19 @@ def writes_to_the_terminal(status: StatusPipe, orders: Orders) -> int:
 
 
 def does_tasks(status: StatusPipe, orders: Orders) -> int:
-    """Ten tasks each, while it is told to go on; in a burst the third process finds nothing left to do."""
+    """Ten tasks each, while it is told to go on; in a burst the third process finds nothing left to do, when the
+    second has left."""
     status.send(Ready())
     status.send(Tick(Totals(done=10, steps=30)))
-    if Path("third").exists():
+    is_first = first_time("first")
+    if not (is_first or first_time("second")):
+        while not Path("drained").exists():
+            select.select([], [], [], 0.02)
         status.send(Gone("burst", Totals(done=10, steps=30)))
         return 0
-    if not first_time("first"):
-        Path("third").touch()
     journal(orders.wait())
+    if not is_first:
+        Path("drained").touch()
     status.send(Gone("drained", Totals(done=11, steps=33)))
     return 0
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pgtask._cpus import default_procs
-from pgtask.config import SETTINGS, Config, Setting, load_config
+from pgtask._settings import SETTINGS, Setting
+from pgtask.config import Config, load_config
 from pgtask.errors import ConfigError
 
 SAMPLES: dict[str, tuple[Any, Any]] = {
@@ -92,6 +93,8 @@ def test_the_dsn_falls_back_to_database_url() -> None:
         ({"PGTASK_PROCS": "0"}, "PGTASK_PROCS='0': expected a whole number, 1 or more"),
         ({"PGTASK_PROCS": "many"}, "PGTASK_PROCS='many': expected a whole number, 1 or more"),
         ({"PGTASK_GRACE": "-1"}, "PGTASK_GRACE='-1': expected seconds, zero or more"),
+        ({"PGTASK_STALL": "1.9"}, "PGTASK_STALL='1.9': expected seconds, 2 or more, or 0 for never"),
+        ({"PGTASK_STALL": "-1"}, "PGTASK_STALL='-1': expected seconds, 2 or more, or 0 for never"),
         ({"PGTASK_GRACE": "nan"}, "PGTASK_GRACE='nan': expected seconds, zero or more"),
         ({"PGTASK_POOL_SIZE": "0"}, "PGTASK_POOL_SIZE='0': expected a whole number, 1 or more"),
         ({"PGTASK_LOG": "xml"}, "PGTASK_LOG='xml': expected one of text, json"),

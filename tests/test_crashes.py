@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -115,6 +116,28 @@ def test_a_handover_waits_for_a_row_that_is_locked(dsn: str, rows: Rows, tmp_pat
         (tmp_path / "go").touch()
         rows.until("SELECT count(*) = 0 FROM pg_task")
     assert "tasks=3 executing=3" in fleet.output
+
+
+@pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+def test_an_order_to_the_whole_group_does_not_end_a_handover(dsn: str, rows: Rows, order: signal.Signals) -> None:
+    """Only a worker may know how to stop; who hands over has little to do, and the supervisor waits for that."""
+    with working(dsn) as fleet:
+        task, *_ = put(dsn, *[poison.Begins()] * 2)
+        rows.until("SELECT count(*) = 2 FROM mark")
+        pid = rows.value("SELECT max(pid) FROM mark")
+
+        async def hold() -> None:
+            connection = await asyncpg.connect(dsn)
+            async with connection.transaction():
+                await connection.execute("SELECT FROM pg_task WHERE id = $1 FOR UPDATE", task)
+                os.kill(pid, signal.SIGKILL)
+                await asyncio.to_thread(rows.until, f"{HELD} AND claims = 1 HAVING count(*) = 1")
+                (undertaker,) = [process for process in fleet.family() if process.name() == "pgtask buries"]
+                undertaker.send_signal(order)
+            await connection.close()
+
+        run(hold())
+        fleet.until("leases.released")
 
 
 def test_several_workers_killed_at_once(dsn: str, rows: Rows) -> None:
@@ -305,6 +328,21 @@ def test_the_stack_of_the_thread_that_crashed_is_kept_whatever_others_there_are(
     assert "string_at" in lines[4]
 
 
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_the_stacks_of_a_crash_are_part_of_the_event_of_the_death(dsn: str, rows: Rows, style: str) -> None:
+    put(dsn, poison.Segfault())
+    rows("UPDATE pg_task SET claims = 2")
+    fleet = burst(dsn, "--log", style, procs=1)
+    if style == "text":
+        _, _, below = fleet.output.partition("worker.died worker=1 ")
+        assert below.splitlines()[1] == "Fatal Python error: Segmentation fault"
+        return
+    entries = [json.loads(line) for line in fleet.lines]
+    (died,) = [entry for entry in entries if entry["event"] == "worker.died"]
+    assert died["fields"]["signal"] == "SIGSEGV"
+    assert "string_at" in died["exception"]
+
+
 def test_one_poison_among_a_thousand(dsn: str, rows: Rows) -> None:
     """It comes first, and crashes twice more in the middle of the work of others: each of these runs exactly once."""
     rows(apps.ONCE)
@@ -408,6 +446,21 @@ def test_a_kill_by_the_operator_charges_nobody(dsn: str, rows: Rows, tmp_path: P
         fleet.send(signal.SIGTERM)
         assert fleet.ends() == 0
     assert rows("SELECT claims, locked_by FROM pg_task") == [(0, None)]
+
+
+def test_a_thread_that_goes_on_after_a_stop_is_left_and_its_task_goes_back_uncharged(
+    dsn: str, rows: Rows, tmp_path: Path
+) -> None:
+    """Its worker cannot give the lease back while the thread runs; whoever hands it over knows that it has ended."""
+    with working(dsn, "--grace", "0.2") as fleet:
+        put(dsn, poison.BlockedThread(str(tmp_path / "never")))
+        begun(tmp_path / "never")
+        fleet.send(signal.SIGTERM)
+        assert fleet.ends() == 0
+    assert "steps.abandoned steps=1" in fleet.output
+    assert "tasks=1 executing=0" in fleet.output
+    assert "worker.died" not in fleet.output
+    assert rows("SELECT claims, tried, locked_by FROM pg_task") == [(0, 0, None)]
 
 
 # --- at random

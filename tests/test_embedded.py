@@ -202,7 +202,8 @@ def test_processes_that_start_at_once_share_one_server(make: Make) -> None:
         print("here", flush=True)
         sys.stdin.readline()
         embedded.start(directory)
-        print(embedded._postmaster(embedded._Home(directory)).pid)
+        from pgtask._postgres.server_home import Home, postmaster
+        print(postmaster(Home(directory)).pid)
     """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     starters = [

@@ -28,8 +28,9 @@ from examples import file_index
 from pgtask import Context, PgtaskError, Policy
 from pgtask._cli.graph import mermaid
 from pgtask._postgres import embedded
+from pgtask._settings import SETTINGS, Setting
 from pgtask.app import load_app
-from pgtask.config import SETTINGS, Setting, load_config
+from pgtask.config import load_config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -138,6 +139,60 @@ def test_a_burst_whose_lifespan_fails_at_its_end_ends(dsn: str, tmp_path: Path, 
     assert fleet.lines[-1] == f"pgtask-supervisor: {error}"
     assert "Traceback" not in fleet.output
     assert Rows(dsn).value("SELECT count(*) FROM pg_task") == 0
+
+
+SWALLOWS = """
+    import asyncio
+    while True:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["import asyncio; await asyncio.sleep(1000)", "import time; time.sleep(1000)", SWALLOWS],
+    ids=["awaits", "blocks", "swallows its cancellation"],
+)
+@pytest.mark.parametrize("told", [False, True])
+def test_a_lifespan_whose_end_hangs_is_left_when_the_grace_is_over(
+    dsn: str, tmp_path: Path, after: str, told: bool
+) -> None:
+    (tmp_path / "some_app.py").write_text(APP.replace("BEFORE", "").replace("AFTER", after))
+    put(dsn, Step())
+    with Fleet(dsn, *([] if told else ["--burst"]), "--grace=0.5", app="some_app:app") as fleet:
+        fleet.until("worker.ready")
+        if told:
+            Rows(dsn).until("SELECT count(*) = 0 FROM pg_task")
+            fleet.send(signal.SIGTERM)
+        assert fleet.ends(timeout=20) == (0 if told else 3)
+    said = "worker.gone" if told else "pgtask-supervisor: "
+    (line,) = [line for line in fleet.lines if "the lifespan did not end within the grace" in line]
+    assert said in line
+    assert "Traceback" not in fleet.output
+    assert "worker.died" not in fleet.output
+    assert Rows(dsn).value("SELECT count(*) FROM pg_task") == 0
+
+
+@pytest.mark.parametrize("code", ["0", "4", "'bye'"])
+def test_a_lifespan_that_exits_at_its_end_has_failed(dsn: str, tmp_path: Path, code: str) -> None:
+    (tmp_path / "some_app.py").write_text(APP.replace("BEFORE", "").replace("AFTER", f"raise SystemExit({code})"))
+    put(dsn, Step())
+    with Fleet(dsn, "--burst", app="some_app:app") as fleet:
+        assert fleet.ends() == 3
+    assert fleet.lines[-1].startswith("pgtask-supervisor: the lifespan failed at its end: SystemExit")
+    assert fleet.output.count("worker.ready") == 1
+
+
+def test_a_cancellation_that_passes_is_no_failure_of_the_lifespan() -> None:
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[int]:
+        yield 5
+
+    with pytest.raises(asyncio.CancelledError):
+        enter(lifespan, asyncio.CancelledError())
 
 
 def test_the_traceback_of_a_lifespan_is_there_for_who_debugs(dsn: str, tmp_path: Path) -> None:

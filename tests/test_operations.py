@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -413,3 +414,25 @@ def test_a_step_that_hears_nothing_ends_within_the_grace_and_five_seconds(dsn: s
         assert fleet.ends() == 0
         assert time.monotonic() - began < 5.5
         assert not fleet.family()
+
+
+# --- the database
+
+
+def test_the_source_of_a_database_that_refuses_us_is_named(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = dsn.replace("postgres@", "nobody:secret@", 1)
+    monkeypatch.setenv("DATABASE_URL", nowhere)
+    with Fleet(None) as fleet:
+        assert fleet.ends() == 5
+    shown = nowhere.replace("secret", "***")
+    assert fleet.lines[-1].startswith("pgtask-supervisor: ")
+    assert fleet.lines[-1].endswith(f" [DATABASE_URL: {shown}]\n")
+    assert "secret" not in fleet.output
+    with Fleet(dsn, procs=1) as fleet:
+        assert "by=--dsn dsn=" in fleet.until("database.named")
+
+
+def test_the_remedy_of_a_missing_schema_can_be_typed_as_it_is(empty_dsn: str) -> None:
+    with Fleet(empty_dsn) as fleet:
+        assert fleet.ends() == 5
+    assert fleet.lines[-1].endswith(f": pgtask migrate --dsn {shlex.quote(empty_dsn)}\n")

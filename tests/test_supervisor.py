@@ -20,11 +20,11 @@ import psutil
 import pytest
 
 from pgtask._cli.supervisor import main
+from pgtask._settings import SETTINGS
 from pgtask._supervisor.parent import PORTION
 from pgtask._supervisor.progress import ERASE_LINE, burst_notes, burst_summary, progress_line
 from pgtask._supervisor.states import STOP_MARGIN
 from pgtask._worker.status import Totals
-from pgtask.config import SETTINGS
 
 PROGRAM = Path(__file__).with_name("supervisor_program.py")
 PATIENCE = 20.0
@@ -341,6 +341,17 @@ def test_a_killed_worker_is_replaced(start: Start) -> None:
     fleet.signal(signal.SIGTERM)
     assert fleet.end() == 0
     assert fleet.count('log worker.died .*signal=SIGKILL hint="out of memory\\?" restart_in=0') == 1
+
+
+@pytest.mark.parametrize("spoilt", ["ignore", "block"])
+def test_deaths_are_learnt_of_whatever_whoever_started_us_does_with_them(start: Start, spoilt: str) -> None:
+    fleet = start("obedient", procs=1, prefix=("env", f"--{spoilt}-signal=CHLD"))
+    (before,) = fleet.ready(1)
+    os.kill(before, signal.SIGKILL)
+    fleet.wait_for("log worker.died .* signal=SIGKILL")
+    fleet.ready(2)
+    fleet.signal(signal.SIGTERM)
+    assert fleet.end() == 0
 
 
 def test_a_worker_that_dies_again_and_again_is_replaced_later_and_later(start: Start) -> None:

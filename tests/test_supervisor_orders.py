@@ -74,9 +74,14 @@ def test_hup_replaces_the_workers_one_at_a_time(start: Start, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [("broken", "app 'x': it is broken"), ("crashes", "it was killed by SIGSEGV before it was ready")],
+    [
+        ("broken", "app 'x': it is broken"),
+        ("crashes", "a worker could not start: it was killed by SIGSEGV before it was ready"),
+        ("dies", "a worker did not last: it was killed by SIGSEGV right after it was ready"),
+        ("refused", "no such column"),
+    ],
 )
-def test_code_that_does_not_start_leaves_the_old_workers_alone(
+def test_code_that_does_not_start_or_does_not_last_leaves_the_old_workers_alone(
     start: Start, tmp_path: Path, code: str, reason: str
 ) -> None:
     (tmp_path / "code").write_text("old")
@@ -84,7 +89,7 @@ def test_code_that_does_not_start_leaves_the_old_workers_alone(
     before = sorted(fleet.ready(2))
     (tmp_path / "code").write_text(code)
     fleet.signal(signal.SIGHUP)
-    fleet.wait_for(f'log reload.failed cause=SIGHUP error=".*{reason}" hint="the old workers go on"')
+    fleet.wait_for(f'log reload.failed cause=SIGHUP error="{reason}" replaced=0 hint="the old workers go on"')
     assert live(fleet) == before
     (tmp_path / "code").write_text("new")
     fleet.signal(signal.SIGHUP)
@@ -92,6 +97,19 @@ def test_code_that_does_not_start_leaves_the_old_workers_alone(
     assert fleet.count("code new") == 2
     fleet.signal(signal.SIGTERM)
     assert fleet.end() == 0
+
+
+def test_a_reload_that_fails_in_the_middle_says_who_goes_on_with_what(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "code").write_text("old")
+    fleet = start("follows_a_file", procs=3)
+    before = set(fleet.ready(3))
+    (tmp_path / "code").write_text("new")
+    fleet.signal(signal.SIGHUP)
+    fleet.wait_for("code new")
+    (tmp_path / "code").write_text("dies")
+    fleet.wait_for('log reload.failed .* replaced=1 hint="the other workers go on with the code of before"')
+    assert len(before & set(live(fleet))) == 2
+    assert len(live(fleet)) == 3
 
 
 def test_a_worker_that_dies_while_its_code_is_broken_is_tried_again(start: Start, tmp_path: Path) -> None:
@@ -205,6 +223,16 @@ def test_a_worker_that_cannot_be_added_harms_nobody(start: Start, tmp_path: Path
     assert live(fleet) == before
     fleet.signal(signal.SIGTERM)
     assert fleet.end() == 0
+
+
+def test_a_worker_that_is_added_and_does_not_last_harms_nobody(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "code").write_text("old")
+    fleet = start("follows_a_file", procs=1)
+    before = fleet.ready(1)
+    (tmp_path / "code").write_text("refused")
+    fleet.signal(signal.SIGTTIN)
+    fleet.wait_for('log worker.not_added worker=2 error="no such column"')
+    assert live(fleet) == before
 
 
 def test_a_hundred_orders_leave_a_fleet_in_order(start: Start) -> None:

@@ -9,6 +9,7 @@ from pgtask._supervisor.states import (
     BACKOFF_READY,
     BOOT_TRIES,
     HEALTHY_AFTER,
+    SETTLED_AFTER,
     STOP_MARGIN,
     TABLE,
     Action,
@@ -37,9 +38,11 @@ STOPPING, _ = after(READY, Event.STOP)
 BACKOFF, _ = after(READY, Event.DIED)
 GONE, _ = after(Slot(), Event.STOP)
 TRIAL, _ = after(Slot(trial=True), Event.DUE)
+TRIED, _ = after(TRIAL, Event.READY)
 STALLED, _ = after(READY, Event.STALLED)
 HANGS, _ = after(STARTING, Event.STALLED)
 TRIAL_HANGS, _ = after(TRIAL, Event.STALLED)
+TRIED_HANGS, _ = after(TRIED, Event.STALLED)
 SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)}
 
 
@@ -70,6 +73,11 @@ SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)
         (TRIAL, Event.DIED, State.GONE, Action.KEEP_OLD),
         (TRIAL, Event.LEFT, State.GONE, Action.NOTHING),
         (TRIAL, Event.STOP, State.STOPPING, Action.TERMINATE),
+        (TRIED, Event.SETTLED, State.READY, Action.NOTHING),
+        (TRIED, Event.FAILED, State.GONE, Action.KEEP_OLD),
+        (TRIED, Event.DIED, State.GONE, Action.KEEP_OLD),
+        (TRIED, Event.LEFT, State.GONE, Action.NOTHING),
+        (TRIED, Event.STOP, State.STOPPING, Action.TERMINATE),
         (READY, Event.SILENT, State.READY, Action.DUMP),
         (READY, Event.STALLED, State.STOPPING, Action.DUMP_AND_TERMINATE),
         (STALLED, Event.STALLED, State.STOPPING, Action.NOTHING),
@@ -87,6 +95,7 @@ SLOTS = {slot.state: slot for slot in (STARTING, READY, STOPPING, BACKOFF, GONE)
         (HANGS, Event.OVERDUE, State.STOPPING, Action.KILL),
         (TRIAL_HANGS, Event.DIED, State.GONE, Action.KEEP_OLD),
         (TRIAL_HANGS, Event.LEFT, State.GONE, Action.KEEP_OLD),
+        (TRIED_HANGS, Event.DIED, State.GONE, Action.KEEP_OLD),
         (BACKOFF, Event.DUE, State.STARTING, Action.SPAWN),
         (BACKOFF, Event.STOP, State.GONE, Action.NOTHING),
         (BACKOFF, Event.QUIT, State.GONE, Action.NOTHING),
@@ -145,9 +154,12 @@ def test_a_slot_that_was_ready_once_never_gives_up_on_crashes() -> None:
         assert (slot.state, action) == (State.STARTING, Action.SPAWN)
 
 
-def test_a_replacement_that_got_ready_is_a_worker_like_others() -> None:
-    slot, _ = after(TRIAL, Event.READY)
+def test_a_replacement_that_was_ready_for_a_while_is_a_worker_like_others() -> None:
+    assert TRIED.trial
+    assert (TRIED.timer, TRIED.timed_event) == (NOW + SETTLED_AFTER, Event.SETTLED)
+    slot, _ = after(TRIED, Event.SETTLED)
     assert not slot.trial
+    assert slot.timer is None
     assert after(slot, Event.DIED)[0].state is State.BACKOFF
     assert after(slot, Event.FAILED)[1] is Action.GIVE_UP
 
@@ -209,6 +221,7 @@ def test_stopping_now_brings_the_kill_nearer_and_never_puts_it_off() -> None:
     slot, _ = after(READY, Event.STOP)
     nearer, _ = after(slot, Event.QUIT, now=NOW + 1)
     assert nearer.timer == NOW + 1 + STOP_MARGIN
+    assert after(TRIED, Event.QUIT)[0].timer == NOW + STOP_MARGIN, "not when it would have settled"
     late, _ = after(slot, Event.QUIT, now=NOW + GRACE + 1)
     assert late.timer == slot.timer
 

@@ -12,11 +12,13 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pgtask._cli.arguments import parse
 from pgtask._cli.change import cancel_command, retry_command
-from pgtask._cli.database import configured_database, explained, find_database, with_connection
+from pgtask._cli.database import configured_database, find_database, with_connection
 from pgtask._cli.enqueue import enqueue_command
+from pgtask._cli.explain import explained
 from pgtask._cli.look import graph_command, list_command, show_command, stats_command
 from pgtask._cli.output import BROKEN_PIPE, OutputError, let_go, open_streams, say, show
 from pgtask._cli.prune import prune_command
@@ -39,17 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show an ellipsis is no error
-    dsn = None
+    flags: dict[str, Any] = {}
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        dsn = getattr(args, "dsn", None)
+        flags = vars(args)
         return _COMMANDS[args.command](args)
     except OutputError as error:
         if error.code != BROKEN_PIPE:  # a reader that has seen enough
             say(str(error))
         return error.code
     except PgtaskError as error:
-        say(explained(str(error), dsn) if isinstance(error, DatabaseError) else str(error))
+        say(explained(str(error), flags) if isinstance(error, DatabaseError) else str(error))
         return _exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPTED

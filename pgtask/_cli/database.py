@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -17,15 +16,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from pgtask._cli.output import say
-from pgtask._dsn import redact
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate
 from pgtask._postgres.tasks import open_connection
 from pgtask.app import App, load_app
-from pgtask.config import dsn_source, load_config
+from pgtask.config import load_config
 from pgtask.errors import ConfigError
 
-__all__ = ["Database", "configured_database", "explained", "find_database", "load_configured_app", "with_connection"]
+__all__ = ["Database", "configured_database", "find_database", "load_configured_app", "with_connection"]
 
 T = TypeVar("T")
 
@@ -56,17 +54,6 @@ def find_database(flags: Mapping[str, Any]) -> Database:
         say(f"starting the embedded PostgreSQL in {where} (to end it: pgtask stop --server)")
         dsn = embedded.start(directory)
     return Database(dsn, is_embedded=True)
-
-
-def explained(message: str, dsn: str | None) -> str:
-    """What the database has said, with who named it; its remedy with the `--dsn` that was given."""
-    found = dsn_source({"dsn": dsn})
-    if found is None:
-        return message
-    source, shown = found[0], redact(found[1])
-    if message.endswith(": pgtask migrate"):
-        return f"{message} --dsn {shlex.quote(shown)}" if dsn else message
-    return message.replace(f"[{shown}]", f"[{source}: {shown}]")
 
 
 def with_connection(args: argparse.Namespace, work: Callable[[Any], Awaitable[T]], *, needs_schema: bool = True) -> T:

@@ -12,15 +12,18 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
+from pgtask._cli.explain import explained
 from pgtask._cli.output import OutputError, let_go, open_streams, say, show
 from pgtask._cpus import allowed_cpus
+from pgtask._dsn import redact
 from pgtask._events import log_event
+from pgtask._settings import SETTINGS, Setting
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Supervisor
 from pgtask._supervisor.progress import Progress, burst_notes, burst_summary, share_terminal
@@ -29,7 +32,7 @@ from pgtask._supervisor.states import ExitCode
 from pgtask._supervisor.tally import Result
 from pgtask._supervisor.worker import MOST_PROCS
 from pgtask.app import check_reference
-from pgtask.config import SETTINGS, Config, Setting, load_config
+from pgtask.config import Config, dsn_source, load_config
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError
 
 __all__ = ["main"]
@@ -80,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     try:
-        config = load_config(_parse(argv))
+        flags = _parse(argv)
+        config = load_config(flags)
         if config.app is None:
             raise ConfigError(_NO_APP)
         if config.procs > MOST_PROCS:
@@ -97,7 +101,7 @@ def _main(argv: Sequence[str] | None) -> int:
     configure(config.log, config.log_level)
     try:
         check_reference(config.app)  # before a database is started for it
-        return _run(config, progress)
+        return _run(config, flags, progress)
     except AppLoadError as error:
         _complain(config, ExitCode.APP, str(error), error)
         return ExitCode.APP
@@ -108,18 +112,20 @@ def _main(argv: Sequence[str] | None) -> int:
         return ExitCode.INTERRUPTED
 
 
-def _run(config: Config, progress: Progress | None) -> int:
+def _run(config: Config, flags: Mapping[str, Any], progress: Progress | None) -> int:
     # Here, not above: usage errors and --help need no database driver. Before the fork: children share it.
     from pgtask._worker.process import run_worker
 
+    if config.preload:
+        preload(config.app)
     embedded = config.dsn is None
     if embedded:
         config = msgspec.structs.replace(config, dsn=_start_embedded(config))
-    if config.preload:
-        preload(config.app)
+    elif (named := dsn_source(flags)) is not None:  # for whoever reads that it cannot be reached
+        log_event(log, logging.INFO, "database.named", by=named[0], dsn=redact(named[1]))
     result = Supervisor(config, run_worker, embedded=embedded, progress=progress).run()
     if result.message is not None:
-        _complain(config, result.code, result.message)
+        _complain(config, result.code, explained(result.message, flags))
     elif config.burst:
         _show_burst(config, result)
     return result.code
@@ -140,14 +146,14 @@ def _show_burst(config: Config, result: Result) -> None:
 
 def _start_embedded(config: Config) -> str:
     from pgtask._postgres.embedded import running_dsn, start
-    from pgtask._supervisor.child import check_app
+    from pgtask._supervisor.check import check_app
 
     directory = Path.cwd()
     dsn = running_dsn(directory)
     event = "embedded.started" if dsn is None else "embedded.running"
     if dsn is None:
-        if config.app is not None:
-            check_app(config.app)  # a server is not started for an app that cannot be loaded
+        if config.app is not None and not config.preload:
+            check_app(config.app, patience=config.stall)  # a server is not started for an app that cannot be loaded
         log_event(log, logging.INFO, "embedded.starting", directory=directory / ".pgtask")
         dsn = start(directory)
     log_event(log, logging.INFO, event, dsn=dsn, stop="pgtask stop --server")

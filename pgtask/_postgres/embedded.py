@@ -9,26 +9,20 @@ No thread and no event loop: the supervisor calls this before it forks.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import re
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-from pgtask._postgres.server_user import User, check_private, identities, make_private, run, server_user
+from pgtask._postgres.server_home import SOCKET, Home, postmaster, ready_dsn, take_lock
+from pgtask._postgres.server_user import User, identities, make_private, run, server_user
 from pgtask.errors import EmbeddedError
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["binary", "is_running", "running_dsn", "start", "stop"]
 
@@ -36,8 +30,6 @@ VERSION = "18"
 START_TIMEOUT = 300.0  # after a crash, up to max_wal_size is replayed first
 STOP_TIMEOUT = 60.0
 _POLL = 0.02
-_SOCKET = ".s.PGSQL.5432"
-_LONGEST_SOCKET = 103  # bytes of a path that every system takes: macOS has room for 103, Linux for 107
 
 _INITDB = (
     *("initdb", "--pgdata=data.new", "--username=postgres", "--encoding=UTF8", "--auth=peer"),
@@ -68,25 +60,6 @@ _HBA = "# Only those users of the operating system that pg_ident.conf names.\nlo
 _IDENT = "# Written by pgtask at each start: the users of the operating system who may connect.\n"
 
 
-class _Home:
-    """The paths of one project's server."""
-
-    def __init__(self, directory: Path) -> None:
-        self.root = (directory / ".pgtask").resolve()
-        self.data = self.root / "data"
-        self.pid_file = self.data / "postmaster.pid"
-        self.lock = self.root / "lock"
-        self.log = self.root / "log"
-
-    def sockets(self, user: User) -> Path:
-        """The socket's directory: in `.pgtask`, unless that is too long a path or one a DSN cannot carry."""
-        path = self.root / "run"
-        if len(os.fsencode(path / _SOCKET)) <= _LONGEST_SOCKET and re.fullmatch(r"[\w./@+= -]+", str(path)):
-            return path
-        # Not below the TMPDIR of the moment: every process must find the same one.
-        return Path("/tmp", f"pgtask-{user.uid}-{hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]}")
-
-
 def start(directory: Path) -> str:
     """The DSN of the project's server, made and started if need be; returns once it accepts connections. Any
     number of processes may call it at once. The server outlives us, until `stop`."""
@@ -94,10 +67,10 @@ def start(directory: Path) -> str:
         deadline = time.monotonic() + START_TIMEOUT
         logged: dict[Path, int] | None = None
         while time.monotonic() < deadline:
-            if (dsn := _ready_dsn(home)) is not None:
+            if (dsn := ready_dsn(home)) is not None:
                 return dsn
             binary("pg_ctl")  # before anything is made
-            if (lock := _take_lock(home)) is None:
+            if (lock := take_lock(home)) is None:
                 time.sleep(_POLL)  # it is starting, recovering or stopping, by our hand or another's
                 continue
             try:
@@ -117,14 +90,14 @@ def stop(directory: Path) -> bool:
             return False
         deadline, stopping = time.monotonic() + STOP_TIMEOUT, None
         while time.monotonic() < deadline:
-            process = _postmaster(home)
+            process = postmaster(home)
             if process is not None and stopping is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGINT)  # Postgres's fast shutdown
                 stopping = process
             elif process is not None and process != stopping:
                 return True  # somebody has started it again
-            elif process is None and (lock := _take_lock(home)) is not None:
+            elif process is None and (lock := take_lock(home)) is not None:
                 if stopping is not None:
                     with contextlib.suppress(OSError):  # one below /tmp should not stay
                         home.sockets(server_user(home.data)).rmdir()
@@ -141,7 +114,7 @@ def running_dsn(directory: Path) -> str | None:
     Raises `EmbeddedError` if it neither runs nor is installed.
     """
     with _one_line_errors(directory) as home:
-        dsn = _ready_dsn(home)
+        dsn = ready_dsn(home)
         if dsn is None:
             binary("pg_ctl")
         return dsn
@@ -149,7 +122,7 @@ def running_dsn(directory: Path) -> str | None:
 
 def is_running(directory: Path) -> bool:
     with _one_line_errors(directory) as home:
-        return _ready_dsn(home) is not None
+        return ready_dsn(home) is not None
 
 
 def binary(name: str) -> Path:
@@ -171,10 +144,10 @@ def binary(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _one_line_errors(directory: Path) -> Iterator[_Home]:
+def _one_line_errors(directory: Path) -> Iterator[Home]:
     if sys.platform not in ("linux", "darwin"):
         raise EmbeddedError(f"there is no embedded PostgreSQL for {sys.platform}: set DATABASE_URL")
-    home = _Home(directory)
+    home = Home(directory)
     try:
         yield home
     except OSError as error:
@@ -183,70 +156,17 @@ def _one_line_errors(directory: Path) -> Iterator[_Home]:
         raise EmbeddedError(message) from error
 
 
-# --- what is there now --------------------------------------------------------------------------------------
-
-
-def _ready_dsn(home: _Home) -> str | None:
-    if not home.data.exists():
-        return None
-    user = server_user(home.data)
-    sockets = home.sockets(user)
-    try:
-        # The eighth line is the postmaster's state. A stale file may say "ready" too, but has no listener.
-        if home.pid_file.read_text().split("\n")[7].strip() != "ready":
-            return None
-        check_private(sockets, user)
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(sockets / _SOCKET))
-    except (FileNotFoundError, ConnectionRefusedError, IndexError):
-        return None
-    return f"postgresql://postgres@/postgres?host={quote(str(sockets))}&port=5432"
-
-
-def _postmaster(home: _Home) -> Any:
-    """The process (psutil's) that the pid file names, if it is this directory's server indeed: the pid of a
-    dead one may be anybody's by now."""
-    import psutil
-
-    try:
-        process = psutil.Process(int(home.pid_file.read_text().split("\n")[0]))
-        if process.name() != "postgres":
-            return None
-        try:
-            ours = process.cwd() == str(home.data)
-        except psutil.AccessDenied:  # root without SYS_PTRACE, as in a container; command lines are public
-            sockets = str(home.sockets(server_user(home.data)))
-            ours = any(sockets in argument for argument in process.cmdline())
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return None
-    return process if ours else None
-
-
-def _take_lock(home: _Home) -> int | None:
-    """A descriptor that holds the lock, or None while others hold it."""
-    home.root.mkdir(mode=0o755, exist_ok=True)
-    if not (ignore := home.root / ".gitignore").exists():
-        ignore.write_text("*\n")
-    lock = os.open(home.lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
-
-
 # --- bringing it up, under the lock -------------------------------------------------------------------------
 
 
-def _launch(home: _Home, lock: int) -> None:
+def _launch(home: Home, lock: int) -> None:
     """Make the data if need be, and start the postmaster without waiting until it is ready."""
     user = server_user(home.data)
     sockets = home.sockets(user)
-    if (process := _postmaster(home)) is not None:
+    if (process := postmaster(home)) is not None:
         raise EmbeddedError(f"{home.data} is in use by process {process.pid}, not of pgtask: stop it first")
     # What a killed server left: where the pid in it is another process's by now, Postgres would not start.
-    for path in (home.pid_file, sockets / _SOCKET, sockets / f"{_SOCKET}.lock", home.log / "start.log"):
+    for path in (home.pid_file, sockets / SOCKET, sockets / f"{SOCKET}.lock", home.log / "start.log"):
         path.unlink(missing_ok=True)
     make_private(home.log, user)
     make_private(sockets, user)
@@ -266,7 +186,7 @@ def _launch(home: _Home, lock: int) -> None:
     _run(home, user, lock, home.data, command)
 
 
-def _initialise(home: _Home, user: User, lock: int) -> None:
+def _initialise(home: Home, user: User, lock: int) -> None:
     """Make the data under another name, so that what was cut short is never taken for whole."""
     if home.data.exists() and any(home.data.iterdir()):
         raise EmbeddedError(f"{home.data} is not empty and not a PostgreSQL data directory: move it away")
@@ -284,7 +204,7 @@ def _initialise(home: _Home, user: User, lock: int) -> None:
     os.close(directory)
 
 
-def _run(home: _Home, user: User, lock: int, data: Path, command: tuple[str, ...]) -> None:
+def _run(home: Home, user: User, lock: int, data: Path, command: tuple[str, ...]) -> None:
     result = run(user, [str(binary(command[0])), *command[1:]], data=data, lock=lock)
     if result.returncode != 0:
         log = home.log / f"{command[0]}.log"
@@ -293,7 +213,7 @@ def _run(home: _Home, user: User, lock: int, data: Path, command: tuple[str, ...
         raise EmbeddedError(f"{command[0]} of the embedded PostgreSQL: {_reason(result.stdout)}; see {log}")
 
 
-def _last_words(home: _Home, before: dict[Path, int]) -> str:
+def _last_words(home: Home, before: dict[Path, int]) -> str:
     """Why the server ended, from what it logged after `before`."""
     logs = (home.log / "start.log", *sorted(home.log.glob("postgres-*.log")))
     said = b"".join(path.read_bytes()[before.get(path, 0) :] for path in logs)

@@ -1,8 +1,7 @@
 """A forked worker as the parent holds it, and what the child does before and after its work.
 
-Invariants: `fork` and `fork_child` return in the parent only; the child never goes back into its caller's stack, and it
-ends by `os._exit` with its logs flushed. It holds no descriptor of the parent or of a sibling, so the end of
-the parent is seen by all. Whatever went wrong leaves as one line in `Gone` and an exit code.
+Invariants: the child holds no descriptor of the parent or of a sibling, so the end of the parent is seen by all.
+Whatever went wrong leaves as one line in `Gone` and an exit code.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from select import PIPE_BUF
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import msgspec
 
 from pgtask._events import log_event
 from pgtask._fastpath import Marks
+from pgtask._supervisor.fork import fork
 from pgtask._supervisor.source import directories, import_app
 from pgtask._supervisor.states import ExitCode
 from pgtask._worker.orphan import end_with_parent
@@ -44,21 +43,13 @@ from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import AppLoadError, DatabaseRefused, PgtaskError
 
-__all__ = ["DUMP", "Order", "Process", "RunWorker", "check_app", "combine", "fork", "fork_child"]
+__all__ = ["DUMP", "Order", "Process", "RunWorker", "combine", "fork_child"]
 
 log = logging.getLogger("pgtask.supervisor")
 
 MOST_STACK = 4096  # characters of the stacks of a crash
 MOST_STACKS = 64 * 1024
 
-# The parent's handlers end here. Until the worker has handlers of its own, an order to stop just kills it.
-_RESET = (
-    *(signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD),
-    *(signal.SIGUSR1, signal.SIGUSR2),
-)
-# A terminal sends these to the whole process group. What they mean is for the parent to decide. The last two it sends
-# when one of the group reads or writes in the background, but not for a process that ignores them: it may write.
-_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
 DUMP = signal.SIGUSR2
 """Makes a worker write what its threads are doing, however busy it is."""
 DUMP_TAKES, DUMP_LINES = 20, 100  # milliseconds between two of its lines, and how often those are waited for
@@ -188,69 +179,6 @@ def fork_child(config: Config, work: RunWorker, order: Order, *, close: Iterable
     return process
 
 
-def fork(name: str, main: Callable[[], int], *, close: Iterable[int]) -> int:
-    """Fork a process that shows as `name`, closes the descriptors in `close` and ends with the exit code of `main`.
-
-    All signals are blocked across the fork: one that came between it and the child's own handlers would run
-    the parent's in the child, or be lost.
-    """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        _flush()  # or the child would write it a second time
-        pid = os.fork()
-        if pid == 0:
-            _be_the_child(name, main, mask, close)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return pid
-
-
-def check_app(reference: str) -> None:
-    """Load the app in a process of its own, since the parent runs no user code. Raises `AppLoadError`."""
-    reader, writer = os.pipe()
-    _flush()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        try:
-            import_app(reference)
-        except AppLoadError as error:
-            os.write(writer, str(error).encode("utf-8", "replace")[:PIPE_BUF])
-        finally:
-            _exit(0)
-    os.close(writer)
-    with open(reader, "rb") as said:
-        complaint = said.read().decode("utf-8", "replace")
-    os.waitpid(pid, 0)
-    if complaint:
-        raise AppLoadError(complaint)
-
-
-def _be_the_child(name: str, main: Callable[[], int], mask: set[int], close: Iterable[int]) -> NoReturn:
-    code: int = ExitCode.BOOT
-    try:
-        _leave_the_parent(name, mask, close)
-        code = main()
-    except BaseException as error:
-        log_event(log, logging.ERROR, "worker.failed", exc_info=error)
-    finally:
-        _exit(code)
-
-
-def _leave_the_parent(name: str, mask: set[int], close: Iterable[int]) -> None:
-    """Undo what the fork copied. `random` has reseeded itself, and `logging` has made its locks anew."""
-    signal.set_wakeup_fd(-1)
-    for default in _RESET:
-        signal.signal(default, signal.SIG_DFL)
-    for ignored in _IGNORED:
-        signal.signal(ignored, signal.SIG_IGN)
-    for fd in close:
-        os.close(fd)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask - {*_RESET, *_IGNORED})
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:  # Linux: for ps and top
-        comm.write(name)
-
-
 def _pin(order: Order) -> None:
     if order.cpu is not None:
         try:
@@ -315,18 +243,3 @@ def _fail(status: _Status, code: ExitCode, text: str, error: BaseException, *, e
     if not status.was_gone:
         status.send(Gone(reason="failed", message=as_message(text)))
     return code
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-
-
-def _exit(code: int) -> NoReturn:
-    """End the process, but not the interpreter: that would wait for threads and run the parent's atexit."""
-    try:
-        logging.shutdown()
-        _flush()
-    finally:
-        os._exit(code)

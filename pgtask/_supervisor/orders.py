@@ -88,8 +88,7 @@ class Orders:
         return [worker for worker in self._supervisor.workers if worker.stays or self._is_added(worker)]
 
     def _is_added(self, worker: Worker) -> bool:
-        boots = worker.slot.state in (State.BACKOFF, State.STARTING)
-        return worker.slot.trial and boots and not self._supervisor.replacements.concerns(worker)
+        return worker.slot.trial and not worker.leaves and not self._supervisor.replacements.concerns(worker)
 
     def handle_usr1(self) -> None:
         """A line about all workers, and a line for each; what it has done is as of its last tick."""

@@ -14,7 +14,6 @@ import logging
 import os
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,7 @@ from pgtask._supervisor.states import Action, Event, ExitCode, State, judge, rea
 from pgtask._supervisor.tally import Result, Tally
 from pgtask._supervisor.undertaker import Undertakers
 from pgtask._supervisor.watch import LOOK_EVERY, Watch
-from pgtask._supervisor.worker import Worker, cause_of, death
+from pgtask._supervisor.worker import Worker, death, failure_of
 from pgtask._worker.status import Ready, Sources, Stack, Tick
 from pgtask.config import Config
 
@@ -265,19 +264,17 @@ class Supervisor:
         if event is Event.FAILED and (code != ExitCode.BOOT or before.state is State.READY):
             worker.failure = (ExitCode(code), words or "")
         else:
-            worker.failure = (ExitCode.BOOT, f"a worker could not start: {words or cause_of(code, before)}")
+            worker.failure = (ExitCode.BOOT, failure_of(code, before, words))
         if event is Event.FAILED and before.state is State.STARTING and self._others_work(worker):
             event = Event.DIED  # its code was replaced by one that does not load: no reason to stop those that work
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self.config.grace)
         wanted = self.stopping or before.state is State.STOPPING or before.trial
-        worker.log_end(event, code, words, wanted=wanted)
+        stack = process.last_stacks()
+        worker.log_end(event, code, words, stack=stack or None, wanted=wanted)
         if process.was_ready and (event is Event.DIED or code != ExitCode.OK or (gone and gone.held)):
             # Who left in order, with a thread still running, was told to: nothing is to blame.
             charged = event is Event.DIED and not worker.was_killed
-            self._undertakers.inherit(process, death(code), charged=charged)
-        if stacks := process.last_stacks():
-            with contextlib.suppress(OSError):  # a terminal that is closed
-                sys.stderr.write(stacks)
+            self._undertakers.inherit(process, f"{death(code)}\n{stack}".rstrip(), charged=charged)
         process.close()
         worker.process = None
         self._carry_out(worker, action)

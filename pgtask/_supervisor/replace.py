@@ -1,8 +1,9 @@
 """Workers that are to make way for fresh ones: on HUP all of them, and whoever is over a limit.
 
-Theory of operation. One at a time: the replacement is started, on trial; when it is ready, the old worker is told to
-drain; when that is gone, it is the next one's turn. So there are never fewer workers ready than before, unless one
-dies, and never more processes than one above their number. What cannot replace is dropped: the old worker just goes on.
+Theory of operation. One at a time: the replacement is started, on trial; when it has been ready for a little while, the
+old worker is told to drain; when that is gone, it is the next one's turn. So there are never fewer workers ready than
+before, unless one dies, and never more processes than one above their number. What cannot replace, or does not last, is
+dropped: the old worker just goes on.
 
 Invariant: of an order to reload, each worker of before is replaced or gone, or `reload.failed` says why not; a second
 order starts over, since the code may have changed in between.
@@ -37,13 +38,15 @@ class Replacements:
         self._now: tuple[Worker, Worker, str, dict[str, Any]] | None = None
         self._told = False
         self._reload: tuple[str, float] | None = None
+        self._replaced = 0
         self._rests_until = 0.0
 
     def reload(self, workers: Iterable[Worker], cause: str) -> None:
         """Replace all of them. Those that are between two processes get the fresh code anyway."""
         if self._now and self._now[1].slot.trial:
             self._stop(self._now[1])
-        self._queue = deque((worker, cause, {}) for worker in workers if worker.stays)
+        self._queue = deque((worker, cause, {}) for worker in workers if not worker.leaves)
+        self._replaced = 0
         self._reload = (cause, time.monotonic())
         log_event(log, logging.INFO, "reload.started", cause=cause, workers=len(self._queue))
 
@@ -62,14 +65,16 @@ class Replacements:
         return self._now is not None and worker in self._now[:2]
 
     def failed(self, new: Worker, message: str) -> None:
-        """It never got ready. What cannot be loaded for one cannot be for the others."""
+        """It did not get ready, or did not last. What fails for one fails for the others."""
         if self._now is None or new is not self._now[1]:
             log_event(log, logging.ERROR, "worker.not_added", worker=new.number, error=message)
             return
         cause = self._now[2]
         if self._reload and cause == self._reload[0]:
-            hint = "the old workers go on"
-            log_event(log, logging.ERROR, "reload.failed", cause=cause, error=message, hint=hint)
+            hint = "the other workers go on with the code of before" if self._replaced else "the old workers go on"
+            log_event(
+                log, logging.ERROR, "reload.failed", cause=cause, error=message, replaced=self._replaced, hint=hint
+            )
             self._reload = None
             self._queue.clear()
             return
@@ -95,8 +100,9 @@ class Replacements:
             log_event(log, logging.INFO, "reload.done", cause=cause, seconds=round(time.monotonic() - began, 3))
 
     def _is_under_way(self, old: Worker, new: Worker, cause: str, fields: dict[str, Any]) -> bool:
-        if not self._told and new.slot.state is State.READY:
+        if not self._told and new.slot.state is State.READY and not new.slot.trial:
             self._told = True
+            self._replaced += 1
             about: dict[str, Any] = {"worker": old.number, "pid": old.pid, "by": new.pid, "cause": cause, **fields}
             log_event(log, logging.INFO, "worker.replaced", **about)
             self._stop(old)

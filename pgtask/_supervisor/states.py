@@ -28,8 +28,9 @@ is in `parent` and `child`.
   slot keeps on: when it is gone, another follows, as after a death. Since it hears nothing, it has less time. One that
   was silent before it was ever ready (its import hangs) counts as one that died then.
 - A replacement of a child that works (fresh code, or too many tasks or too much memory in the old one) is a slot of
-  its own, on trial: the old one is told to stop only when the new one is ready. If it never is, for whatever reason,
-  that slot is UNFIT and gone, and nothing else has changed. `replace` says who is replaced when.
+  its own, on trial: the old one is told to stop only when the new one has been ready for a little while (SETTLED). If
+  it never is, for whatever reason, that slot is UNFIT and gone, and nothing else has changed. `replace` says who is
+  replaced when.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ __all__ = ["BOOT_TRIES", "Action", "Event", "ExitCode", "Slot", "State", "backof
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 BACKOFF_READY = 1.0  # the most after a death at work: a task that kills its process waits by itself, and not for ever
 HEALTHY_AFTER = 10.0
+SETTLED_AFTER = 0.5  # seconds of being ready that end a trial: what fails with the first tasks has failed by then
 BOOT_TRIES = 3
 STOP_MARGIN = 4.25  # seconds for what a worker does after its grace: cancel, release its leases, close
 
@@ -76,7 +78,8 @@ class Event(enum.Enum):
     FAILED = "failed"  # it left with a permanent error and said which
     DIED = "died"  # it died any other way, or could not be forked
     HOPELESS = "hopeless"  # died once too often without ever having been ready
-    UNFIT = "unfit"  # on trial, and never got ready
+    SETTLED = "settled"  # READY's timer, on trial
+    UNFIT = "unfit"  # ended on trial
     ENDED = "ended"  # it is gone in whatever way, and another is to follow
     SILENT = "silent"  # its loop has not been heard of for a while
     STALLED = "stalled"  # nor for a long while
@@ -98,22 +101,23 @@ class Action(enum.Enum):
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One slot. `timer`: when DUE happens in BACKOFF, OVERDUE in STOPPING. Times are monotonic."""
+    """One slot. `timer`: when DUE happens in BACKOFF, SETTLED in READY, OVERDUE in STOPPING. Times are monotonic."""
 
     state: State = State.BACKOFF
     timer: float | None = 0.0
     deaths: int = 0  # in a row, since the slot was last healthy
     ready_since: float | None = None
     was_ready: bool = False
-    trial: bool = False  # the replacement of a worker that goes on until this one is ready
+    trial: bool = False  # the replacement of a worker that goes on until this one has settled
     again: bool = False  # STOPPING, but another process is to follow
 
     @property
     def timed_event(self) -> Event:
-        return Event.DUE if self.state is State.BACKOFF else Event.OVERDUE
+        return _TIMED.get(self.state, Event.OVERDUE)
 
 
 _NOTHING = Action.NOTHING
+_TIMED = {State.BACKOFF: Event.DUE, State.READY: Event.SETTLED}
 
 TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
     State.BACKOFF: {
@@ -134,9 +138,11 @@ TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         Event.QUIT: (State.STOPPING, Action.QUIT),
     },
     State.READY: {
+        Event.SETTLED: (State.READY, _NOTHING),
         Event.LEFT: (State.GONE, _NOTHING),
         Event.FAILED: (State.GONE, Action.GIVE_UP),
         Event.DIED: (State.BACKOFF, _NOTHING),
+        Event.UNFIT: (State.GONE, Action.KEEP_OLD),
         Event.SILENT: (State.READY, Action.DUMP),
         Event.STALLED: (State.STOPPING, Action.DUMP_AND_TERMINATE),
         Event.STOP: (State.STOPPING, Action.TERMINATE),
@@ -173,7 +179,10 @@ def react(slot: Slot, event: Event, now: float, *, grace: float, jitter: float |
             again = event is Event.STALLED or (slot.again and event is Event.OVERDUE)
             slot = msgspec.structs.replace(slot, state=state, timer=_deadline(slot, event, now, grace), again=again)
         case State.READY if slot.state is not State.READY:
-            slot = msgspec.structs.replace(slot, state=state, timer=None, ready_since=now, was_ready=True, trial=False)
+            timer = now + SETTLED_AFTER if slot.trial else None
+            slot = msgspec.structs.replace(slot, state=state, timer=timer, ready_since=now, was_ready=True)
+        case State.READY if event is Event.SETTLED:
+            slot = msgspec.structs.replace(slot, timer=None, trial=False)
         case State.READY:
             pass
         case _:
@@ -189,7 +198,7 @@ def _in_the_light_of(slot: Slot, event: Event) -> Event:
     if slot.state is State.STOPPING and not stalled:
         return event
     booting = slot.ready_since is None
-    if booting and slot.trial and (stalled or event is not Event.LEFT):
+    if slot.trial and (stalled or event is not Event.LEFT):
         return Event.UNFIT
     if booting and not slot.was_ready and (stalled or event is Event.DIED) and slot.deaths + 1 >= BOOT_TRIES:
         return Event.HOPELESS
@@ -231,4 +240,5 @@ def _deadline(slot: Slot, event: Event, now: float, grace: float) -> float | Non
         return None
     if event is Event.STOP:
         return slot.timer if slot.state is State.STOPPING else now + grace + STOP_MARGIN
-    return now + STOP_MARGIN if slot.timer is None else min(slot.timer, now + STOP_MARGIN)
+    deadline = now + STOP_MARGIN
+    return min(slot.timer, deadline) if slot.state is State.STOPPING and slot.timer is not None else deadline

@@ -1,8 +1,9 @@
 """The undertaker: a short-lived child that gives back the leases of dead workers at once, and charges what they ran.
 
 Invariants: the parent only forks it, and reaps it like any child; it has one connection, never claims, and ends with
-the leases it is after, with the parent, or when a lease timeout has passed, whichever comes first. All it writes is
-fenced by the tokens of the dead, so that it is harmless however late it comes; what it does not get to, runs out.
+the leases it is after, with the parent, or when a lease timeout has passed, whichever comes first, but not by an order
+to stop that a whole group is sent. All it writes is fenced by the tokens of the dead, so that it is harmless however
+late it comes; what it does not get to, runs out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import msgspec
 
 from pgtask._events import log_event
 from pgtask._postgres.store import Link
-from pgtask._supervisor.child import Process, fork
+from pgtask._supervisor.child import Process
+from pgtask._supervisor.fork import fork
 from pgtask._worker.error_text import sanitise
 from pgtask.config import Config
 from pgtask.errors import DatabaseRefused
@@ -57,11 +59,10 @@ class Undertakers:
     def at_work(self) -> bool:
         return bool(self._pids)
 
-    def inherit(self, process: Process, death: str, *, charged: bool) -> None:
-        """Remember what a dead process held. Unless it is `charged`, no task is guilty: it was our kill, since a stop
-        took too long."""
+    def inherit(self, process: Process, cause: str, *, charged: bool) -> None:
+        """Remember what a dead process held, and the `cause` of its death. Unless it is `charged`, no task is guilty:
+        it was our kill, since a stop took too long."""
         executing = process.marks.executing() if charged else []
-        cause = f"{death}\n{process.last_stacks()}".rstrip()
         self._estates.append(Estate(process.worker, process.pid, executing, cause))
 
     def send(self, parent_fd: int, *, close: Iterable[int]) -> None:
@@ -70,7 +71,7 @@ class Undertakers:
         if not estates or len(self._pids) >= MOST_AT_WORK or config.dsn is None:
             return
         try:
-            pid = fork("pgtask buries", lambda: asyncio.run(_hand_over_all(config, estates, parent_fd)), close=close)
+            pid = fork("pgtask buries", lambda: _bury(config, estates, parent_fd), close=close, stops=False)
         except OSError as error:  # again after the next death; else the leases run out
             log_event(log, logging.WARNING, "undertaker.not_forked", error=error)
             return
@@ -88,6 +89,11 @@ class Undertakers:
         self._pids.clear()
 
 
+def _bury(config: Config, estates: Sequence[Estate], parent_fd: int) -> int:
+    # The loop is not closed: that would wait for a thread which looks up the address of a database that is away.
+    return asyncio.new_event_loop().run_until_complete(_hand_over_all(config, estates, parent_fd))
+
+
 async def _hand_over_all(config: Config, estates: Sequence[Estate], parent_fd: int) -> int:
     assert config.dsn is not None
     link = Link(config.dsn, "pgtask undertaker", pooled=not config.listen)
@@ -95,11 +101,11 @@ async def _hand_over_all(config: Config, estates: Sequence[Estate], parent_fd: i
         async with asyncio.timeout(config.lease_timeout) as patience:
             _leave_with_parent(parent_fd, patience)
             await _in_turn([_Handover(link, estate) for estate in estates])
+            await link.close()
     except (TimeoutError, DatabaseRefused) as error:
         hint = f"the leases end within {config.lease_timeout:g} s, then others run those tasks"
         log_event(log, logging.WARNING, "handover.failed", error=str(error) or type(error).__name__, hint=hint)
         return 1
-    await link.close()
     return 0
 
 

@@ -16,7 +16,7 @@ from pgtask._events import log_event
 from pgtask._supervisor.child import Process
 from pgtask._supervisor.states import BOOT_TRIES, Event, ExitCode, Slot, State
 
-__all__ = ["MOST_PROCS", "Worker", "cause_of", "death"]
+__all__ = ["MOST_PROCS", "Worker", "death", "failure_of", "signal_name"]
 
 log = logging.getLogger("pgtask.supervisor")
 
@@ -47,10 +47,14 @@ class Worker:
         return self.process.pid if self.process else None
 
     @property
+    def leaves(self) -> bool:
+        """It has been told to, or has left."""
+        return self.slot.state is State.GONE or (self.slot.state is State.STOPPING and not self.slot.again)
+
+    @property
     def stays(self) -> bool:
-        """Counts among those that are wanted: not told to leave, and no replacement on trial."""
-        leaves = self.slot.state is State.STOPPING and not self.slot.again
-        return not (leaves or self.slot.state is State.GONE or self.slot.trial)
+        """Counts among those that are wanted: not told to leave, and not on trial."""
+        return not (self.leaves or self.slot.trial)
 
     def heard(self) -> None:
         self.silence, self.asked = 0.0, False
@@ -58,8 +62,9 @@ class Worker:
     def log(self, level: int, event: str, **fields: Any) -> None:
         log_event(log, level, event, worker=self.number, pid=self.pid, **fields)
 
-    def log_end(self, event: Event, code: int, words: str | None, *, wanted: bool) -> None:
-        """How its process ended, and when the next one starts; `wanted` if it was to leave, or was only on trial."""
+    def log_end(self, event: Event, code: int, words: str | None, *, stack: str | None, wanted: bool) -> None:
+        """How its process ended, with the `stack` that a crash has left, and when the next one starts; `wanted` if it
+        was to leave, or was only on trial."""
         fields: dict[str, Any] = {"signal": signal_name(code)} if code < 0 else {"exit": code}
         again = {}
         if self.slot.timer is not None:
@@ -71,13 +76,13 @@ class Worker:
         elif event is Event.FAILED:  # said once, by whoever prints the result
             self.log(logging.DEBUG, "worker.gone", reason=self.reason, **fields)
         elif wanted:
-            self.log(logging.INFO, "worker.gone", **fields, **again)
+            self.log(logging.ERROR if stack else logging.INFO, "worker.gone", **fields, **again, stack=stack)
         else:
             if code == -signal.SIGKILL:
                 fields["hint"] = "out of memory?"
             if words:
                 fields["error"] = words
-            self.log(logging.ERROR, "worker.died", **fields, **again)
+            self.log(logging.ERROR, "worker.died", **fields, **again, stack=stack)
 
 
 def signal_name(code: int) -> str:
@@ -95,10 +100,14 @@ def death(code: int) -> str:
     return signal_name(code) + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
-def cause_of(code: int, slot: Slot) -> str:
-    """How a process died that was never ready; `slot` is as it was before that."""
+def failure_of(code: int, slot: Slot, words: str | None) -> str:
+    """What to say of a worker that did not come into service; `slot` is as it was before the end, `words` its own."""
+    was_ready = slot.ready_since is not None
     if slot.state is State.STOPPING:
         how = "was silent for too long (see --stall)"
     else:
         how = f"was killed by {signal_name(code)}" if code < 0 else f"ended with exit code {code}"
-    return f"it {how} before it was ready" + ("" if slot.trial else f", {BOOT_TRIES} times in a row")
+    when = "right after" if was_ready else "before"
+    times = "" if slot.trial else f", {BOOT_TRIES} times in a row"
+    what = "a worker did not last" if was_ready else "a worker could not start"
+    return f"{what}: {words or f'it {how} {when} it was ready{times}'}"

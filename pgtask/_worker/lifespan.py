@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,12 +11,15 @@ from pgtask._place import one_line
 from pgtask.app import App
 from pgtask.errors import LifespanError
 
-__all__ = ["opened_resources"]
+__all__ = ["OVERDUE", "opened_resources"]
+
+OVERDUE = "the lifespan did not end within the grace"
 
 
 @asynccontextmanager
 async def opened_resources(app: App) -> AsyncIterator[Any]:
-    """What the lifespan yields, None without one. Raises `LifespanError` for what it raises at its start and end.
+    """What the lifespan yields, None without one. Raises `LifespanError` for what it raises at its start and end, a
+    call of sys.exit() among it, and if it was cancelled at its end, which means that its time was up.
 
     What is raised in between passes through it, as through any context manager.
     """
@@ -40,7 +44,11 @@ async def opened_resources(app: App) -> AsyncIterator[Any]:
                 raise
     except LifespanError:
         raise
-    except Exception as error:
+    except asyncio.CancelledError:
+        if passing or not when:
+            raise
+        raise LifespanError(OVERDUE) from None
+    except (Exception, SystemExit) as error:
         if error is passing:
             raise
         raise LifespanError(f"the lifespan failed{when}: {one_line(error)}") from error

@@ -14,11 +14,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from pgtask._events import log_event
 from pgtask._fastpath import Lease, Leases, Marks, Outcomes
 from pgtask._postgres.store import Link
+from pgtask._worker.burst import Burst
 from pgtask._worker.calls import Calls
 from pgtask._worker.claim import Claim
 from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, table_of
@@ -28,13 +29,13 @@ from pgtask._worker.journal import Journal
 from pgtask._worker.renew import Renew
 from pgtask._worker.room import Room
 from pgtask._worker.runs import Runs
-from pgtask._worker.status import MOST_PARKED, Totals
+from pgtask._worker.status import Reason, Totals
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.wake import Wake
 from pgtask.app import App
 from pgtask.config import Config
 
-__all__ = ["UNWIND", "Loop", "Reason"]
+__all__ = ["UNWIND", "Loop"]
 
 log = logging.getLogger("pgtask.loop")
 
@@ -42,8 +43,6 @@ GATHER = 0.004  # seconds between two looks whether outcomes of steps which awai
 MOST_GATHERING = 5  # and how many such looks there are at most
 FEW = 100  # outcomes that are not worth a transaction of their own while there is work in hand
 UNWIND = 1.5  # seconds that cancelled steps are given to clean up, and then the last outcomes to be written
-
-Reason = Literal["drained", "notified", "burst"]
 
 
 class Loop:
@@ -60,8 +59,6 @@ class Loop:
         self._room = Room(config.concurrency, config.batch)
         self.leaving: Reason | None = None
         """Why it claims no more, or None while it does."""
-        self.parked_left = 0
-        """How many tasks with an error a burst has left, 1,000 for so many or more."""
         self._build(config, config.dsn, app, worker, marks, stopped)
 
     def _build(
@@ -80,6 +77,7 @@ class Loop:
             shortest_poll=1.0 if config.listen and not config.burst else 0.05,
             longest_poll=1.0 if config.burst or not config.listen else 30.0,
         )
+        self.burst = Burst(self.link, self._claim, queues=config.queue, horizon=config.burst_horizon)
         self._unknown = UnknownSteps(
             park=config.unknown == "park",
             delay=PUT_BACK_DELAY + (config.burst_horizon if config.burst else 0.0),
@@ -240,8 +238,9 @@ class Loop:
         return True
 
     def _room_left(self) -> int:
-        """How many tasks to claim; suspects that wait take nobody's place."""
-        held = len(self._leases) - len(self._suspects)
+        """How many tasks to claim. Suspects that wait take nobody's place; a thread that was given up by a timeout
+        does, though its lease is gone."""
+        held = max(len(self._leases) - len(self._suspects), self.dispatch.suspended + len(self.dispatch.ready))
         return 0 if self._suspects.is_hushed else self._room.left(held, len(self.dispatch.ready))
 
     async def _wait(self) -> None:
@@ -259,23 +258,12 @@ class Loop:
     # --- the end
 
     async def _burst_over(self) -> bool:
-        """With --burst: leave when nothing is held here or elsewhere, and nothing falls due within the horizon."""
-        if len(self._leases) or self._claim.wanted or self._more_to_come():
+        """With --burst: leave when nothing is left to do; false if there is nothing new to look at either."""
+        if len(self._leases) or not await self.burst.look():
             return False
-        queues = list(self._config.queue) or None
-        ((leased, some_parked),) = await self.link.run("burst_left", queues)
-        if leased:
-            return False
-        await self._claim.look()  # for what came back from the last lease since we looked
-        if not self._claim.wanted and not self._more_to_come():
-            if some_parked:
-                ((self.parked_left,),) = await self.link.run("parked_left", queues, MOST_PARKED)
+        if self.burst.is_over:
             self.leaving = self.leaving or "burst"
         return True
-
-    def _more_to_come(self) -> bool:
-        due = self._claim.next_due
-        return due is not None and due - time.monotonic() <= self._config.burst_horizon
 
     async def leave(self) -> None:
         """Cancel what still runs, give back what it holds, and write what came of it; not longer than 2 * UNWIND."""

@@ -1,7 +1,8 @@
 """The worker's process: opens what the loop needs, listens to signals and to its parent, and sees to it that it ends.
 
-Invariants: it says `Ready` when all is open and `Gone` when it leaves; a stop always ends, at the latest four seconds
-after its grace, whatever the database or the user's code does: the leases then run out.
+Invariants: it says `Ready` when all is open and `Gone` when it leaves. A stop always ends, at the latest four seconds
+after its grace, whatever the database or the user's code does: the leases then run out. So does a burst, even if the
+end of the lifespan blocks the loop; a step that does so is left to the supervisor.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,9 +24,9 @@ from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
 from pgtask._worker import orphan
-from pgtask._worker.lifespan import opened_resources
-from pgtask._worker.loop import UNWIND, Loop, Reason
-from pgtask._worker.status import Gone, Ready, StatusPipe, Tick, as_message
+from pgtask._worker.lifespan import OVERDUE, opened_resources
+from pgtask._worker.loop import UNWIND, Loop
+from pgtask._worker.status import Gone, Ready, Reason, StatusPipe, Tick, as_message
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import LifespanError, SchemaError
@@ -35,6 +37,8 @@ log = logging.getLogger("pgtask.worker")
 
 TICK = 0.5  # seconds between two messages to the supervisor
 IDLE_TICK = 2.0  # the same while there is nothing new to tell
+CANCEL_AFTER, GIVE_UP_AFTER = 2 * UNWIND + 0.5, 2 * UNWIND + 1.0  # seconds after the grace
+FAILED = 3  # the exit code of a worker that could not start, or whose lifespan could not end
 
 
 def run_worker(
@@ -81,6 +85,8 @@ class _Process:
         self._counts_waiting = counts_waiting
         self._working = False
         self._stopping = False
+        self._closing = False
+        self._overtime: threading.Timer | None = None
         self._waiting: int | None = None
 
     async def run(self, parent_fd: int) -> None:
@@ -100,6 +106,8 @@ class _Process:
                 await self._open(stack)
                 self._status.send(Ready())
                 await self._work()
+                self._closing = True
+                self._end_in_time()
             await self._loop.link.close()
         except asyncio.CancelledError:
             if self._loop.leaving is None:
@@ -110,12 +118,14 @@ class _Process:
             raise
         finally:
             ticking.cancel()
+            if self._overtime is not None:
+                self._overtime.cancel()
         self._say_gone(None)
 
     def _say_gone(self, message: str | None) -> None:
         loop = self._loop
         message = None if message is None else as_message(message)
-        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.parked_left, message, loop.held))
+        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.burst.parked_left, message, loop.held))
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """The connections, the schema, the user's pool and resources; in the order in which they depend."""
@@ -179,8 +189,7 @@ class _Process:
 
     def _drain(self, reason: Reason) -> None:
         """Claim no more, and let what runs come to its end within the grace."""
-        if self._loop.leaving is None:
-            asyncio.get_running_loop().call_later(self._config.grace, self._stop_now)
+        self._end_in_time()
         self._loop.drain(reason)
         if self._main is not None and (not self._working or self._loop.is_idle_and_away):
             self._main.cancel()  # nothing is held, and it may be waiting for a database that is away
@@ -192,7 +201,21 @@ class _Process:
         if not self._stopping:
             self._stopping = True
             assert self._main is not None
-            asyncio.get_running_loop().call_later(2 * UNWIND + 0.5, self._main.cancel)
+            asyncio.get_running_loop().call_later(CANCEL_AFTER, self._main.cancel)
+
+    def _end_in_time(self) -> None:
+        """From the first reason to leave on. A thread sees to it at last: the end of a lifespan may block the loop."""
+        if self._overtime is None:
+            grace = self._config.grace
+            asyncio.get_running_loop().call_later(grace, self._stop_now)
+            self._overtime = threading.Timer(grace + GIVE_UP_AFTER, self._give_up)
+            self._overtime.daemon = True
+            self._overtime.start()
+
+    def _give_up(self) -> None:
+        if self._closing:
+            self._say_gone(OVERDUE)
+            os._exit(FAILED)
 
     # --- telling the supervisor
 

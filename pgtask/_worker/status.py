@@ -20,6 +20,7 @@ __all__ = [
         "Gone",
         "Message",
         "Ready",
+        "Reason",
         "Sources",
         "Stack",
         "StatusPipe",
@@ -31,6 +32,10 @@ __all__ = [
 ]
 
 MOST_MESSAGE = 800  # characters
+MOST_BYTES = 3072  # of it as JSON, where a control character takes six: leaves room in PIPE_BUF for the rest
+Reason = Literal["drained", "notified", "burst"]
+"""Why a worker leaves in order: it was told to, by a signal or the end of its parent; `stop_worker` came; nothing is
+left to do."""
 MOST_PARKED = 1000
 """No more parked tasks are counted at the end of a burst."""
 
@@ -65,7 +70,6 @@ class Tick(msgspec.Struct, frozen=True, tag="tick"):
 class Gone(msgspec.Struct, frozen=True, tag="gone"):
     """The worker leaves by itself, and why. `message` is the one line for a person when it failed.
 
-    drained: told to stop by a signal or the end of its parent; notified: `stop_worker`; burst: nothing is left to do;
     failed: with the exit code of the process. One that leaves in order, but whose lifespan then fails, says the reason
     for which it leaves, with the message, and exits with the code of a worker that could not start.
 
@@ -73,7 +77,7 @@ class Gone(msgspec.Struct, frozen=True, tag="gone"):
     that it could not give back, of steps that did not end when they were told to.
     """
 
-    reason: Literal["drained", "notified", "burst", "failed"]
+    reason: Reason | Literal["failed"]
     totals: Totals = Totals()
     parked_left: int = 0
     message: str | None = None
@@ -99,7 +103,10 @@ _STACK_LINE = re.compile(rb"(?:Current thread|Thread) 0x|  ")
 
 def as_message(text: str) -> str:
     """One line that fits the pipe whole, and that JSON can say, whatever an exception has put into it."""
-    return " ".join(text.split())[:MOST_MESSAGE].encode("utf-8", "backslashreplace").decode()
+    line = " ".join(text.split())[:MOST_MESSAGE].encode("utf-8", "backslashreplace").decode()
+    while len(msgspec.json.encode(line)) > MOST_BYTES:
+        line = line[: len(line) * 3 // 4]
+    return line
 
 
 class StatusPipe:

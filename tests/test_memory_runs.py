@@ -22,6 +22,7 @@ from pgtask import (
     App,
     Client,
     DefinitionError,
+    EnqueueError,
     Permanent,
     Policy,
     ResultTimeout,
@@ -278,6 +279,24 @@ def test_a_run_is_cancelled_with_its_children_and_resumed() -> None:
             assert await waits.resume()
             await worker.run()
             assert (await waits.status()).error == f"child inner ({child.id}) was cancelled"
+
+    run(main())
+
+
+def test_a_cancelled_run_comes_back_into_its_lane_with_its_key_unless_that_is_taken() -> None:
+    async def main() -> None:
+        async with MemoryWorker(flows.app) as worker:
+            lane: dict[str, Any] = {"queue": "slow", "priority": 7, "key": "only one"}
+            first = await worker.client.trigger(flows.patient, **lane)
+            assert not await first.resume(), "it is due"
+            await first.cancel()
+            second = await worker.client.trigger(flows.patient, **lane)
+            with pytest.raises(EnqueueError, match=rf"^run {first.id} .* is that of task {second.id}"):
+                await first.resume()
+            await second.cancel()
+            assert await first.resume()
+            task = worker.client.rows.tasks[first.id]
+            assert (task.state, task.queue, task.priority, task.key) == ("waiting", "slow", 7, "only one")
 
     run(main())
 

@@ -83,7 +83,7 @@ def test_a_crash_does_not_hasten_the_retry_of_a_step(working: Any, rows: Rows) -
     assert rows.value("SELECT count(DISTINCT pid) FROM mark") == 2
 
 
-def test_a_resumed_run_waits_for_its_step_in_memory_too() -> None:
+def test_a_signal_does_not_hasten_the_retry_of_a_step_in_memory_either() -> None:
     tried_at: list[datetime] = []
 
     async def main() -> None:
@@ -104,6 +104,21 @@ def test_a_resumed_run_waits_for_its_step_in_memory_too() -> None:
     run(main())
 
 
+def test_resume_tries_a_step_now_in_memory_too() -> None:
+    async def main() -> None:
+        async with MemoryWorker(App(told_twice), resources=[]) as worker:
+            start = worker.now
+            started = await worker.client.trigger(told_twice)
+            await started.signal("go", 1)
+            await worker.run(within=timedelta(hours=1))
+            assert await started.resume()
+            await worker.run(within=timedelta(hours=1))
+            assert await started.result() == [2, 1]
+            assert worker.now < start + timedelta(hours=3)
+
+    run(main())
+
+
 async def at_the_second_try(tries: list[int]) -> int:
     tries.append(1)
     if len(tries) == 1:
@@ -114,6 +129,18 @@ async def at_the_second_try(tries: list[int]) -> int:
 @workflow("told_twice")
 async def told_twice(ctx: WorkflowContext) -> list[Any]:
     return await ctx.gather(ctx.step("shaky", at_the_second_try, ctx.resources), ctx.wait_for_signal("go", int))
+
+
+def test_resume_tries_a_step_now_that_was_put_off(working: Any, rows: Rows) -> None:
+    async def question(client: Client) -> Any:
+        started = await client.trigger(branch_flows.beside_signal, 10_800.0)
+        await asyncio.to_thread(rows.until, PAUSED)
+        await started.signal("go", 7)
+        assert await started.resume()
+        return await started.result(timeout=SOON)
+
+    assert working(question) == [2, 7]
+    assert rows.value("SELECT tried FROM pg_task_checkpoints WHERE kind = 'step'") == 0, "it has all its retries"
 
 
 # --- how often

@@ -14,9 +14,9 @@ from uuid import UUID
 import msgspec
 
 from pgtask._memory.rows import MemoryTask, Rows
-from pgtask._postgres.runs import CheckpointRow, RunStatus
+from pgtask._postgres.runs import CheckpointRow, RunStatus, TakenKey
 from pgtask._worker.entries import Ended
-from pgtask.policy import DEFAULT_QUEUE
+from pgtask.errors import EnqueueError
 from pgtask.workflow import STEP, RunState
 
 __all__ = ["Record", "Records", "Triggered"]
@@ -114,11 +114,17 @@ class Records:
         return True
 
     def resume(self, run: UUID) -> bool:
+        """Raises `EnqueueError` when another task has the key of a cancelled run."""
         record, task = self.runs.get(run), self.rows.tasks.get(run)
         if record is None or task is None or task.state in ("leased", "done"):
             return False
-        if task.state == "cancelled":
-            task.queue, task.priority, task.key = DEFAULT_QUEUE, 0, None
+        if task.state == "waiting" and (task.due_at <= self.rows.now or not (task.tried or record.waits_on)):
+            return False
+        if task.state == "cancelled" and (other := self.rows.holder(task.key)) is not None:
+            raise EnqueueError(f"run {run} cannot be resumed: {TakenKey(run, task.key or '', other.id)}")
+        for number, put_off in record.checkpoints.items():
+            if put_off.kind == "step" and put_off.due_at is not None:
+                record.checkpoints[number] = msgspec.structs.replace(put_off, due_at=self.rows.now, tried=0)
         task.state, task.error, task.tried, task.claims = "waiting", None, 0, 0
         task.due_at = min(task.due_at, self.rows.now)
         record.state = record.error = record.ended_at = None

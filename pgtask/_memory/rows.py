@@ -68,12 +68,15 @@ class Rows:
 
     def insert(self, task: MemoryTask) -> MemoryTask:
         """Add a task; if there is a live one with its key, that one is returned and nothing is added."""
-        if task.key is not None:
-            for other in self.tasks.values():
-                if other.key == task.key and other.is_live:
-                    return other
-        self.tasks[task.id] = task
-        return task
+        holder = self.holder(task.key)
+        if holder is None:
+            self.tasks[task.id] = task
+        return holder or task
+
+    def holder(self, key: str | None) -> MemoryTask | None:
+        """The live task that has a key."""
+        having = (task for task in self.tasks.values() if task.key == key and task.is_live)
+        return None if key is None else next(having, None)
 
     def next_due(self) -> datetime | None:
         """When the first waiting task falls due, or fell; None if all wait for somebody to wake them."""

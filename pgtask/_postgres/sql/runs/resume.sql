@@ -1,6 +1,6 @@
 -- Let those of the runs $1 go on that have ended as ERROR or were cancelled, from what they have recorded, with all their
--- retries, now; wake those that pause or are to be tried again. One that is only scheduled is left to its time. What
--- comes back are the runs for which that was done.
+-- retries, now; wake those that pause or are to be tried again, and with them the steps that are put off. One that is
+-- only scheduled is left to its time. What comes back are the runs for which that was done.
 --
 -- Those that are put back are locked before that, so that nobody prunes them meanwhile. One whose key another task has is
 -- not put back: see taken_keys.sql.
@@ -43,6 +43,15 @@ resumed AS (
     SELECT id FROM revived
     UNION ALL
     SELECT id FROM put_back
+),
+hastened AS (
+    UPDATE pg_task_checkpoints AS checkpoint
+    SET due_at = now(),
+        tried = 0
+    FROM resumed
+    WHERE checkpoint.run = resumed.id
+      AND checkpoint.kind = 'step'
+      AND checkpoint.due_at IS NOT NULL
 ),
 opened AS (
     UPDATE pg_task_runs AS run

@@ -117,15 +117,17 @@ class Line:
             answers, questions = await asyncio.open_connection(*self._address)
         upward = asyncio.create_task(self._pass(reader, questions))
         try:
-            await self._answer(answers, writer)
+            with contextlib.suppress(ConnectionError):  # an end of it is gone
+                await self._answer(answers, writer)
         finally:
             upward.cancel()
             for end in (writer, questions):
                 end.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
         writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -284,6 +284,7 @@ FAMILY = [CLAIMED, [("spawn", 0, 0)], [("claim", 1, 0)]]
 @example([CLAIMED, [("spawn", 0, 0), ("expire", 0, 0)]])
 @example([CLAIMED, [("expire", 0, 0)], CLAIMED, [("spawn", 0, 1), ("spawn", 0, 0)]])
 @example([CLAIMED, [("fail_a_try", 0, 0)], [("complete", 0, 0), ("expire", 0, 0)]])
+@example([CLAIMED, [("fail_a_try", 0, 0)], [("fail_a_try", 0, 0), ("fail_a_try", 0, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0), ("end", 1, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0), ("cancel", 1, 0)]])
 @example([*FAMILY, [("wait_for_child", 0, 0), ("park", 1, 0)]])

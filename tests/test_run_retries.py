@@ -218,6 +218,21 @@ def test_a_step_that_is_put_off_is_completed_under_its_number(dsn: str) -> None:
     run(main())
 
 
+def test_two_entries_for_one_step_in_one_batch_do_not_end_the_journal(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            await play_out(world, [CLAIMED])
+            (lease,), journal = world.leases[world.runs[0]], world.journals[0]
+            put_off = Checkpoint(1, "1", "step", "a", None, "no", datetime(2030, 1, 1, tzinfo=UTC), 1)
+            for tried in (1, 2):
+                both = [journal.record(lease, put_off._replace(tried=tried), None) for _ in range(2)]
+                await asyncio.wait_for(asyncio.gather(*both), 5)
+            (found,) = (await journal.load(lease.id)).checkpoints
+            assert found.tried == 2
+
+    run(main())
+
+
 def test_the_page_of_a_run_says_when_a_step_is_tried_again(
     working: Any, rows: Rows, command: Command, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

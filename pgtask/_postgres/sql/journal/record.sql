@@ -31,19 +31,26 @@ cleared AS (
     WHERE id = ANY (ARRAY (SELECT run FROM held WHERE claims > 1))
 ),
 recorded AS (
-    INSERT INTO pg_task_checkpoints AS checkpoint (run, number, place, kind, name, result, error, due_at, tried, seconds)
+    INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result, error, due_at, tried, seconds)
     SELECT run, number, place, kind, name, result, error, due_at, tried, seconds
     FROM held
-    ON CONFLICT (run, number) DO UPDATE
-    SET result = excluded.result,
-        error = excluded.error,
-        due_at = excluded.due_at,
-        tried = excluded.tried,
-        seconds = excluded.seconds,
-        recorded_at = excluded.recorded_at
-    WHERE checkpoint.kind = 'step'
+    ON CONFLICT DO NOTHING
+),
+tried_again AS (
+    UPDATE pg_task_checkpoints AS checkpoint
+    SET result = held.result,
+        error = held.error,
+        due_at = held.due_at,
+        tried = held.tried,
+        seconds = held.seconds,
+        recorded_at = now()
+    FROM held
+    WHERE held.tried > 0
+      AND checkpoint.run = held.run
+      AND checkpoint.number = held.number
+      AND checkpoint.kind = 'step'
       AND checkpoint.due_at IS NOT NULL
-      AND checkpoint.tried <= excluded.tried
+      AND checkpoint.tried <= held.tried
 )
 SELECT CASE WHEN count(*) < cardinality($1::uuid[]) THEN coalesce(array_agg(run), '{}') END
 FROM held

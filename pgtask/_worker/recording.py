@@ -52,16 +52,15 @@ class Recording(WorkflowContext):
         self._unsaid_version = self.version if history.version is None else None
         self._wakeup_at = history.wakeup_at
         self._waits = Waits(self._let_go, journal.now)
-        self._branches: dict[Any, Branch] = {asyncio.current_task(): Branch()}
+        self._root = Branch()
+        self._branches: dict[Any, Branch] = {asyncio.current_task(): self._root}
         self.failed_before = lease.tried
         """Failed tries outside of steps since the run last got a result; those of a step are in its checkpoint."""
-        self.failed_checkpoints: dict[str, int] = {}
-        """The numbers of the checkpoints that say that a step has failed."""
 
     # --- asking and recording
 
-    def _find(self, kind: str, name: str) -> tuple[str, Checkpoint | None]:
-        """The next place of this branch, and what is recorded there."""
+    def _find(self, kind: str, name: str) -> tuple[Branch, Checkpoint | None]:
+        """This branch, at its next place, and what is recorded there."""
         self._refuse_if_stopped()
         check_name(kind, name, ReplayError)
         branch = self._branches.get(asyncio.current_task())
@@ -69,8 +68,7 @@ class Recording(WorkflowContext):
             raise ReplayError(
                 f"{kind} {name!r} is awaited in a task of its own, in which its place is not known; use ctx.gather(...)"
             )
-        place = branch.next_place()
-        return place, self._replay.find(place, kind, name)
+        return branch, self._replay.find(branch.next_place(), kind, name)
 
     def _refuse_if_stopped(self) -> None:
         if self.verdict is not None:
@@ -114,6 +112,10 @@ class Recording(WorkflowContext):
         await self._note(checkpoint)
         self.failed_before = 0
 
+    def failures_behind(self, error: Exception) -> list[int]:
+        """The numbers of the checkpoints to be forgotten when the run ends with an error that has left the function."""
+        return self._root.failures_behind(error)
+
     def check_end(self) -> None:
         """The function has returned. Raises `ReplayError` for what it did not ask for."""
         self._replay.check_end()
@@ -129,9 +131,8 @@ class Recording(WorkflowContext):
             return []
         self._waits.begin(len(steps) - 1)  # this one is at work in them
         left = [len(steps)]
-        tasks = [
-            asyncio.create_task(self._strand(Branch(f"{place}.{at}."), step, left)) for at, step in enumerate(steps)
-        ]
+        strands = [Branch(f"{place}.{at}.") for at in range(len(steps))]
+        tasks = [asyncio.create_task(self._strand(*one, left)) for one in zip(strands, steps, strict=True)]
         try:
             await asyncio.wait(tasks)
         except asyncio.CancelledError:
@@ -142,8 +143,11 @@ class Recording(WorkflowContext):
         finally:
             errors = [None if task.cancelled() else task.exception() for task in tasks if task.done()]
         self._refuse_if_stopped()
-        for error in errors:
-            if error is not None and not (return_exceptions and isinstance(error, Exception)):
+        failed = [(strand, error) for strand, error in zip(strands, errors, strict=True) if error is not None]
+        failures = [number for strand, error in failed for number in strand.failures_behind(error)]
+        branch.fail([error for _, error in failed], failures)
+        for _, error in failed:
+            if not (return_exceptions and isinstance(error, Exception)):
                 raise error
         return [task.result() if error is None else error for task, error in zip(tasks, errors, strict=True)]
 

@@ -103,7 +103,7 @@ class Runs:
         self._dispatcher.parked(lease, error)
         version = history.version or 0
         return await self._written(
-            self._journal.end(lease, output=None, error=error, tried=lease.tried, forgotten=None, version=version)
+            self._journal.end(lease, output=None, error=error, tried=lease.tried, forgotten=[], version=version)
         )
 
     async def _fail(self, run: Run, error: Exception) -> Written | Again:
@@ -119,8 +119,7 @@ class Runs:
         self._dispatcher.errors += 1
         text = f"{error.step}: {error.error}" if isinstance(error, StepFailed) else describe(error)
         self._dispatcher.parked(run.lease, text)
-        forgotten = run.failed_checkpoints.get(error.step) if isinstance(error, StepFailed) else None
-        return await self._end(run, error=text, tried=tried, forgotten=forgotten)
+        return await self._end(run, error=text, tried=tried, forgotten=run.failures_behind(error))
 
     async def _end(
         self,
@@ -129,7 +128,7 @@ class Runs:
         output: str | None = None,
         error: str | None = None,
         tried: int = 0,
-        forgotten: int | None = None,
+        forgotten: Sequence[int] = (),
     ) -> Written:
         return await self._written(
             self._journal.end(

@@ -62,13 +62,24 @@ class Recording(WorkflowContext):
     def _find(self, kind: str, name: str) -> tuple[Branch, Checkpoint | None]:
         """This branch, at its next place, and what is recorded there."""
         self._refuse_if_stopped()
-        check_name(kind, name, ReplayError)
+        branch = self._branch(kind, name)
+        try:
+            check_name(kind, name, ReplayError)
+            return branch, self._replay.find(branch.next_place(), kind, name)
+        except ReplayError as error:
+            self._refuse(error)
+
+    def _branch(self, kind: str, name: str = "") -> Branch:
+        """The branch that asks for something."""
         branch = self._branches.get(asyncio.current_task())
-        if branch is None:
-            raise ReplayError(
-                f"{kind} {name!r} is awaited in a task of its own, in which its place is not known; use ctx.gather(...)"
-            )
-        return branch, self._replay.find(branch.next_place(), kind, name)
+        if branch is None or branch.step is not None:
+            self._refuse(_misplaced(f"{kind} {name!r}" if name else kind, branch))
+        return branch
+
+    def _refuse(self, error: ReplayError) -> NoReturn:
+        """Stop the run for an error in its code: an exception that user code may catch would let it go on."""
+        self._refuse_if_stopped()
+        self._stop(error, str(error))
 
     def _refuse_if_stopped(self) -> None:
         if self.verdict is not None:
@@ -123,9 +134,7 @@ class Recording(WorkflowContext):
     # --- branches and waits
 
     async def gather(self, *steps: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
-        branch = self._branches.get(asyncio.current_task())
-        if branch is None:
-            raise ReplayError("ctx.gather() is awaited in a task of its own; put it into another ctx.gather(...)")
+        branch = self._branch("ctx.gather()")
         place = branch.next_place()
         if not steps:
             return []
@@ -174,3 +183,15 @@ class Recording(WorkflowContext):
         self._wakeup_at = await self._written(self._journal.pause(self.lease, pause))
         if self._wakeup_at is None:
             self._stop(Written(), f"it waits for {what}")
+
+
+def _misplaced(what: str, branch: Branch | None) -> ReplayError:
+    """The error for something that is asked for where it has no place."""
+    if branch is None:
+        return ReplayError(
+            f"{what} is awaited in a task of its own, in which its place is not known; use ctx.gather(...)"
+        )
+    return ReplayError(
+        f"{what} is asked for inside step {branch.step!r}; a step may not use ctx: call plain functions there, "
+        "or ask for it in the workflow"
+    )

@@ -20,10 +20,10 @@ _ANY_NUMBER = ("signal", "value", "children")  # kinds that may be asked for und
 class Branch:
     """A strand of a workflow in which things are asked for one after the other.
 
-    `place` is that of the last of them.
+    `place` is that of the last of them; `step` is the name of the step that is being called, if one is.
     """
 
-    __slots__ = ("_asked", "_errors", "_failures", "_prefix", "place")
+    __slots__ = ("_asked", "_errors", "_failures", "_prefix", "place", "step")
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
@@ -31,6 +31,7 @@ class Branch:
         self._errors: list[BaseException] = []
         self._failures: list[int] = []
         self.place = ""
+        self.step: str | None = None
 
     def next_place(self) -> str:
         self._asked += 1

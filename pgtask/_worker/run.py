@@ -52,6 +52,7 @@ class Run(Recording):
                 await self._until(found, f"try {found.tried + 1} of step {name}")
             self._begin()
             began = time.monotonic()
+            branch.step = name
             try:
                 value = await self._calls.call(name, function, args, policy, is_async=is_async)
                 payload = self._encode(f"step {name}", codec, value)
@@ -60,6 +61,8 @@ class Run(Recording):
                 found = await self._failed(
                     branch, found or Checkpoint(0, branch.place, "step", name), error, policy, began
                 )
+            finally:
+                branch.step = None
         number, tried = (self._replay.next_number(), 0) if found is None else (found.number, found.tried)
         seconds = time.monotonic() - began
         await self._record(
@@ -111,7 +114,7 @@ class Run(Recording):
 
     async def sleep(self, name: str, duration: timedelta) -> None:
         if not isinstance(duration, timedelta):
-            raise ReplayError(f"sleep {name!r} takes a timedelta, not {duration!r:.80}")
+            self._refuse(ReplayError(f"sleep {name!r} takes a timedelta, not {duration!r:.80}"))
         branch, found = self._find("sleep", name)
         if found is None:
             self._begin()
@@ -192,7 +195,10 @@ class Run(Recording):
             await self._written(self._journal.spawn(self.lease, checkpoint, self._version(), rows))
             self.failed_before = 0
         else:
-            family = Family.from_json(name, found.result, flow.name, len(inputs))
+            try:
+                family = Family.from_json(name, found.result, flow.name, len(inputs))
+            except ReplayError as error:
+                self._refuse(error)
         return [ChildRun(self, name, flow, id) for id in family.ids]
 
     async def results(self, children: Sequence[Child[Any]], *, return_exceptions: bool = False) -> list[Any]:

@@ -17,7 +17,7 @@ from pgtask._worker.entries import History, Journalled
 from pgtask._worker.error_text import describe
 from pgtask._worker.run import Run
 from pgtask.app import App
-from pgtask.errors import DatabaseError, DecodeError, PgtaskError, RunStopped, StepFailed, UnknownStepError
+from pgtask.errors import DatabaseError, DecodeError, PgtaskError, ReplayError, RunStopped, StepFailed, UnknownStepError
 from pgtask.task import Context
 from pgtask.workflow import Permanent, Transient, Workflow
 
@@ -64,6 +64,11 @@ class Runs:
         except Exception as error:
             if run.verdict is None:
                 return await self._fail(run, error)
+        except BaseExceptionGroup:  # RunStopped, out of an asyncio.TaskGroup
+            if run.verdict is None:
+                raise
+        if isinstance(run.verdict, ReplayError):
+            return await self._fail(run, run.verdict)
         if isinstance(run.verdict, Exception):
             raise run.verdict
         if run.verdict is not None:

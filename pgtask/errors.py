@@ -85,7 +85,10 @@ class RowError(PgtaskError):
 
 
 class DecodeError(RowError):
-    """The step of a row is not valid: broken JSON, a wrong envelope, wrong fields, or too large. The row is parked."""
+    """The step of a row is not valid: broken JSON, a wrong envelope, wrong fields, or too large. The row is parked.
+
+    In a workflow: a signal, or what a child has returned, is not of the type that is asked for.
+    """
 
 
 class UnknownStepError(RowError):
@@ -100,7 +103,10 @@ class UnknownStepError(RowError):
 
 
 class ReplayError(PgtaskError):
-    """A workflow, replayed, does not ask for what its run has recorded. The run ends as ERROR; names both sides."""
+    """A workflow, replayed, does not ask for what its run has recorded, or asks where it may not. Names both sides.
+
+    The run ends as ERROR with it. It is not raised in the workflow, where it could be caught: `RunStopped` is.
+    """
 
 
 class StepFailed(PgtaskError):
@@ -147,9 +153,10 @@ class ResultTimeout(RunError, TimeoutError):
 
 
 class RunStopped(BaseException):
-    """Raised within a workflow where it awaits something of `ctx`, when its run must not go on here: it pauses, its
-    lease was lost, it was cancelled, or its worker leaves. Not an `Exception`, so that `except Exception` lets it pass;
-    let it pass in `except BaseException` too. What awaits `ctx` after it gets it again, and nothing is recorded."""
+    """Raised within a workflow where it awaits something of `ctx`, when its run must not go on here: it pauses, it
+    contradicts its journal, its lease was lost, it was cancelled, or its worker leaves. Not an `Exception`, so that
+    `except Exception` lets it pass; let it pass in `except BaseException` too. What awaits `ctx` after it gets it
+    again, and nothing is recorded."""
 
 
 # --- the database is away, or refuses -----------------------------------------------------------------------------

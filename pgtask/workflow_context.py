@@ -45,9 +45,9 @@ class WorkflowContext(ABC):
     - `version`: the version of the workflow under which the run began.
     - `db`, `resources`: as in `Context`, to be handed to steps. Do not query outside of a step.
 
-    All of its coroutines raise `ReplayError` when the journal has something else at their place, and `RunStopped` (not
-    an `Exception`) when the run must not go on here. Await them one after the other or in `ctx.gather`, not in tasks of
-    your own.
+    All of its coroutines raise `RunStopped` (not an `Exception`) when the run must not go on here: then too when the
+    journal has something else at their place, which ends the run with a `ReplayError`. Await them one after the other
+    or in `ctx.gather`, not in tasks of your own, nor inside a step.
     """
 
     run_id: UUID
@@ -92,7 +92,8 @@ class WorkflowContext(ABC):
     async def wait_for_signal(self, name: str, type: Any = Any, *, timeout: timedelta | None = None) -> Any:
         """The next signal of this name, as `type`; one that was sent before counts. May be asked any number of times.
 
-        Raises `SignalTimeout` when `timeout` has passed since this was first asked.
+        Raises `SignalTimeout` when `timeout` has passed since this was first asked, and `DecodeError` when the signal
+        is not of that type. If that ends the run, resuming it waits for the next one.
         """
 
     @abstractmethod

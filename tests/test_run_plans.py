@@ -52,7 +52,7 @@ def calls(held: list[UUID], fresh: list[UUID]) -> dict[str, tuple[Any, ...]]:
         "spawn": (*lease, none, *children, same(7), same("7"), same("kids"), same("1")),
         "take": (*lease, same("go"), same(8), same("8"), none, none),
         "pause": (*lease, *pause),
-        "end": (*lease, none, same("1"), same(0), none, same(1)),
+        "end": (*lease, none, same("1"), same(0), same(1), held, same(1)),
         "ours": lease,
         "collect": (held,),
         "adopt": (*lease, same("flow")),

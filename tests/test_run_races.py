@@ -180,12 +180,12 @@ class World:
             self.spawned.add(child)
 
     async def end(self, lease: Any, journal: Journal) -> None:
-        end = journal.end(lease, output="1", error=None, tried=0, forgotten=None, version=1)
+        end = journal.end(lease, output="1", error=None, tried=0, forgotten=[], version=1)
         await self.write(lease, end)
         self.ends[lease.id] += 1
 
     async def fail(self, lease: Any, journal: Journal) -> None:
-        end = journal.end(lease, output=None, error="it failed", tried=1, forgotten=None, version=1)
+        end = journal.end(lease, output=None, error="it failed", tried=1, forgotten=[], version=1)
         await self.write(lease, end)
 
 
@@ -338,7 +338,7 @@ def test_nothing_is_recorded_without_the_lease(dsn: str) -> None:
             checkpoint = Checkpoint(1, "1", "step", "a", "1")
             row = ChildRow(world.runs[1], "flow", "{}", "default", 0)
             pause = Pause(late.seen_at, None, 0, "signal go", False, [])
-            end: dict[str, Any] = {"output": "1", "error": None, "tried": 0, "forgotten": None, "version": 1}
+            end: dict[str, Any] = {"output": "1", "error": None, "tried": 0, "forgotten": [], "version": 1}
             await world.signal(id)
             await world.pool.execute("UPDATE pg_task_runs SET state = 'ERROR'")
             for entry in (
@@ -453,7 +453,7 @@ def test_a_deadlock_is_undone_and_the_statement_sent_again(dsn: str, kind: str) 
             entry: asyncio.Future[Any]
             if kind == "end":
                 await world.pool.execute("UPDATE pg_task_runs SET awaited = true WHERE id = $1", second)
-                entry = journal.end(lease, output="1", error=None, tried=0, forgotten=None, version=1)
+                entry = journal.end(lease, output="1", error=None, tried=0, forgotten=[], version=1)
             else:
                 entry = journal.pause(lease, Pause(lease.seen_at, None, 0, "1 children of go", False, [second]))
             waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"

@@ -50,7 +50,7 @@ async def by_hand(db: Any, child: UUID) -> None:
 
 
 async def by_journal(db: Any, child: UUID) -> None:
-    await db.fetch(statement("journal/end"), [child], [child], ["it failed"], [None], [1], [None], [None])
+    await db.fetch(statement("journal/end"), [child], [child], ["it failed"], [None], [1], [None], [], [])
 
 
 # The lease of a child has its own id as the token.

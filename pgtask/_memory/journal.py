@@ -7,6 +7,7 @@ run, or not at all, and then `RunStopped`. The answer comes in a later turn of t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -113,7 +114,7 @@ class MemoryJournal(Journalled):
         return self._answer(None)
 
     def end(
-        self, lease: Lease, *, output: str | None, error: str | None, tried: int, forgotten: int | None, version: int
+        self, lease: Lease, *, output: str | None, error: str | None, tried: int, forgotten: Sequence[int], version: int
     ) -> asyncio.Future[None]:
         if not self._holds(lease):
             return self._lost()
@@ -122,8 +123,8 @@ class MemoryJournal(Journalled):
             task.state, record.step = "done", task.raw
         else:
             task.state, task.error, task.tried, task.claims, task.due_at = "parked", error, tried, 0, self._rows.now
-        if forgotten is not None:
-            record.checkpoints.pop(forgotten, None)
+        for number in forgotten:
+            record.checkpoints.pop(number, None)
         record.version = version if record.version is None else record.version
         self._records.end(record, "SUCCESS" if error is None else "ERROR", output=output, error=error)
         return self._answer(None)

@@ -6,6 +6,7 @@ Invariant: nothing here touches a database, so that a journal in memory can serv
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
@@ -135,6 +136,6 @@ class Journalled(Protocol):
         """Let go of the run until something happens; None, or its wakeup_at if something has happened already."""
 
     def end(
-        self, lease: Lease, *, output: str | None, error: str | None, tried: int, forgotten: int | None, version: int
+        self, lease: Lease, *, output: str | None, error: str | None, tried: int, forgotten: Sequence[int], version: int
     ) -> asyncio.Future[None]:
-        """End the run with an output; or with an error, which parks its task and forgets a checkpoint."""
+        """End the run with an output; or with an error, which parks its task. Forgets the checkpoints `forgotten`."""

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -87,7 +87,7 @@ class Journal:
         return self._enter("pause", lease, pause, pause.children)
 
     def end(
-        self, lease: Lease, *, output: str | None, error: str | None, tried: int, forgotten: int | None, version: int
+        self, lease: Lease, *, output: str | None, error: str | None, tried: int, forgotten: Sequence[int], version: int
     ) -> asyncio.Future[None]:
         return self._enter("end", lease, (error, output, tried, forgotten, version))
 
@@ -265,4 +265,8 @@ def _parameters(kind: str, entries: list[Entry]) -> list[list[Any]]:
             *(*leases, seen_at, due_at, tried, waits_on),
             *([run for run, _ in pairs], [child for _, child in pairs], counts, any_child),
         ]
+    if kind == "end":
+        error, output, tried, _, version = columns
+        failures = [(entry.lease.id, number) for entry in entries for number in entry.columns[3]]
+        return [*leases, error, output, tried, version, [run for run, _ in failures], [one for _, one in failures]]
     return [*leases, *columns]

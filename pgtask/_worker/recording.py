@@ -52,25 +52,34 @@ class Recording(WorkflowContext):
         self._unsaid_version = self.version if history.version is None else None
         self._wakeup_at = history.wakeup_at
         self._waits = Waits(self._let_go, journal.now)
-        self._branches: dict[Any, Branch] = {asyncio.current_task(): Branch()}
+        self._root = Branch()
+        self._branches: dict[Any, Branch] = {asyncio.current_task(): self._root}
         self.failed_before = lease.tried
         """Failed tries outside of steps since the run last got a result; those of a step are in its checkpoint."""
-        self.failed_checkpoints: dict[str, int] = {}
-        """The numbers of the checkpoints that say that a step has failed."""
 
     # --- asking and recording
 
-    def _find(self, kind: str, name: str) -> tuple[str, Checkpoint | None]:
-        """The next place of this branch, and what is recorded there."""
+    def _find(self, kind: str, name: str) -> tuple[Branch, Checkpoint | None]:
+        """This branch, at its next place, and what is recorded there."""
         self._refuse_if_stopped()
-        check_name(kind, name, ReplayError)
+        branch = self._branch(kind, name)
+        try:
+            check_name(kind, name, ReplayError)
+            return branch, self._replay.find(branch.next_place(), kind, name)
+        except ReplayError as error:
+            self._refuse(error)
+
+    def _branch(self, kind: str, name: str = "") -> Branch:
+        """The branch that asks for something."""
         branch = self._branches.get(asyncio.current_task())
-        if branch is None:
-            raise ReplayError(
-                f"{kind} {name!r} is awaited in a task of its own, in which its place is not known; use ctx.gather(...)"
-            )
-        place = branch.next_place()
-        return place, self._replay.find(place, kind, name)
+        if branch is None or branch.step is not None:
+            self._refuse(_misplaced(f"{kind} {name!r}" if name else kind, branch))
+        return branch
+
+    def _refuse(self, error: ReplayError) -> NoReturn:
+        """Stop the run for an error in its code: an exception that user code may catch would let it go on."""
+        self._refuse_if_stopped()
+        self._stop(error, str(error))
 
     def _refuse_if_stopped(self) -> None:
         if self.verdict is not None:
@@ -114,6 +123,10 @@ class Recording(WorkflowContext):
         await self._note(checkpoint)
         self.failed_before = 0
 
+    def failures_behind(self, error: Exception) -> list[int]:
+        """The numbers of the checkpoints to be forgotten when the run ends with an error that has left the function."""
+        return self._root.failures_behind(error)
+
     def check_end(self) -> None:
         """The function has returned. Raises `ReplayError` for what it did not ask for."""
         self._replay.check_end()
@@ -121,17 +134,14 @@ class Recording(WorkflowContext):
     # --- branches and waits
 
     async def gather(self, *steps: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
-        branch = self._branches.get(asyncio.current_task())
-        if branch is None:
-            raise ReplayError("ctx.gather() is awaited in a task of its own; put it into another ctx.gather(...)")
+        branch = self._branch("ctx.gather()")
         place = branch.next_place()
         if not steps:
             return []
         self._waits.begin(len(steps) - 1)  # this one is at work in them
         left = [len(steps)]
-        tasks = [
-            asyncio.create_task(self._strand(Branch(f"{place}.{at}."), step, left)) for at, step in enumerate(steps)
-        ]
+        strands = [Branch(f"{place}.{at}.") for at in range(len(steps))]
+        tasks = [asyncio.create_task(self._strand(*one, left)) for one in zip(strands, steps, strict=True)]
         try:
             await asyncio.wait(tasks)
         except asyncio.CancelledError:
@@ -142,8 +152,11 @@ class Recording(WorkflowContext):
         finally:
             errors = [None if task.cancelled() else task.exception() for task in tasks if task.done()]
         self._refuse_if_stopped()
-        for error in errors:
-            if error is not None and not (return_exceptions and isinstance(error, Exception)):
+        failed = [(strand, error) for strand, error in zip(strands, errors, strict=True) if error is not None]
+        failures = [number for strand, error in failed for number in strand.failures_behind(error)]
+        branch.fail([error for _, error in failed], failures)
+        for _, error in failed:
+            if not (return_exceptions and isinstance(error, Exception)):
                 raise error
         return [task.result() if error is None else error for task, error in zip(tasks, errors, strict=True)]
 
@@ -170,3 +183,15 @@ class Recording(WorkflowContext):
         self._wakeup_at = await self._written(self._journal.pause(self.lease, pause))
         if self._wakeup_at is None:
             self._stop(Written(), f"it waits for {what}")
+
+
+def _misplaced(what: str, branch: Branch | None) -> ReplayError:
+    """The error for something that is asked for where it has no place."""
+    if branch is None:
+        return ReplayError(
+            f"{what} is awaited in a task of its own, in which its place is not known; use ctx.gather(...)"
+        )
+    return ReplayError(
+        f"{what} is asked for inside step {branch.step!r}; a step may not use ctx: call plain functions there, "
+        "or ask for it in the workflow"
+    )

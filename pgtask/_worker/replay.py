@@ -18,17 +18,36 @@ _ANY_NUMBER = ("signal", "value", "children")  # kinds that may be asked for und
 
 
 class Branch:
-    """A strand of a workflow in which things are asked for one after the other."""
+    """A strand of a workflow in which things are asked for one after the other.
 
-    __slots__ = ("_asked", "_prefix")
+    `place` is that of the last of them; `step` is the name of the step that is being called, if one is.
+    """
+
+    __slots__ = ("_asked", "_errors", "_failures", "_prefix", "place", "step")
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
         self._asked = 0
+        self._errors: list[BaseException] = []
+        self._failures: list[int] = []
+        self.place = ""
+        self.step: str | None = None
 
     def next_place(self) -> str:
         self._asked += 1
-        return f"{self._prefix}{self._asked}"
+        self.place = f"{self._prefix}{self._asked}"
+        if self._errors:
+            self._errors, self._failures = [], []
+        return self.place
+
+    def fail(self, errors: list[BaseException], failures: list[int]) -> None:
+        """What was asked for last has these errors, which follow from the checkpoints of these numbers."""
+        self._errors, self._failures = errors, failures
+
+    def failures_behind(self, error: BaseException) -> list[int]:
+        """The numbers of the checkpoints that an error which leaves the branch follows from, as long as nothing was
+        asked for since: after that they are part of what has happened."""
+        return self._failures if any(one is error for one in self._errors) else []
 
 
 class Replay:

@@ -21,8 +21,9 @@ from pgtask._worker.children import MOST_CHILDREN, ChildRun, Family, child_rows
 from pgtask._worker.entries import Checkpoint
 from pgtask._worker.error_text import describe
 from pgtask._worker.recording import Recording
+from pgtask._worker.replay import Branch
 from pgtask._worker.waits import Wait
-from pgtask.errors import DecodeError, ReplayError, SignalTimeout, StepFailed
+from pgtask.errors import DecodeError, PgtaskError, ReplayError, SignalTimeout, StepFailed
 from pgtask.policy import Policy
 from pgtask.workflow import Permanent, Transient, Workflow
 from pgtask.workflow_context import Child
@@ -38,12 +39,11 @@ class Run(Recording):
     async def step(  # type: ignore[override]  # the overloads are for users
         self, name: str, function: Any, /, *args: Any, policy: Policy | None = None
     ) -> Any:
-        place, found = self._find("step", name)
+        branch, found = self._find("step", name)
         codec, is_async = called(name, function)
         if found is not None and found.due_at is None:
             if found.error is not None:
-                self.failed_checkpoints[name] = found.number
-                raise StepFailed(name, found.error)
+                raise _noted(branch, StepFailed(name, found.error), found)
             assert found.result is not None
             return codec.decode(found.result)
         policy = policy or self.flow.policy
@@ -52,15 +52,22 @@ class Run(Recording):
                 await self._until(found, f"try {found.tried + 1} of step {name}")
             self._begin()
             began = time.monotonic()
+            branch.step = name
             try:
                 value = await self._calls.call(name, function, args, policy, is_async=is_async)
                 payload = self._encode(f"step {name}", codec, value)
                 break
             except Exception as error:
-                found = await self._failed(found or Checkpoint(0, place, "step", name), error, policy, began)
+                found = await self._failed(
+                    branch, found or Checkpoint(0, branch.place, "step", name), error, policy, began
+                )
+            finally:
+                branch.step = None
         number, tried = (self._replay.next_number(), 0) if found is None else (found.number, found.tried)
         seconds = time.monotonic() - began
-        await self._record(Checkpoint(number, place, "step", name, payload.decode(), tried=tried, seconds=seconds))
+        await self._record(
+            Checkpoint(number, branch.place, "step", name, payload.decode(), tried=tried, seconds=seconds)
+        )
         return codec.decode(payload)
 
     def encode_output(self, output: Any) -> str:
@@ -81,7 +88,9 @@ class Run(Recording):
             )
         return payload
 
-    async def _failed(self, before: Checkpoint, error: Exception, policy: Policy, began: float) -> Checkpoint:
+    async def _failed(
+        self, branch: Branch, before: Checkpoint, error: Exception, policy: Policy, began: float
+    ) -> Checkpoint:
         """Record that a step is put off, or that it has failed for good, and then raise `StepFailed`."""
         if self._calls.is_interruption(error):
             self._stop(error, "the database went away under a step")
@@ -92,8 +101,7 @@ class Run(Recording):
         )
         if isinstance(error, (Permanent, StepFailed)) or tried > policy.retry_limit:
             await self._record(failed)
-            self.failed_checkpoints[failed.name] = failed.number
-            raise StepFailed(failed.name, text) from error
+            raise _noted(branch, StepFailed(failed.name, text), failed) from error
         delay = policy.delay_before_retry(tried)
         if isinstance(error, Transient) and error.retry_after is not None:
             delay = error.retry_after.total_seconds()
@@ -106,11 +114,12 @@ class Run(Recording):
 
     async def sleep(self, name: str, duration: timedelta) -> None:
         if not isinstance(duration, timedelta):
-            raise ReplayError(f"sleep {name!r} takes a timedelta, not {duration!r:.80}")
-        place, found = self._find("sleep", name)
+            self._refuse(ReplayError(f"sleep {name!r} takes a timedelta, not {duration!r:.80}"))
+        branch, found = self._find("sleep", name)
         if found is None:
             self._begin()
-            found = Checkpoint(self._replay.next_number(), place, "sleep", name, due_at=self._journal.now() + duration)
+            due_at = self._journal.now() + duration
+            found = Checkpoint(self._replay.next_number(), branch.place, "sleep", name, due_at=due_at)
             await self._record(found)
         await self._until(found, f"sleep {name}")
 
@@ -122,18 +131,18 @@ class Run(Recording):
 
     async def wait_for_signal(self, name: str, type: Any = Any, *, timeout: timedelta | None = None) -> Any:
         codec = codec_of(type)
-        place, found = self._find("signal", name)
+        branch, found = self._find("signal", name)
         if found is None:
             due_at = None if timeout is None else self._journal.now() + timeout
-            found = Checkpoint(self._replay.next_number(), place, "signal", name, due_at=due_at)
+            found = Checkpoint(self._replay.next_number(), branch.place, "signal", name, due_at=due_at)
         if found.result is None and found.error is None:
             found = await self._take(found)
         if found.result is None:
-            raise SignalTimeout(f"no signal {name} has come in time")
+            raise _noted(branch, SignalTimeout(f"no signal {name} has come in time"), found)
         try:
             return codec.decode(found.result)
         except msgspec.DecodeError as wrong:
-            raise DecodeError(f"signal {name} cannot be read: {wrong}") from None
+            raise _noted(branch, DecodeError(f"signal {name} cannot be read: {wrong}"), found) from None
 
     async def _take(self, wanted: Checkpoint) -> Checkpoint:
         """Wait for a signal, or for the end of the time for it; what is recorded then."""
@@ -177,30 +186,43 @@ class Run(Recording):
     async def _spawn(
         self, name: str, flow: Workflow[Any, Any], inputs: list[Any], queue: str | None, priority: int | None
     ) -> list[ChildRun]:
-        place, found = self._find("spawn", name)
+        branch, found = self._find("spawn", name)
         if found is None:
             self._begin()
             family = Family.new(flow.name, len(inputs))
             rows = child_rows(name, flow, family, inputs, queue, priority)
-            checkpoint = Checkpoint(self._replay.next_number(), place, "spawn", name, family.to_json())
+            checkpoint = Checkpoint(self._replay.next_number(), branch.place, "spawn", name, family.to_json())
             await self._written(self._journal.spawn(self.lease, checkpoint, self._version(), rows))
             self.failed_before = 0
         else:
-            family = Family.from_json(name, found.result, flow.name, len(inputs))
+            try:
+                family = Family.from_json(name, found.result, flow.name, len(inputs))
+            except ReplayError as error:
+                self._refuse(error)
         return [ChildRun(self, name, flow, id) for id in family.ids]
 
     async def results(self, children: Sequence[Child[Any]], *, return_exceptions: bool = False) -> list[Any]:
         results: list[Any] = []
+        errors: list[BaseException] = []
+        failures: list[int] = []
         for at in range(0, len(children), MOST_CHILDREN):
-            results += await self._results(children[at : at + MOST_CHILDREN])
-        for result in results:
-            if isinstance(result, Exception) and not return_exceptions:
-                raise result
+            branch, found = await self._ended(part := children[at : at + MOST_CHILDREN])
+            outcomes = zip(part, _outcomes(found), strict=True)
+            read = [child.read(*outcome) for child, outcome in outcomes]  # type: ignore[attr-defined]
+            results += read
+            if wrong := [one for one in read if isinstance(one, Exception)]:
+                errors += wrong
+                failures.append(found.number)
+        if errors:
+            branch.fail(errors, failures)
+            if not return_exceptions:
+                raise errors[0]
         return results
 
-    async def _results(self, children: Sequence[Any]) -> list[Any]:
+    async def _ended(self, children: Sequence[Any]) -> tuple[Branch, Checkpoint]:
+        """Wait until children have ended; what is recorded of how."""
         name = children[0].name
-        place, found = self._find("children", name)
+        branch, found = self._find("children", name)
         if found is None:
             self._begin()
             ids = list(dict.fromkeys(child.id for child in children))
@@ -211,9 +233,9 @@ class Run(Recording):
             payload = msgspec.json.encode(
                 [(state, msgspec.Raw((output or "null").encode()), error) for state, output, error in outcomes]
             )
-            found = Checkpoint(self._replay.next_number(), place, "children", name, payload.decode())
+            found = Checkpoint(self._replay.next_number(), branch.place, "children", name, payload.decode())
             await self._record(found)
-        return [child.read(*outcome) for child, outcome in zip(children, _outcomes(found), strict=True)]
+        return branch, found
 
     # --- values
 
@@ -230,18 +252,24 @@ class Run(Recording):
         return found
 
     async def _value(self, name: str, type: Any, make: Any) -> Any:
-        place, found = self._find("value", name)
+        branch, found = self._find("value", name)
         codec = codec_of(type)
         if found is None:
             self._begin()
             payload = codec.encode(make()).decode()
-            found = Checkpoint(self._replay.next_number(), place, "value", name, payload)
+            found = Checkpoint(self._replay.next_number(), branch.place, "value", name, payload)
             await self._record(found)
         assert found.result is not None
         return codec.decode(found.result)
 
     def idempotency_key(self, name: str) -> str:
         return f"{self.run_id}/{name}"
+
+
+def _noted(branch: Branch, error: PgtaskError, failure: Checkpoint) -> PgtaskError:
+    """An error that follows from a checkpoint, to be raised in a branch."""
+    branch.fail([error], [failure.number])
+    return error
 
 
 def _outcomes(checkpoint: Checkpoint) -> list[tuple[str, msgspec.Raw, str | None]]:

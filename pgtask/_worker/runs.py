@@ -17,7 +17,7 @@ from pgtask._worker.entries import History, Journalled
 from pgtask._worker.error_text import describe
 from pgtask._worker.run import Run
 from pgtask.app import App
-from pgtask.errors import DatabaseError, DecodeError, PgtaskError, RunStopped, StepFailed, UnknownStepError
+from pgtask.errors import DatabaseError, DecodeError, PgtaskError, ReplayError, RunStopped, StepFailed, UnknownStepError
 from pgtask.task import Context
 from pgtask.workflow import Permanent, Transient, Workflow
 
@@ -64,6 +64,11 @@ class Runs:
         except Exception as error:
             if run.verdict is None:
                 return await self._fail(run, error)
+        except BaseExceptionGroup:  # RunStopped, out of an asyncio.TaskGroup
+            if run.verdict is None:
+                raise
+        if isinstance(run.verdict, ReplayError):
+            return await self._fail(run, run.verdict)
         if isinstance(run.verdict, Exception):
             raise run.verdict
         if run.verdict is not None:
@@ -103,7 +108,7 @@ class Runs:
         self._dispatcher.parked(lease, error)
         version = history.version or 0
         return await self._written(
-            self._journal.end(lease, output=None, error=error, tried=lease.tried, forgotten=None, version=version)
+            self._journal.end(lease, output=None, error=error, tried=lease.tried, forgotten=[], version=version)
         )
 
     async def _fail(self, run: Run, error: Exception) -> Written | Again:
@@ -119,8 +124,7 @@ class Runs:
         self._dispatcher.errors += 1
         text = f"{error.step}: {error.error}" if isinstance(error, StepFailed) else describe(error)
         self._dispatcher.parked(run.lease, text)
-        forgotten = run.failed_checkpoints.get(error.step) if isinstance(error, StepFailed) else None
-        return await self._end(run, error=text, tried=tried, forgotten=forgotten)
+        return await self._end(run, error=text, tried=tried, forgotten=run.failures_behind(error))
 
     async def _end(
         self,
@@ -129,7 +133,7 @@ class Runs:
         output: str | None = None,
         error: str | None = None,
         tried: int = 0,
-        forgotten: int | None = None,
+        forgotten: Sequence[int] = (),
     ) -> Written:
         return await self._written(
             self._journal.end(

@@ -1,14 +1,15 @@
 -- End runs: $1 under the tokens $2. Without an error ($3 is null) the run is finished with the output $4 and its task
--- goes; with one, its task is parked, after $5 failed tries. The checkpoint numbered $6 (null: none) is forgotten: the
--- failure that was not caught, so that the step is run again if somebody revives the run. Versions $7 as in record.sql.
+-- goes; with one, its task is parked, after $5 failed tries. Versions $6 as in record.sql. $7 and $8: what is forgotten, as
+-- pairs of run and number of checkpoint: failures that were not caught, so that they are not met again if somebody revives
+-- the run.
 --
 -- Wakes the parents that wait for these, and tells those who wait for results. What comes back are the runs that are
 -- held, null for all. A parent's task is locked before its record is written, and nothing here waits for a lock of
 -- pg_task while it has one: a run whose parent's task is locked is not held, this time.
 WITH ours AS MATERIALIZED (
     SELECT outcome.*, task.step
-    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::integer[], $6::integer[], $7::integer[])
-        AS outcome (run, token, error, output, tried, forgotten, version)
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::integer[], $6::integer[])
+        AS outcome (run, token, error, output, tried, version)
     JOIN pg_task AS task ON task.id = outcome.run AND task.locked_by = outcome.token
     FOR UPDATE OF task SKIP LOCKED
 ),
@@ -51,9 +52,10 @@ parked AS (
 ),
 forgotten AS (
     DELETE FROM pg_task_checkpoints AS checkpoint
-    USING held
-    WHERE checkpoint.run = held.run
-      AND checkpoint.number = held.forgotten
+    USING unnest($7::uuid[], $8::integer[]) AS failure (run, number), held
+    WHERE checkpoint.run = failure.run
+      AND checkpoint.number = failure.number
+      AND held.run = failure.run
 ),
 ended AS (
     UPDATE pg_task_runs AS run

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -455,9 +456,7 @@ def test_a_deadlock_is_undone_and_the_statement_sent_again(dsn: str, kind: str) 
                 entry = journal.end(lease, output="1", error=None, tried=0, forgotten=None, version=1)
             else:
                 entry = journal.pause(lease, Pause(lease.seen_at, None, 0, "1 children of go", False, [second]))
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
-            while not await world.pool.fetchval(waiting):
-                await world.pool.execute("SELECT pg_sleep(0.01)")
+            await until_locked_out(world)
             await other.execute("SELECT FROM pg_task_runs WHERE id = $1 FOR UPDATE", second)
             assert not entry.done()
             await transaction.commit()
@@ -521,6 +520,65 @@ def test_seconds_of_a_pause_are_told(dsn: str) -> None:
         assert 6 < told[0] <= 7
 
     run(main())
+
+
+async def ahead(world: World, journal: Journal) -> float:
+    """How many seconds the clock of a journal is ahead of that of the database."""
+    now = await world.pool.fetchval("SELECT clock_timestamp()")
+    return float((journal.now() - now).total_seconds())
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_load_that_waits_for_a_lock_does_not_put_the_clock_forward(dsn: str, is_first: bool) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world, world.pool.acquire() as other:
+            journal = world.journals[0]
+            if not is_first:
+                await journal.load(world.runs[0])
+            await other.execute("BEGIN; LOCK TABLE pg_task_checkpoints IN ACCESS EXCLUSIVE MODE")
+            loading = journal.load(world.runs[0])
+            await until_locked_out(world)
+            await other.execute("SELECT pg_sleep(1); COMMIT")
+            await loading
+            assert abs(await ahead(world, journal)) < 0.5
+
+    run(main())
+
+
+def test_a_reply_that_is_read_late_does_not_put_the_clock_back(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            journal = world.journals[0]
+            await journal.load(world.runs[0])
+            statements = journal._link.statements
+            loading = journal.load(world.runs[0])
+            while journal._link.statements == statements:
+                await asyncio.sleep(0)
+            time.sleep(1)  # as a step that blocks the loop
+            await loading
+            assert abs(await ahead(world, journal)) < 0.5
+
+    run(main())
+
+
+def test_a_clock_of_the_database_that_was_set_is_followed(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            journal = world.journals[0]
+            for wrong in (-60, 60):
+                await journal.load(world.runs[0])
+                journal._offset += wrong
+                await journal.load(world.runs[0])
+                assert abs(await ahead(world, journal)) < 0.5
+
+    run(main())
+
+
+async def until_locked_out(world: World) -> None:
+    """Somebody waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+    while not await world.pool.fetchval(waiting):
+        await world.pool.execute("SELECT pg_sleep(0.01)")
 
 
 def test_what_comes_between_the_look_and_the_pause_is_seen(dsn: str) -> None:

@@ -55,9 +55,10 @@ class Consumer:
     `asyncio.timeout`. When cancelled, they are carried through in the background. If the connection breaks while one is
     under way it is sent again; what the first attempt may have written is then not called lost.
 
-    They raise `ConsumeError` for a lease that is not of this consumer or was settled before; `DataRefused` when a
-    constraint or trigger of yours says no (that lot and those after it are not written, and still held); and
-    `DatabaseRefused`. Entering raises what opening a `Client` does, and `SchemaError`.
+    They raise `ConsumeError` for a lease that is not of this consumer or was settled before, and `done` for the run of
+    a workflow, which only a worker finishes; nothing has been sent then. They raise `DataRefused` when a constraint
+    or trigger of yours says no (that lot and those after it are not written, and still held); and `DatabaseRefused`.
+    Entering raises what opening a `Client` does, and `SchemaError`.
     """
 
     def __init__(

@@ -90,7 +90,8 @@ class Run(Generic[OutputT]):
         """End it and its children as CANCELLED, wherever they are; false if it had ended before.
 
         A step that is running is not recorded any more; it is interrupted when the worker's lease is next renewed, and
-        nothing that comes after it starts.
+        nothing that comes after it starts. With `conn` it is part of the caller's transaction, which must be READ
+        COMMITTED: raises `EnqueueError`.
         """
         return await self._runs._cancel(self.id, conn)
 

@@ -12,12 +12,25 @@ from math import inf
 from typing import Any
 
 import asyncpg
+import flows
 import pytest
 from apps import Mark, Noop, Raises, app
 from conftest import _fresh_database, run
 from test_connection import Line, until_blocked
 
-from pgtask import Client, ConsumeError, Consumer, DatabaseUnavailable, DataRefused, DecodeError, UnknownStepError
+from pgtask import (
+    App,
+    Client,
+    ConsumeError,
+    Consumer,
+    Context,
+    DatabaseUnavailable,
+    DataRefused,
+    DecodeError,
+    Done,
+    Task,
+    UnknownStepError,
+)
 from pgtask._consumer import sender
 from pgtask._worker.wake import Wake
 
@@ -179,6 +192,61 @@ def test_a_claim_that_does_not_wait_sees_what_was_just_enqueued(dsn: str) -> Non
                 await b.enqueue()
                 assert await consumer.done(await consumer.claim()) == []
             assert await b.rows() == []
+
+    run(main())
+
+
+class Plain(Task):
+    """A task of the user's with a step that is called as that of a workflow."""
+
+
+class Run(Plain):
+    async def run(self, ctx: Context) -> Done:
+        return Done()
+
+
+RUN = '{"waiting":{"Run":0}}'
+LOOKS_LIKE_ONE = ['{ "wait\\"ing" :\n {"Run" : null}}', RUN]
+LOOKS_LIKE_NONE = [
+    '{"Odd":{"Noop":{"number":"{\\"Run\\":0}"}}}',
+    '{"Run":{"Noop":{"Run":0}}}',
+    '"Run"',
+    '{"a\\x":{"Runs":0}}',
+]
+
+
+def test_a_run_cannot_be_called_done(dsn: str) -> None:
+    """Its record would say that it was cancelled, and its parent would sleep on."""
+
+    async def main() -> None:
+        async with consuming(dsn) as (b, consumer):
+            add = "INSERT INTO pg_task (step, queue) SELECT step, $2 FROM unnest($1::text[]) AS step"
+            await b.db.execute(add, LOOKS_LIKE_ONE + LOOKS_LIKE_NONE, QUEUE)
+            leases = await consumer.claim()
+            runs = [lease for lease in leases if lease.raw in LOOKS_LIKE_ONE]
+            for lease in runs:
+                with pytest.raises(ConsumeError, match=rf"done\(\) of <Lease {lease.task_id}>, the run of a workflow"):
+                    await consumer.done(leases)
+                leases.remove(lease)
+            assert await consumer.done(leases) == []
+            assert await consumer.fail(runs[0], "no") == []
+            assert await consumer.release(runs[1]) == []
+            assert len(await b.rows()) == 2
+
+    run(main())
+
+
+def test_what_the_app_knows_as_a_task_is_no_run(dsn: str) -> None:
+    async def main() -> None:
+        async with Client(dsn, app=App(Plain, flows.waiting)) as client, client.consumer(QUEUE) as consumer:
+            await client.enqueue(Run(), queue=QUEUE)
+            await client.trigger(flows.waiting, 0, queue=QUEUE)
+            for lease in await consumer.claim():
+                if lease.raw == RUN:
+                    with pytest.raises(ConsumeError, match="the run of a workflow"):
+                        await consumer.done(lease)
+                else:
+                    assert await consumer.done(lease) == []
 
     run(main())
 

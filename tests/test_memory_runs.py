@@ -227,6 +227,42 @@ def test_a_run_is_seen_while_it_waits_and_told_what_it_waits_for() -> None:
     run(main())
 
 
+def test_a_run_that_is_to_be_tried_again_is_left_to_its_time() -> None:
+    """By signals, and by the end of a child for which it has waited; nor is it called paused."""
+    tried_at: list[datetime] = []
+    clock: list[MemoryWorker] = []
+
+    @workflow("hasty", policy=Policy(retry_limit=3, retry_delay=DAY))
+    async def hasty(ctx: WorkflowContext) -> int:
+        child = await ctx.spawn("child", flows.waiting, 0)
+        tried_at.append(clock[0].now)
+        if len(tried_at) == 2:
+            raise OSError("not now")
+        return await child
+
+    async def main() -> None:
+        async with MemoryWorker(App(hasty, flows.waiting)) as worker:
+            clock.append(worker)
+            started = await worker.client.trigger(hasty)
+            await worker.run(within=timedelta(hours=1))
+            status = await started.status()
+            assert (status.state, status.waits_on) == ("PAUSED", "1 children of child")
+            await started.signal("go", 0)
+            await worker.run(within=timedelta(hours=1))
+            failed_at = tried_at[-1]
+            (child,) = await worker.client.runs("waiting")
+            await worker.client.signal(child.id, "go", 7)
+            await started.signal("go", 1)
+            await worker.run(within=timedelta(hours=1))
+            status = await started.status()
+            assert (status.state, status.waits_on, status.tried) == ("QUEUED", None, 1)
+            await worker.run()
+            assert await started.result() == 7
+            assert tried_at[2:] == [failed_at + DAY]
+
+    run(main())
+
+
 def test_a_run_that_waits_for_ever_ends_the_test_and_not_itself() -> None:
     async def main() -> None:
         async with MemoryWorker(flows.app) as worker:

@@ -77,7 +77,10 @@ CRATE_1_0 = f"""
 """
 OUR_INDEXES = {f"pg_task_{name}" for name in ("pkey", "ready_idx", "lease_idx", "parked_idx", "key_idx")}
 OUR_TRIGGERS = {"pg_task_inserted", "pg_task_rescheduled", "pg_task_run_parked", "pg_task_run_revived"}
-OUR_FUNCTIONS = {"pg_task_notify", "pg_task_run_parked", "pg_task_run_revived", "pg_task_workflow"}
+OUR_FUNCTIONS = {
+    *("pg_task_notify", "pg_task_paused_until"),
+    *("pg_task_run_parked", "pg_task_run_revived", "pg_task_workflow"),
+}
 ERROR_TRIGGERS = {"pg_task_error_insert", "pg_task_error_update"}
 
 
@@ -338,6 +341,22 @@ def test_script_and_migrate_give_the_same_catalog(empty_dsn: str, made_by: str |
         assert await db.fetchval("SELECT to_regclass('public.pg_task')") is None
 
     play(empty_dsn, scenario)
+
+
+def test_a_run_that_pauses_already_is_paused_afterwards(dsn: str) -> None:
+    async def scenario(db: Any) -> None:
+        states = {"paused": "'infinity'", "due again": "now()", "scheduled": "'infinity'"}
+        for name, wakeup_at in states.items():
+            id = await db.fetchval(f"INSERT INTO pg_task (step, wakeup_at) VALUES ('{{}}', {wakeup_at}) RETURNING id")
+            waits_on = None if name == "scheduled" else "signal go"
+            await db.execute("INSERT INTO pg_task_runs (id, name, waits_on) VALUES ($1, $2, $3)", id, name, waits_on)
+        await db.execute("ALTER TABLE pg_task_runs DROP COLUMN paused_until")
+        await db.execute("DELETE FROM pg_task_schema WHERE version > 5")
+        await migrate(dsn)
+        found = await db.fetch("SELECT name FROM pg_task_runs JOIN pg_task USING (id) WHERE paused_until = wakeup_at")
+        assert [row["name"] for row in found] == ["paused"]
+
+    play(dsn, scenario)
 
 
 def test_table_is_found_further_down_the_search_path(empty_dsn: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ from pgtask._postgres.runs import cancel_runs, resume_runs, send_signal
 from pgtask._postgres.store import Link, statement
 from pgtask._worker.entries import Checkpoint, ChildRow, Pause
 from pgtask._worker.journal import Journal
+from pgtask._worker.waits import Wait, Waits
 from pgtask.errors import DataRefused, RunStopped
 
 T = TypeVar("T")
@@ -323,6 +325,95 @@ def test_a_child_ends_while_its_parent_begins_to_wait(dsn: str) -> None:
             run(play(dsn, [*FAMILY, [(end, 1, 0), ("wait_for_child", 0, 0)]]))
 
 
+def test_a_child_that_ends_under_the_pause_of_its_parent_is_seen(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world, world.pool.acquire() as ending:
+            for rounds in FAMILY:
+                await asyncio.gather(*(world.happen(*event) for event in rounds))
+            parent, child = world.runs[:2]
+            (lease,), (of_child,) = world.leases[parent], world.leases[child]
+            for error in ("no", None):  # and it goes on in between, with the same record as before
+                await ending.execute("BEGIN")
+                await ending.execute("SELECT FROM pg_task_runs WHERE id = $1 FOR UPDATE", child)
+                pause = Pause(lease.seen_at, None, 0, "1 children of go", False, [child])
+                paused = world.journals[0].pause(lease, pause)
+                await until_locked_out(world)
+                end = [[child], [of_child.token], [error], ["1"], [1], [None], [1]]
+                assert await ending.fetchval(statement("journal/end"), *end) is None
+                await ending.execute("COMMIT")
+                assert await paused == lease.seen_at
+                await world.revive(child)
+                await world.claim(child)
+                of_child = world.leases[child][-1]
+
+    run(main())
+
+
+MEDDLE = {
+    "no record": "DELETE FROM pg_task_runs WHERE id = $1",
+    "no task": "DELETE FROM pg_task WHERE id = $1",
+    "neither": "WITH task AS (DELETE FROM pg_task WHERE id = $1) DELETE FROM pg_task_runs WHERE id = $1",
+    "parked without a record": """
+        WITH record AS (DELETE FROM pg_task_runs WHERE id = $1) UPDATE pg_task SET error = 'no' WHERE id = $1""",
+    "it says that it has failed": "UPDATE pg_task_runs SET state = 'ERROR' WHERE id = $1",
+    "it says that it was cancelled": "UPDATE pg_task_runs SET state = 'CANCELLED', ended_at = now() WHERE id = $1",
+    "it says that it has not failed": """
+        WITH task AS (UPDATE pg_task SET error = 'no' WHERE id = $1) SELECT""",
+}
+
+
+@pytest.mark.parametrize("change", MEDDLE)
+def test_a_pause_and_a_look_agree_on_what_has_ended(dsn: str, change: str) -> None:
+    """Whatever somebody has done to the rows; and who goes on is told when it ends."""
+
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            for rounds in FAMILY:
+                await asyncio.gather(*(world.happen(*event) for event in rounds))
+            parent, child = world.runs[:2]
+            (lease,), journal = world.leases[parent], world.journals[0]
+            await world.expire(child)
+            if change == "it says that it has not failed":
+                await world.pool.execute("ALTER TABLE pg_task DISABLE TRIGGER pg_task_run_parked")
+            await world.pool.execute(MEDDLE[change], child)
+            await world.pool.execute("ALTER TABLE pg_task ENABLE TRIGGER pg_task_run_parked")
+            ended = await journal.collect([child])
+            pause = Pause(lease.seen_at, None, 0, "1 children of go", False, [child])
+            is_refused = await journal.pause(lease, pause) is not None
+            assert is_refused == bool(ended)
+            assert not ended or ended[child].state == (
+                "ERROR" if "parked" in change or "not" in change else "CANCELLED"
+            )
+            if not ended:
+                await world.pool.execute("UPDATE pg_task SET error = 'no' WHERE id = $1", child)
+                assert await world.pool.fetchval("SELECT wakeup_at <= now() FROM pg_task WHERE id = $1", parent)
+
+    run(main())
+
+
+def test_a_run_that_is_refused_its_pause_again_and_again_asks_ever_less_often() -> None:
+    asked: list[list[Wait]] = []
+
+    async def refuse(waits: list[Wait]) -> None:
+        asked.append(waits)
+
+    async def main() -> None:
+        waits = Waits(refuse, lambda: datetime.now(UTC))
+        began = time.monotonic()
+        for seconds in range(6):  # 2 + 4 + 8 + 16 + 32 ms
+            await waits.wait(
+                Wait("1 children of go", seen_at=LONG_AGO + timedelta(seconds=seconds), children=(UUID(int=1),))
+            )
+        assert 0.062 <= time.monotonic() - began < 1
+        began = time.monotonic()
+        for number in range(6):
+            await waits.wait(Wait(f"signal {number}"))
+        assert time.monotonic() - began < 0.05, "something new had come each time"
+        assert len(asked) == 12
+
+    run(main())
+
+
 # --- the fence
 
 
@@ -456,9 +547,7 @@ def test_a_deadlock_is_undone_and_the_statement_sent_again(dsn: str, kind: str) 
                 entry = journal.end(lease, output="1", error=None, tried=0, forgotten=[], version=1)
             else:
                 entry = journal.pause(lease, Pause(lease.seen_at, None, 0, "1 children of go", False, [second]))
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
-            while not await world.pool.fetchval(waiting):
-                await world.pool.execute("SELECT pg_sleep(0.01)")
+            await until_locked_out(world)
             await other.execute("SELECT FROM pg_task_runs WHERE id = $1 FOR UPDATE", second)
             assert not entry.done()
             await transaction.commit()
@@ -522,6 +611,65 @@ def test_seconds_of_a_pause_are_told(dsn: str) -> None:
         assert 6 < told[0] <= 7
 
     run(main())
+
+
+async def ahead(world: World, journal: Journal) -> float:
+    """How many seconds the clock of a journal is ahead of that of the database."""
+    now = await world.pool.fetchval("SELECT clock_timestamp()")
+    return float((journal.now() - now).total_seconds())
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_load_that_waits_for_a_lock_does_not_put_the_clock_forward(dsn: str, is_first: bool) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world, world.pool.acquire() as other:
+            journal = world.journals[0]
+            if not is_first:
+                await journal.load(world.runs[0])
+            await other.execute("BEGIN; LOCK TABLE pg_task_checkpoints IN ACCESS EXCLUSIVE MODE")
+            loading = journal.load(world.runs[0])
+            await until_locked_out(world)
+            await other.execute("SELECT pg_sleep(1); COMMIT")
+            await loading
+            assert abs(await ahead(world, journal)) < 0.5
+
+    run(main())
+
+
+def test_a_reply_that_is_read_late_does_not_put_the_clock_back(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            journal = world.journals[0]
+            await journal.load(world.runs[0])
+            statements = journal._link.statements
+            loading = journal.load(world.runs[0])
+            while journal._link.statements == statements:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            time.sleep(1)  # noqa: ASYNC251 - as a step that blocks the loop
+            await loading
+            assert abs(await ahead(world, journal)) < 0.5
+
+    run(main())
+
+
+def test_a_clock_of_the_database_that_was_set_is_followed(dsn: str) -> None:
+    async def main() -> None:
+        async with worlds(dsn) as world:
+            journal = world.journals[0]
+            for wrong in (-60, 60):
+                await journal.load(world.runs[0])
+                journal._offset += wrong
+                await journal.load(world.runs[0])
+                assert abs(await ahead(world, journal)) < 0.5
+
+    run(main())
+
+
+async def until_locked_out(world: World) -> None:
+    """Somebody waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+    while not await world.pool.fetchval(waiting):
+        await world.pool.execute("SELECT pg_sleep(0.01)")
 
 
 def test_what_comes_between_the_look_and_the_pause_is_seen(dsn: str) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import flows
 import pytest
 from conftest import run
@@ -19,8 +20,9 @@ from test_workflows import SOON, ask, paused, working
 
 from pgtask import Client, EnqueueError, RunFailed, RunNotFound
 from pgtask._postgres import ends
-from pgtask._postgres.runs import resume_runs
+from pgtask._postgres.runs import cancel_runs, resume_runs
 from pgtask._postgres.store import statement
+from pgtask._postgres.tasks import cancel, retry
 
 STEP = '{"waiting":{"Run":0}}'
 PLAIN = '{"Greeter":{"ReadName":{"filename":"x"}}}'
@@ -49,6 +51,10 @@ async def by_hand(db: Any, child: UUID) -> None:
     await db.execute("UPDATE pg_task SET error = 'not today' WHERE id = $1", child)
 
 
+async def by_cancel(db: Any, child: UUID) -> None:
+    await cancel_runs(db, [child])
+
+
 async def by_journal(db: Any, child: UUID) -> None:
     await db.fetch(statement("journal/end"), [child], [child], ["it failed"], [None], [1], [None], [], [])
 
@@ -56,10 +62,10 @@ async def by_journal(db: Any, child: UUID) -> None:
 # The lease of a child has its own id as the token.
 FAMILY = """
     WITH runs AS (
-        INSERT INTO pg_task_runs (id, name, parent, waits_on, waits_for, awaited)
-        VALUES ($1, 'waiting', NULL, '2 children of c', 2, false),
-            ($2, 'waiting', $1, NULL, 0, true),
-            ($3, 'waiting', $1, NULL, 0, true)
+        INSERT INTO pg_task_runs (id, name, parent, waits_on, paused_until, waits_for, awaited)
+        VALUES ($1, 'waiting', NULL, '2 children of c', 'infinity', 2, false),
+            ($2, 'waiting', $1, NULL, NULL, 0, true),
+            ($3, 'waiting', $1, NULL, NULL, 0, true)
     )
     INSERT INTO pg_task (id, step, wakeup_at, locked_by, lock_expires_at)
     VALUES ($1, $4, 'infinity', NULL, NULL),
@@ -90,6 +96,30 @@ def test_whoever_parks_a_child_wakes_the_parent_that_waits_for_it(
             assert await db.fetchval(WOKEN, parent)
             (status,) = await client.runs(state="ERROR", limit=1)
             assert (status.id, status.ended_at is not None) == (second, True)
+
+    run(main())
+
+
+AGAIN_LATER = "UPDATE pg_task SET wakeup_at = now() + interval '1 hour', tried = 1 WHERE id = $1"
+
+
+@pytest.mark.parametrize("end", [by_flush, by_undertaker, by_hand, by_journal, by_cancel])
+def test_a_parent_that_is_to_be_tried_again_is_left_to_its_time(
+    dsn: str, end: Callable[[Any, UUID], Awaitable[None]]
+) -> None:
+    """It has waited for its children, was woken by something else, and has failed."""
+
+    async def main() -> None:
+        parent, first, second = (UUID(int=number) for number in range(1, 4))
+        async with client_of(dsn) as (client, db):
+            await db.execute(FAMILY, parent, first, second, STEP)
+            await db.execute(AGAIN_LATER, parent)
+            await end(db, first)
+            await end(db, second)
+            assert await db.fetchval("SELECT waits_for FROM pg_task_runs WHERE id = $1", parent) == 0
+            assert not await db.fetchval(WOKEN, parent)
+            status = await client.run(parent).status()
+            assert (status.state, status.waits_on, status.tried) == ("QUEUED", None, 1)
 
     run(main())
 
@@ -164,6 +194,33 @@ def test_who_may_park_a_task_need_not_have_rights_on_the_runs(dsn: str) -> None:
     run(main())
 
 
+TRIGGER = "CREATE TRIGGER own AFTER INSERT ON own FOR EACH ROW EXECUTE FUNCTION {}()"
+
+
+@pytest.mark.parametrize("function", ["pg_task_run_parked", "pg_task_run_revived"])
+def test_nobody_lends_the_rights_of_the_owner_for_a_table_of_his_own(dsn: str, function: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            await client.trigger(flows.waiting, 0)
+            before = await db.fetchrow("UPDATE pg_task_runs SET state = 'ERROR' RETURNING *")
+            if function == "pg_task_run_parked":
+                before = await db.fetchrow("UPDATE pg_task_runs SET state = NULL RETURNING *")
+            async with db.transaction():
+                await db.execute("CREATE ROLE stranger; CREATE TEMP TABLE own (id uuid, error text)")
+                await db.execute("ALTER TABLE own OWNER TO stranger; SET LOCAL ROLE stranger")
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    async with db.transaction():
+                        await db.execute(TRIGGER.format(function))
+                await db.execute("RESET ROLE")
+                # Somebody who may, by a mistake, does no harm either.
+                await db.execute(TRIGGER.format(function))
+                await db.execute("INSERT INTO own VALUES ($1, 'forged')", before["id"])
+                await db.execute("DROP TABLE own; DROP ROLE stranger")
+            assert await db.fetchrow("SELECT * FROM pg_task_runs") == before
+
+    run(main())
+
+
 SPOIL = """UPDATE pg_task SET step = '{"waiting":{"Run":"zero"}}', wakeup_at = now() WHERE id = $1"""
 
 
@@ -214,6 +271,70 @@ def test_what_is_no_run_is_not_cancelled_as_one(dsn: str, step: str) -> None:
             assert not await client.run(id).cancel()
             assert not await client.run(id).resume()
             assert await db.fetchval("SELECT count(*) FROM pg_task") == 1
+
+    run(main())
+
+
+def test_a_run_is_not_cancelled_by_a_snapshot_from_before_its_children(dsn: str) -> None:
+    async def main() -> None:
+        async with client_of(dsn) as (client, db), connected(dsn) as other:
+            parent, first, second = (UUID(int=number) for number in range(1, 4))
+            for level in ("repeatable_read", "serializable"):
+                words = level.replace("_", " ").upper()
+                async with db.transaction(isolation=level):
+                    assert await db.fetchval("SELECT count(*) FROM pg_task") == 0 or level == "serializable"
+                    if level == "repeatable_read":
+                        await other.execute(FAMILY, parent, first, second, STEP)
+                    with pytest.raises(
+                        EnqueueError, match=f"^a run cannot be cancelled in a transaction that is {words}"
+                    ):
+                        await client.run(parent).cancel(conn=db)
+            # Where that is only the default of the connection, and ours to say: a child is spawned while we wait.
+            await db.execute("SET default_transaction_isolation = 'repeatable read'")
+            await other.execute("BEGIN; SELECT FROM pg_task FOR SHARE")
+            cancelled = asyncio.create_task(client.run(parent).cancel(conn=db))
+            await until_waiting(other)
+            add = "INSERT INTO pg_task_runs (id, name, parent) VALUES ($1, 'waiting', $2)"
+            await other.execute(add, UUID(int=4), parent)
+            await other.execute("INSERT INTO pg_task (id, step) VALUES ($1, $2)", UUID(int=4), STEP)
+            await other.execute("COMMIT")
+            assert await cancelled
+            assert await db.fetchval("SELECT count(*) FROM pg_task") == 0
+
+    run(main())
+
+
+# --- several at once
+
+
+@pytest.mark.parametrize("name", ["retry", "resume", "cancel", "cancel tasks"])
+def test_a_deadlock_with_who_parks_a_child_is_undone_and_tried_again(dsn: str, name: str) -> None:
+    """Who names several locks the parent, then the child; who parks the child, the child, then the parent."""
+    parent, child, other_child = (UUID(int=number) for number in range(1, 4))
+    ask: dict[str, Callable[[Any], Awaitable[Any]]] = {
+        "retry": lambda db: retry(db, [parent, child]),
+        "resume": lambda db: resume_runs(db, [parent, child]),
+        "cancel": lambda db: cancel_runs(db, [parent, child]),
+        "cancel tasks": lambda db: cancel(db, [parent, child], force=True),
+    }
+
+    async def main() -> None:
+        async with client_of(dsn) as (_, db), connected(dsn) as asking, connected(dsn) as parking:
+            await db.execute(FAMILY, parent, child, other_child, STEP)
+            await db.execute(
+                "UPDATE pg_task SET locked_by = NULL, lock_expires_at = NULL, wakeup_at = 'infinity', tried = 1"
+            )
+            await parking.execute("SET deadlock_timeout = '1min'")  # so that it is the other who notices
+            await db.execute("BEGIN; SELECT FROM pg_task WHERE id = '00000000-0000-0000-0000-000000000001' FOR UPDATE")
+            asked = asyncio.create_task(ask[name](asking))
+            await until_waiting(db)
+            parked = asyncio.create_task(by_hand(parking, child))
+            await until_waiting(db, 2)
+            await db.execute("COMMIT")
+            await asyncio.wait_for(asyncio.gather(asked, parked), 20)
+            assert not asking.is_in_transaction()
+            left = await db.fetchval("SELECT count(*) FROM pg_task WHERE error IS NULL AND wakeup_at <= now()")
+            assert left == (0 if "cancel" in name else 2)
 
     run(main())
 
@@ -295,11 +416,11 @@ def test_a_key_that_is_free_again_when_it_is_asked_who_has_it(dsn: str) -> None:
     run(main())
 
 
-async def until_waiting(db: Any) -> None:
-    """Somebody waits for a lock that `db` has."""
+async def until_waiting(db: Any, number: int = 1) -> None:
+    """So many wait for a lock."""
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(20):
-        while not await db.fetch(waiting):
+        while len(await db.fetch(waiting)) < number:
             await db.execute("SELECT pg_stat_clear_snapshot()")
             await asyncio.sleep(0)
 
@@ -309,6 +430,7 @@ STATES = {
     "due": ("wakeup_at = now() - interval '1 s'", None, False),
     "due again": ("wakeup_at = now() - interval '1 s', tried = 2", "a signal", False),
     "to be tried again": ("wakeup_at = now() + interval '1 hour', tried = 2", None, True),
+    "to be tried again by another worker": ("wakeup_at = now() + interval '1 hour'", "a signal", False),
     "paused": ("wakeup_at = 'infinity'", "a signal", True),
     "running": ("locked_by = gen_random_uuid(), lock_expires_at = now() + interval '1 minute'", "a signal", False),
     "failed": ("error = 'no', tried = 3", None, True),
@@ -323,7 +445,7 @@ def test_resume_does_what_the_state_asks_for(dsn: str, state: str) -> None:
         async with client_of(dsn) as (client, db):
             run = await client.trigger(flows.waiting, 0)
             await db.execute(f"UPDATE pg_task SET {change}")
-            await db.execute("UPDATE pg_task_runs SET waits_on = $1", waits_on)
+            await db.execute("UPDATE pg_task_runs SET waits_on = $1, paused_until = 'infinity'", waits_on)
             before = await db.fetchrow("SELECT * FROM pg_task")
             assert await run.resume() == does
             after = await db.fetchrow("SELECT *, wakeup_at <= now() AS due FROM pg_task")
@@ -349,6 +471,60 @@ def test_a_signal_to_a_task_that_is_no_run_is_refused(dsn: str) -> None:
             made = await db.fetchval("INSERT INTO pg_task (step) VALUES ($1) RETURNING id", STEP)
             await client.signal(made, "go")
             assert await db.fetch("SELECT run FROM pg_task_signals") == [(made,)]
+
+    run(main())
+
+
+REFRESH = """
+    CREATE FUNCTION refresh() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.updated_at = now(); RETURN NEW; END $$;
+    CREATE TRIGGER pg_task_before_update_refresh_updated_at_trigger BEFORE UPDATE ON pg_task
+        FOR EACH ROW EXECUTE FUNCTION refresh()
+"""
+
+
+@pytest.mark.parametrize("state", ["scheduled", "to be tried again", "paused", "paused and parked"])
+def test_a_signal_wakes_a_run_that_is_paused_and_no_other(dsn: str, state: str) -> None:
+    """Also beside the trigger of the Rust crate, which says of each update that the row was written."""
+
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            started = await client.trigger(flows.waiting, 0)
+            await db.execute(REFRESH)
+            change = STATES[state.removesuffix(" and parked")][0]
+            await db.execute(f"UPDATE pg_task SET {change}")
+            if state != "scheduled":
+                await db.execute("UPDATE pg_task_runs SET waits_on = 'signal no', paused_until = 'infinity'")
+            if state == "paused and parked":
+                await by_hand(db, started.id)
+            is_paused = state.startswith("paused")
+            status = await started.status()
+            assert status.state == {"paused": "PAUSED", "paused and parked": "ERROR"}.get(state, "QUEUED")
+            assert status.waits_on == ("signal no" if state == "paused" else None)
+            for number in range(2):
+                await started.signal("go", number)
+            await db.execute("UPDATE pg_task SET error = NULL")
+            assert await db.fetchval(WOKEN, started.id) == is_paused
+            assert (await started.status()).state == "QUEUED"
+
+    run(main())
+
+
+def test_a_signal_that_comes_while_the_run_is_paused_wakes_it(dsn: str) -> None:
+    """It waits for the lock of the task, and knows then what was written under it."""
+
+    async def main() -> None:
+        async with client_of(dsn) as (client, db):
+            started = await client.trigger(flows.waiting, 0)
+            await db.execute("UPDATE pg_task SET locked_by = id, lock_expires_at = now() + interval '1 hour'")
+            seen_at = await db.fetchval("SELECT wakeup_at FROM pg_task")
+            async with db.transaction():
+                pause = [[seen_at], [None], [0], ["signal go"], [], [], [0], [False]]
+                ((_, lets_go, _),) = await db.fetch(statement("journal/pause"), [started.id], [started.id], *pause)
+                assert lets_go
+                sent = asyncio.create_task(started.signal("go"))
+                await until_waiting(db)
+            await sent
+            assert await db.fetchval(WOKEN, started.id)
 
     run(main())
 

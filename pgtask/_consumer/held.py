@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,10 +19,14 @@ from pgtask import _fastpath
 from pgtask._events import log_event
 from pgtask.errors import ConsumeError, RowError
 from pgtask.task import Task
+from pgtask.workflow import STEP
 
 __all__ = ["Held", "Lease"]
 
 log = logging.getLogger("pgtask.consumer")
+
+_RUN = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{\s*' + f'"{STEP}"\\s*:')  # as pg_task_workflow() in the database
+_HEAD = 2000  # characters in which that looks
 
 
 class Lease:
@@ -128,6 +133,16 @@ class Held:
         except RowError:
             return False
 
+    def is_run(self, lease: Lease) -> bool:
+        """Whether it is the run of a workflow: what looks like one, unless the app knows it as a task of that name."""
+        head = lease.raw[:_HEAD]
+        if f'"{STEP}"' not in head or not _RUN.match(head):
+            return False  # nearly all
+        try:
+            return self.table is None or hasattr(type(self.table.decode(lease.raw)[1]), "workflow")
+        except RowError:
+            return True
+
     def choose(self, verb: str, leases: Lease | Iterable[Lease]) -> list[Lease]:
         """The leases that `verb` was given. Raises `ConsumeError` for one that it cannot be done to."""
         if isinstance(leases, Lease) or not isinstance(leases, Iterable):
@@ -138,6 +153,10 @@ class Held:
                 raise ConsumeError(f"{verb}() takes leases of this consumer, not {lease!r:.100}")
             if lease.settled_by is not None:
                 raise ConsumeError(f"{verb}() of {lease!r}, which {lease.settled_by}() has already settled")
+            if verb == "done" and self.is_run(lease):
+                raise ConsumeError(
+                    f"done() of {lease!r}, the run of a workflow, which only a worker finishes; release() or fail() it"
+                )
         return chosen
 
     def settle(self, verb: str, leases: Lease | Iterable[Lease]) -> list[Lease]:

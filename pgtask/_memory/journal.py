@@ -43,6 +43,7 @@ class MemoryJournal(Journalled):
         wakeup_at = task.due_at if task.is_live else None
         if record is None:
             return self._answer(History(wakeup_at, False, None, None, []))
+        record.paused_until = None  # this clock stands still: a retry may fall due at the very time of a pause
         found = [
             Checkpoint(row.number, row.place, row.kind, row.name, row.result, row.error, row.due_at, row.tried)
             for row in record.checkpoints.values()
@@ -109,7 +110,7 @@ class MemoryJournal(Journalled):
             return self._answer(task.due_at)
         task.state, task.tried, task.claims = "waiting", pause.tried, 0
         task.due_at = FOREVER if pause.due_at is None else pause.due_at
-        record.waits_on = pause.waits_on
+        record.waits_on, record.paused_until = pause.waits_on, task.due_at
         record.waits_for = min(1, len(remaining)) if pause.any_child else len(remaining)
         return self._answer(None)
 

@@ -37,6 +37,7 @@ class Record(msgspec.Struct, kw_only=True, eq=False):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     waits_on: str | None = None
+    paused_until: datetime | None = None
     waits_for: int = 0
     awaited: bool = False
     checkpoints: dict[int, CheckpointRow] = {}
@@ -92,9 +93,17 @@ class Records:
         if task is None or not task.is_live:
             return False
         self.adopt(task, _workflow_of(task)).signals.append((name, payload))
-        if task.tries:  # one that never ran is left to its time
-            self.rows.wake(task)
+        self._wake(task)
         return True
+
+    def _wake(self, task: MemoryTask) -> None:
+        """A run that pauses; one that is scheduled or to be tried again is left to its time."""
+        if task.state == "leased" or task.due_at == self.runs[task.id].paused_until:
+            self.rows.wake(task)
+
+    def _is_paused(self, task: MemoryTask) -> bool:
+        is_paused = task.due_at == self.runs[task.id].paused_until
+        return is_paused and task.state == "waiting" and task.due_at > self.rows.now
 
     def adopt(self, task: MemoryTask, name: str) -> Record:
         """The record of a live run, made if there is none."""
@@ -118,7 +127,7 @@ class Records:
         record, task = self.runs.get(run), self.rows.tasks.get(run)
         if record is None or task is None or task.state in ("leased", "done"):
             return False
-        if task.state == "waiting" and (task.due_at <= self.rows.now or not (task.tried or record.waits_on)):
+        if task.state == "waiting" and (task.due_at <= self.rows.now or not (task.tried or self._is_paused(task))):
             return False
         if task.state == "cancelled" and (other := self.rows.holder(task.key)) is not None:
             raise EnqueueError(f"run {run} cannot be resumed: {TakenKey(run, task.key or '', other.id)}")
@@ -137,7 +146,7 @@ class Records:
         if parent is not None:
             parent.waits_for -= 1
             if parent.waits_for <= 0:
-                self.rows.wake(self.rows.tasks[parent.id])
+                self._wake(self.rows.tasks[parent.id])
         for waiter in self._waiting.pop(record.id, ()):
             if not waiter.done():
                 waiter.set_result(Ended(state, output, error))
@@ -165,7 +174,7 @@ class Records:
             parent=record.parent,
             last_step=record.checkpoints[last].name if last else None,
             recorded=last,
-            waits_on=record.waits_on if task.state == "waiting" and task.due_at > self.rows.now else None,
+            waits_on=record.waits_on if state == "PAUSED" else None,
             due_at=task.due_at if task.state == "waiting" else None,
             tried=task.tried if task.is_live else 0,
             error=task.error or (None if task.is_live else record.error),
@@ -184,8 +193,7 @@ class Records:
             case "leased":
                 return "RUNNING"
             case "waiting":
-                is_paused = task.due_at > self.rows.now and record.waits_on is not None
-                return "PAUSED" if is_paused else "QUEUED"
+                return "PAUSED" if self._is_paused(task) else "QUEUED"
         return "SUCCESS" if record.state == "SUCCESS" else "CANCELLED"
 
     def latest(self) -> Iterable[UUID]:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-import asyncpg
 import msgspec
 
 from pgtask._postgres.store import statement
-from pgtask._postgres.tasks import plain_values
-from pgtask.errors import RunNotFound
+from pgtask._postgres.tasks import again_after_deadlock, plain_values
+from pgtask.errors import EnqueueError, RunNotFound
 
 __all__ = [
     "CheckpointRow",
@@ -123,22 +123,28 @@ async def cancel_runs(connection: Any, runs: Sequence[UUID], *, force: bool = Tr
     """End runs and all their children that have not ended, in one transaction; those for which that was done. Without
     `force` a run that a worker has is left alone, with its children.
 
-    Level by level: when a run is gone it spawns nothing any more, so its children are all there to be seen.
+    Level by level: when a run is gone it spawns nothing any more, so its children are all there to be seen; but not by
+    a snapshot from before. Raises `EnqueueError` in a transaction of the caller's that has such a one.
     """
-    while True:
-        try:
-            async with connection.transaction():
-                cancelled: list[UUID] = []
-                level: list[Any] = sorted(runs)
-                while level:
-                    is_forced = force or bool(cancelled)
-                    gone = [row[0] for row in await connection.fetch(statement("runs/cancel"), level, is_forced)]
-                    cancelled += gone
-                    level = sorted(row[0] for row in await connection.fetch(statement("runs/children"), gone))
-                return [UUID(int=run.int) for run in cancelled]
-        except asyncpg.DeadlockDetectedError:
-            if connection.is_in_transaction():  # the caller's, which has failed with ours
-                raise
+    isolation = None if connection.is_in_transaction() else "read_committed"
+    if isolation is None and (level := await connection.fetchval("SHOW transaction_isolation")) != "read committed":
+        raise EnqueueError(
+            f"a run cannot be cancelled in a transaction that is {level.upper()}, which does not see what children the "
+            "run has spawned since it began; make it READ COMMITTED"
+        )
+
+    async def cancel() -> list[UUID]:
+        async with connection.transaction(isolation=isolation):
+            cancelled: list[UUID] = []
+            level: list[Any] = sorted(runs)
+            while level:
+                is_forced = force or bool(cancelled)
+                gone = [row[0] for row in await connection.fetch(statement("runs/cancel"), level, is_forced)]
+                cancelled += gone
+                level = sorted(row[0] for row in await connection.fetch(statement("runs/children"), gone))
+            return [UUID(int=run.int) for run in cancelled]
+
+    return await again_after_deadlock(connection, cancel)
 
 
 class TakenKey(NamedTuple):
@@ -165,7 +171,7 @@ async def resume_runs(connection: Any, runs: Sequence[UUID]) -> Resumed:
     resumed: list[UUID] = []
     left = [UUID(int=run.int) for run in runs]
     while True:
-        rows = await connection.fetch(statement("runs/resume"), left)
+        rows = await again_after_deadlock(connection, partial(connection.fetch, statement("runs/resume"), left))
         resumed += [UUID(int=row[0].int) for row in rows]
         left = [run for run in left if run not in resumed]
         taken = await connection.fetch(statement("runs/taken_keys"), left) if left else []

@@ -7,12 +7,13 @@ then matches no row, and the outcome is dropped.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from pgtask._postgres.connection import connect, map_errors
@@ -22,6 +23,7 @@ from pgtask._postgres.store import statement
 __all__ = [
     "TaskRow",
     "Verdict",
+    "again_after_deadlock",
     "aware",
     "cancel",
     "describe",
@@ -33,6 +35,9 @@ __all__ = [
     "stop_workers",
     "transaction",
 ]
+
+
+T = TypeVar("T")
 
 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +97,18 @@ async def transaction(connection: Any, *, readonly: bool = False) -> AsyncIterat
         yield settings["now"]
 
 
+async def again_after_deadlock(connection: Any, work: Callable[[], Awaitable[T]]) -> T:
+    """Do it once more whenever the server has undone it to end a deadlock; not in a transaction of the caller's, which
+    has failed with it. Whoever names several tasks locks them in the order of their ids; who parks a child, the child
+    and then its parent."""
+    while True:
+        try:
+            return await work()
+        except asyncpg.DeadlockDetectedError:
+            if connection.is_in_transaction():
+                raise
+
+
 # --- reading ------------------------------------------------------------------------------------------------
 
 
@@ -135,18 +152,21 @@ def aware(time: datetime) -> datetime:
 
 async def retry(connection: Any, ids: Sequence[UUID]) -> list[Verdict]:
     """Make tasks due, without an error and with all their retries, unless leased. In the order of `ids`."""
-    async with transaction(connection):
-        return _verdicts(ids, await connection.fetch(statement("retry"), ids))
+    return await _change(connection, ids, "retry", ids)
 
 
 async def cancel(connection: Any, ids: Sequence[UUID], *, force: bool) -> list[Verdict]:
     """Remove tasks, leased ones only by `force`. In the order of `ids`."""
-    async with transaction(connection):
-        return _verdicts(ids, await connection.fetch(statement("cancel"), ids, force))
+    return await _change(connection, ids, "cancel", ids, force)
 
 
-def _verdicts(ids: Sequence[UUID], rows: list[Any]) -> list[Verdict]:
-    by_id = {row["id"]: row for row in rows}
+async def _change(connection: Any, ids: Sequence[UUID], name: str, *args: Any) -> list[Verdict]:
+    async def change() -> list[Any]:
+        async with transaction(connection):
+            rows: list[Any] = await connection.fetch(statement(name), *args)
+            return rows
+
+    by_id = {row["id"]: row for row in await again_after_deadlock(connection, change)}
     names = Verdict.__struct_fields__
     return [Verdict(**{name: _plain(by_id[task][name]) for name in names}) for task in dict.fromkeys(ids)]
 

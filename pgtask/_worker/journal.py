@@ -42,7 +42,7 @@ class Journal:
         self._due_in = due_in
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()
-        self._offset = 0.0  # from the monotonic clock to that of the database
+        self._offset = 0.0  # from the monotonic clock to that of the database, see `_set_clock`
         self._loads: list[tuple[UUID, asyncio.Future[History]]] = []
         self._collects: list[tuple[list[UUID], asyncio.Future[dict[UUID, Ended]]]] = []
         self._entries: dict[str, list[Entry]] = defaultdict(list)
@@ -56,6 +56,12 @@ class Journal:
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
+
+    def _set_clock(self, now: datetime, sent: float, received: float) -> None:
+        """The database said `now` at some time between these two. The clock is moved only as far as that proves it
+        wrong: a statement that was kept waiting, by a lock or an outage, proves little. Where nothing is known it is
+        late rather than early, but by then not behind `now`: what was due for the database is due here."""
+        self._offset = min(max(self._offset, now.timestamp() - received), now.timestamp() - sent)
 
     def load(self, run: UUID) -> asyncio.Future[History]:
         loaded: asyncio.Future[History] = self._loop.create_future()
@@ -150,12 +156,13 @@ class Journal:
     async def _load(self, loads: list[tuple[UUID, asyncio.Future[History]]]) -> None:
         sent = time.monotonic()
         rows = await self._link.run("journal/load", [run for run, _ in loads])
+        received = time.monotonic()
         histories: dict[UUID, History] = {}
         for run, wakeup_at, now, is_known, version, state, number, *rest in rows:
             history = histories.get(run)
             if history is None:
                 history = histories[run] = History(wakeup_at, is_known, version, state, [])
-                self._offset = now.timestamp() - sent
+                self._set_clock(now, sent, received)
             if number is not None:
                 history.checkpoints.append(Checkpoint(number, *rest))
         for run, loaded in loads:

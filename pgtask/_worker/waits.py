@@ -17,6 +17,7 @@ __all__ = ["Wait", "Waits"]
 
 LOOK = 1.0  # seconds until a branch that waits for something from outside looks again, while others are at work,
 LOOK_AT_CHILD = 0.01  # and so much more for each child, so that waiting for a thousand costs no more than for a few
+VAIN, LONGEST_VAIN = 0.002, 0.25  # seconds before all that waits is told again, after a look that has found nothing new
 
 
 class Wait(NamedTuple):
@@ -38,6 +39,8 @@ class Waits:
         self._now = now
         self._at_work = 1
         self._is_deciding = False
+        self._refused: list[Wait] = []  # what all waited for when the run was not let go, and looked once more
+        self._vain = 0.0
         self._waiting: dict[asyncio.Future[None], Wait] = {}
 
     def begin(self, branches: int) -> None:
@@ -96,7 +99,9 @@ class Waits:
             return
         self._is_deciding = True
         try:
-            await self._all_wait(list(self._waiting.values()))
+            await self._hold_back()
+            if not self._at_work:
+                await self._all_wait(list(self._waiting.values()))
         except BaseException as error:
             self.stop(error)
             return
@@ -104,3 +109,12 @@ class Waits:
             self._is_deciding = False
         for over in list(self._waiting):
             self._look(over)
+
+    async def _hold_back(self) -> None:
+        """What refuses to let go of a run, and what the run sees, should agree. Where they do not (somebody has meddled
+        with the rows), looking again at once would be a storm."""
+        waits = [wait._replace(seen_at=None) for wait in self._waiting.values()]
+        self._vain = min(max(VAIN, 2 * self._vain), LONGEST_VAIN) if waits == self._refused else 0.0
+        self._refused = waits
+        if self._vain:
+            await asyncio.sleep(self._vain)

@@ -3,7 +3,7 @@
 -- pairs of run and number of checkpoint: failures that were not caught, so that they are not met again if somebody revives
 -- the run.
 --
--- Wakes the parents that wait for these, and tells those who wait for results. What comes back are the runs that are
+-- Wakes the parents that are paused and wait for these, and tells those who wait for results. What comes back are the runs that are
 -- held, null for all. A parent's task is locked before its record is written, and nothing here waits for a lock of
 -- pg_task while it has one: a run whose parent's task is locked is not held, this time.
 WITH ours AS MATERIALIZED (
@@ -74,7 +74,7 @@ told AS (
     SET waits_for = waits_for - child.ended
     FROM (SELECT parent, count(*)::integer AS ended FROM ended WHERE parent IS NOT NULL GROUP BY parent) AS child
     WHERE run.id = child.parent
-    RETURNING run.id, run.waits_for
+    RETURNING run.id, run.waits_for, run.paused_until
 ),
 woken AS (
     UPDATE pg_task AS task
@@ -85,7 +85,7 @@ woken AS (
     FROM told
     WHERE task.id = told.id
       AND told.waits_for <= 0
-      AND task.error IS NULL
+      AND (task.locked_by IS NOT NULL OR task.wakeup_at = told.paused_until)
 ),
 notified AS MATERIALIZED (
     SELECT pg_notify('pg_task_ended', string_agg(id::text, ','))

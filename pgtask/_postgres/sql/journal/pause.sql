@@ -3,14 +3,28 @@
 -- for, as pairs of run and child, $9 how many that are of each run, and $10 whether one of these is enough.
 --
 -- A run is not let go if something has come since it looked: its wakeup_at has changed, or too many of the children have
--- ended. What comes back, of each run that is held: whether it was let go, and its wakeup_at.
-WITH awaited AS (
-    UPDATE pg_task_runs AS child
-    SET awaited = true
+-- ended. What comes back, of each run that is held: whether it was let go, and its wakeup_at. Paused it is for as long as
+-- it has the wakeup_at that is noted as paused_until: only then is it woken by what it waits for.
+--
+-- Which children have ended is decided as in collect.sql. A record that does not agree with its task is mended.
+WITH live AS MATERIALIZED (
+    SELECT pair.run, pair.child, record.state, record.ended_at
     FROM unnest($7::uuid[], $8::uuid[]) AS pair (run, child)
-    WHERE child.id = pair.child
-      AND child.state IS NULL
-    RETURNING pair.run
+    JOIN pg_task_runs AS record ON record.id = pair.child
+    JOIN pg_task AS task ON task.id = pair.child AND task.error IS NULL
+),
+-- One that has ended since this statement began has another record than we have seen.
+awaited AS (
+    UPDATE pg_task_runs AS child
+    SET awaited = true,
+        state = NULL,
+        error = NULL,
+        ended_at = NULL
+    FROM live
+    WHERE child.id = live.child
+      AND child.state IS NOT DISTINCT FROM live.state
+      AND child.ended_at IS NOT DISTINCT FROM live.ended_at
+    RETURNING live.run
 ),
 remaining AS MATERIALIZED (
     SELECT run, count(*)::integer AS children
@@ -46,6 +60,7 @@ paused AS (
 noted AS (
     UPDATE pg_task_runs AS run
     SET waits_on = decided.waits_on,
+        paused_until = coalesce(decided.due_at, 'infinity'),
         waits_for = CASE WHEN decided.any_child THEN least(1, decided.remaining) ELSE coalesce(decided.remaining, 0) END
     FROM decided
     WHERE run.id = decided.run

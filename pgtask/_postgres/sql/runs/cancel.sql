@@ -2,7 +2,7 @@
 -- ids; the tasks go first, so that nobody spawns children of these any more. A run that was inserted by plain SQL and has
 -- not begun gets its record here.
 --
--- Wakes the parents that wait for them, and tells those who wait for results.
+-- Wakes the parents that are paused and wait for them, and tells those who wait for results.
 WITH free AS MATERIALIZED (
     SELECT id
     FROM pg_task
@@ -36,7 +36,7 @@ told AS (
     SET waits_for = waits_for - child.ended
     FROM (SELECT parent, count(*)::integer AS ended FROM cancelled WHERE parent IS NOT NULL GROUP BY parent) AS child
     WHERE run.id = child.parent
-    RETURNING run.id, run.waits_for
+    RETURNING run.id, run.waits_for, run.paused_until
 ),
 woken AS (
     UPDATE pg_task AS task
@@ -47,7 +47,7 @@ woken AS (
     FROM told
     WHERE task.id = told.id
       AND told.waits_for <= 0
-      AND task.error IS NULL
+      AND (task.locked_by IS NOT NULL OR task.wakeup_at = told.paused_until)
 ),
 notified AS MATERIALIZED (
     SELECT pg_notify('pg_task_ended', string_agg(id::text, ','))

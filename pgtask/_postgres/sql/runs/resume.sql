@@ -11,7 +11,7 @@ WITH free AS MATERIALIZED (
     WHERE task.id = ANY ($1::uuid[])
       AND (run.id IS NOT NULL OR pg_task_workflow(task.step) IS NOT NULL)
       AND (task.locked_by IS NULL OR task.lock_expires_at < now())
-      AND (task.error IS NOT NULL OR (task.wakeup_at > now() AND (task.tried > 0 OR run.waits_on IS NOT NULL)))
+      AND (task.error IS NOT NULL OR (task.wakeup_at > now() AND (task.tried > 0 OR task.wakeup_at = run.paused_until)))
     ORDER BY task.id
     FOR NO KEY UPDATE OF task
 ),

@@ -1,8 +1,8 @@
--- Send the signal $2 with the payload $3 to the run $1, and wake it. What comes back: whether the task $1 is a run; no row
+-- Send the signal $2 with the payload $3 to the run $1, and wake it if it is paused. What comes back: whether the task $1 is a run; no row
 -- if it is no longer there. Its row is locked first, so that nothing is sent to one that ends meanwhile.
 --
 -- Whoever pauses the run compares its wakeup_at with what it was when he looked for signals; under a lease it is changed
--- for him to see. One that was never claimed is left to its time: its row was not written since it was made.
+-- for him to see. One that is not paused, but scheduled or to be tried again, is left to its time.
 WITH asked AS MATERIALIZED (
     SELECT
         id,
@@ -22,7 +22,7 @@ woken AS (
     UPDATE pg_task AS task
     SET wakeup_at = CASE
         WHEN task.locked_by IS NOT NULL THEN greatest(clock_timestamp(), task.wakeup_at + interval '1 microsecond')
-        WHEN task.error IS NULL AND task.updated_at <> task.created_at THEN least(task.wakeup_at, now())
+        WHEN task.wakeup_at = pg_task_paused_until(task.id) THEN least(task.wakeup_at, now())
         ELSE task.wakeup_at
     END
     FROM sent

@@ -6,7 +6,7 @@ SELECT
     CASE
         WHEN task.error IS NOT NULL THEN 'ERROR'
         WHEN task.locked_by IS NOT NULL THEN 'RUNNING'
-        WHEN task.id IS NOT NULL AND task.wakeup_at > now() AND run.waits_on IS NOT NULL THEN 'PAUSED'
+        WHEN task.wakeup_at > now() AND task.wakeup_at = run.paused_until THEN 'PAUSED'
         WHEN task.id IS NOT NULL THEN 'QUEUED'
         WHEN run.state = 'SUCCESS' THEN 'SUCCESS'
         ELSE 'CANCELLED'
@@ -15,7 +15,10 @@ SELECT
     run.parent,
     last.name AS last_step,
     coalesce(last.number, 0) AS recorded,
-    CASE WHEN task.locked_by IS NULL AND task.wakeup_at > now() THEN run.waits_on END AS waits_on,
+    CASE
+        WHEN task.locked_by IS NULL AND task.error IS NULL AND task.wakeup_at > now() AND task.wakeup_at = run.paused_until
+        THEN run.waits_on
+    END AS waits_on,
     CASE WHEN task.locked_by IS NULL AND task.error IS NULL THEN task.wakeup_at END AS due_at,
     coalesce(task.tried, 0) AS tried,
     coalesce(task.error, CASE WHEN task.id IS NULL THEN run.error END) AS error,

@@ -108,6 +108,16 @@ class MemoryWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._stack.__aexit__(kind, error, traceback)
+        if error is None:
+            self._check_faults()
+
+    def _check_faults(self) -> None:
+        """A fault that met no try is one that the test did not test."""
+        tried = self._dispatch.tried
+        unmet = [_name(step) for step, faults in self._dispatch.faults.items() if faults and step not in tried]
+        if unmet:
+            ran = ", ".join(sorted(map(_name, tried))) or "none"
+            raise AssertionError(f"a fault was put into {', '.join(unmet)}, which was never tried; steps that ran: {ran}")
 
     @property
     def now(self) -> datetime:
@@ -212,6 +222,10 @@ class MemoryWorker:
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
         self._work.set()
+
+
+def _name(step: type[Task] | str) -> str:
+    return step if isinstance(step, str) else step.__name__
 
 
 def run_task(app: App, step: Task, *, resources: Any = FROM_LIFESPAN, db: Any = None) -> MemoryTask:

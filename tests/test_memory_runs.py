@@ -296,6 +296,33 @@ def test_a_signal_that_comes_after_the_look_for_it_is_not_missed() -> None:
     run(main())
 
 
+@workflow("forgetful")
+async def forgetful(ctx: WorkflowContext, how: str) -> int:
+    if how == "step":
+        ctx.step("double", flows.double, 2)
+    if how == "gather":
+        ctx.gather(ctx.step("double", flows.double, 2))
+    if how == "kept for later":
+        later = [ctx.step(f"double/{number}", flows.double, number) for number in range(250)]
+        return int(sum(await ctx.gather(*later)))
+    return 0
+
+
+@pytest.mark.parametrize(("how", "what"), [("step", r"ctx.step\('double'\)"), ("gather", r"ctx.(step|gather)\(.*\)")])
+def test_what_is_asked_for_and_not_awaited_is_no_success(how: str, what: str) -> None:
+    async def main() -> None:
+        async with MemoryWorker(App(forgetful)) as worker:
+            started = await worker.client.trigger(forgetful, how)
+            await worker.run()
+            with pytest.raises(RunFailed, match=f"without having awaited {what}: write await before it"):
+                await started.result()
+            later = await worker.client.trigger(forgetful, "kept for later")
+            await worker.run()
+            assert await later.result() == sum(range(250)) * 2
+
+    run(main())
+
+
 # --- cancel and resume
 
 

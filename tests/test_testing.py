@@ -348,6 +348,21 @@ def test_a_crash_loses_the_outcome_but_not_what_the_step_did() -> None:
     run(main())
 
 
+def test_a_fault_that_no_try_has_met_is_an_error_of_the_test() -> None:
+    @workflow("pays")
+    async def pays(ctx: WorkflowContext) -> None:
+        await ctx.step("charge", dict)
+
+    async def main() -> None:
+        async with MemoryWorker(App(pays)) as w:
+            w.fail("chrage", OSError("the bank is away"))
+            await w.client.trigger(pays)
+            await w.run()
+
+    with pytest.raises(AssertionError, match=r"^a fault was put into chrage, which was never tried; .* ran: Run, charge"):
+        run(main())
+
+
 def test_a_fault_that_cannot_be_is_refused() -> None:
     async def main() -> None:
         async with worker() as w:

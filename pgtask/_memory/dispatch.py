@@ -55,6 +55,8 @@ class MemoryDispatch(Dispatch):
         self._rows = rows
         self.faults: dict[type[Task] | str, deque[Fault]] = defaultdict(deque)
         """By step of a task, or by name of a step in a workflow."""
+        self.tried: set[type[Task] | str] = set()
+        """The steps, named as in `faults`, of which there was a try."""
         self.crashed: set[UUID] = set()
         """Tasks whose outcome must not be written."""
 
@@ -106,6 +108,7 @@ class MemoryDispatch(Dispatch):
 
     def next_fault(self, step: type[Task] | str) -> Fault | None:
         """The fault for this try of a step, raised if it is an exception."""
+        self.tried.add(step)
         faults = self.faults.get(step)
         fault = faults.popleft() if faults else None
         if fault is not None and not isinstance(fault, str):

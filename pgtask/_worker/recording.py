@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from pgtask._fastpath import Again, Lease, Written
+from pgtask._worker.asked import Asked, noted
 from pgtask._worker.calls import Calls
 from pgtask._worker.entries import Checkpoint, History, Journalled, Pause
 from pgtask._worker.replay import Branch, Replay
@@ -46,6 +47,7 @@ class Recording(WorkflowContext):
         self.lease = lease
         self.verdict: Written | Again | Exception | None = None
         """Set when the run was stopped: what to tell the dispatcher, or what to raise there."""
+        self.asked = Asked()
         self._journal = journal
         self._calls = calls
         self._replay = Replay(history.checkpoints)
@@ -128,11 +130,13 @@ class Recording(WorkflowContext):
         return self._root.failures_behind(error)
 
     def check_end(self) -> None:
-        """The function has returned. Raises `ReplayError` for what it did not ask for."""
+        """The function has returned. Raises `ReplayError` for what it did not ask for, or not await."""
+        self.asked.check()
         self._replay.check_end()
 
     # --- branches and waits
 
+    @noted
     async def gather(self, *steps: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
         branch = self._branch("ctx.gather()")
         place = branch.next_place()

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from pgtask._json_types import codec_of
+from pgtask._worker.asked import noted
 from pgtask._worker.calls import called
 from pgtask._worker.children import MOST_CHILDREN, ChildRun, Family, child_rows
 from pgtask._worker.entries import Checkpoint
@@ -36,6 +37,7 @@ class Run(Recording):
 
     # --- steps
 
+    @noted
     async def step(  # type: ignore[override]  # the overloads are for users
         self, name: str, function: Any, /, *args: Any, policy: Policy | None = None
     ) -> Any:
@@ -112,6 +114,7 @@ class Run(Recording):
 
     # --- waits
 
+    @noted
     async def sleep(self, name: str, duration: timedelta) -> None:
         if not isinstance(duration, timedelta):
             self._refuse(ReplayError(f"sleep {name!r} takes a timedelta, not {duration!r:.80}"))
@@ -129,6 +132,7 @@ class Run(Recording):
         while self._journal.now() < checkpoint.due_at:
             await self._waits.wait(Wait(what, checkpoint.due_at))
 
+    @noted
     async def wait_for_signal(self, name: str, type: Any = Any, *, timeout: timedelta | None = None) -> Any:
         codec = codec_of(type)
         branch, found = self._find("signal", name)
@@ -156,6 +160,7 @@ class Run(Recording):
 
     # --- children
 
+    @noted
     async def spawn(
         self,
         name: str,
@@ -167,6 +172,7 @@ class Run(Recording):
     ) -> Child[Any]:
         return (await self._spawn(name, workflow, [input], queue, priority))[0]
 
+    @noted
     async def spawn_many(
         self,
         name: str,
@@ -201,6 +207,7 @@ class Run(Recording):
                 self._refuse(error)
         return [ChildRun(self, name, flow, id) for id in family.ids]
 
+    @noted
     async def results(self, children: Sequence[Child[Any]], *, return_exceptions: bool = False) -> list[Any]:
         results: list[Any] = []
         errors: list[BaseException] = []
@@ -239,14 +246,17 @@ class Run(Recording):
 
     # --- values
 
+    @noted
     async def now(self) -> datetime:
         found: datetime = await self._value("now", datetime, self._journal.now)
         return found
 
+    @noted
     async def random(self) -> float:
         found: float = await self._value("random", float, random.random)
         return found
 
+    @noted
     async def uuid(self) -> UUID:
         found: UUID = await self._value("uuid", UUID, uuid4)
         return found

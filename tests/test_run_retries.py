@@ -29,6 +29,11 @@ PAUSED = """
     SELECT waits_on LIKE '%try 2 of step shaky%' AND locked_by IS NULL FROM pg_task JOIN pg_task_runs USING (id)
 """
 
+PAUSED_AGAIN = """
+    SELECT locked_by IS NULL AND wakeup_at = paused_until AND wakeup_at > now()
+    FROM pg_task JOIN pg_task_runs USING (id)
+"""
+
 
 @pytest.fixture
 def rows(dsn: str) -> Rows:
@@ -136,6 +141,8 @@ def test_resume_tries_a_step_now_that_was_put_off(working: Any, rows: Rows) -> N
         started = await client.trigger(branch_flows.beside_signal, 10_800.0)
         await asyncio.to_thread(rows.until, PAUSED)
         await started.signal("go", 7)
+        await asyncio.to_thread(rows.until, "SELECT count(*) = 1 FROM pg_task_checkpoints WHERE kind = 'signal'")
+        await asyncio.to_thread(rows.until, PAUSED_AGAIN)
         assert await started.resume()
         return await started.result(timeout=SOON)
 

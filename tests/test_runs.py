@@ -326,7 +326,7 @@ def test_a_deadlock_with_who_parks_a_child_is_undone_and_tried_again(dsn: str, n
             )
             await parking.execute("SET deadlock_timeout = '1min'")  # so that it is the other who notices
             await db.execute("BEGIN; SELECT FROM pg_task WHERE id = '00000000-0000-0000-0000-000000000001' FOR UPDATE")
-            asked = asyncio.create_task(ask[name](asking))
+            asked = asyncio.ensure_future(ask[name](asking))
             await until_waiting(db)
             parked = asyncio.create_task(by_hand(parking, child))
             await until_waiting(db, 2)

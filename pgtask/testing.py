@@ -117,7 +117,9 @@ class MemoryWorker:
         unmet = [_name(step) for step, faults in self._dispatch.faults.items() if faults and step not in tried]
         if unmet:
             ran = ", ".join(sorted(map(_name, tried))) or "none"
-            raise AssertionError(f"a fault was put into {', '.join(unmet)}, which was never tried; steps that ran: {ran}")
+            raise AssertionError(
+                f"a fault was put into {', '.join(unmet)}, which was never tried; steps that ran: {ran}"
+            )
 
     @property
     def now(self) -> datetime:

@@ -299,9 +299,9 @@ def test_a_signal_that_comes_after_the_look_for_it_is_not_missed() -> None:
 @workflow("forgetful")
 async def forgetful(ctx: WorkflowContext, how: str) -> int:
     if how == "step":
-        ctx.step("double", flows.double, 2)
+        ctx.step("double", flows.double, 2)  # type: ignore[unused-coroutine]
     if how == "gather":
-        ctx.gather(ctx.step("double", flows.double, 2))
+        ctx.gather(ctx.step("double", flows.double, 2))  # type: ignore[unused-coroutine]
     if how == "kept for later":
         later = [ctx.step(f"double/{number}", flows.double, number) for number in range(250)]
         return int(sum(await ctx.gather(*later)))

@@ -359,7 +359,9 @@ def test_a_fault_that_no_try_has_met_is_an_error_of_the_test() -> None:
             await w.client.trigger(pays)
             await w.run()
 
-    with pytest.raises(AssertionError, match=r"^a fault was put into chrage, which was never tried; .* ran: Run, charge"):
+    with pytest.raises(
+        AssertionError, match=r"^a fault was put into chrage, which was never tried; .* ran: Run, charge"
+    ):
         run(main())
 
 

@@ -52,6 +52,18 @@ class Exit(Poison):
         os._exit(self.code)
 
 
+class DiesAfterwards(Poison):
+    """Has returned when a callback that it left behind kills the process."""
+
+    suspends: bool
+
+    async def run(self, ctx: Context) -> Done:
+        if self.suspends:
+            await mark(ctx, "begin")
+        asyncio.get_running_loop().call_soon(os._exit, 9)
+        return Done()
+
+
 class KillsItself(Poison):
     """As the kernel does it when memory is out. Also from a thread, and without ever giving the loop a turn."""
 

@@ -318,6 +318,32 @@ def test_tasks_that_kill_their_process_are_parked_with_the_cause(dsn: str, rows:
     assert retried == 1
 
 
+@pytest.mark.parametrize("suspends", [False, True])
+def test_a_task_that_has_returned_when_it_kills_its_process_is_parked(dsn: str, rows: Rows, suspends: bool) -> None:
+    """Its outcome was not written, so it is charged; beside it a suspect of two crashes is not."""
+    (guilty,) = put(dsn, poison.DiesAfterwards(suspends))
+    (innocent,) = put(dsn, poison.Wide(0.5))
+    rows("UPDATE pg_task SET claims = CASE id WHEN $1 THEN 1 ELSE 2 END", guilty)
+    fleet = burst(dsn, procs=1)
+    assert rows("SELECT id, split_part(error, ':', 1) FROM pg_task") == [
+        (guilty, "worker process died 3 times while running Poison.DiesAfterwards")
+    ]
+    assert fleet.output.count("worker.died") == 2
+    assert rows.value("SELECT count(*) FROM mark WHERE task = $1 AND step = 'end'", innocent) == 1
+
+
+def test_a_task_that_has_returned_is_charged_whatever_executes_beside_it(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with working(dsn) as fleet:
+        put(dsn, *[poison.Begins(str(go))] * 3)
+        rows.until("SELECT count(*) = 3 FROM mark")
+        (guilty,) = put(dsn, poison.DiesAfterwards(suspends=False))
+        fleet.until("executing=4")
+        go.touch()
+        rows.until("SELECT count(*) = 1 FROM pg_task WHERE error IS NOT NULL AND id = $1", guilty)
+        rows.until("SELECT count(*) = 1 FROM pg_task")
+
+
 def test_the_stack_of_the_thread_that_crashed_is_kept_whatever_others_there_are(dsn: str, rows: Rows) -> None:
     put(dsn, poison.SegfaultAmongThreads())
     rows("UPDATE pg_task SET claims = 2")

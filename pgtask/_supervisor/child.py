@@ -39,6 +39,7 @@ from pgtask._worker.status import (
     as_message,
     decode_messages,
 )
+from pgtask._worker.suspects import MOST_HELD
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import AppLoadError, DatabaseRefused, PgtaskError
@@ -95,7 +96,7 @@ class Process:
         self.pid = 0
         self.started = time.monotonic()
         self.worker = os.urandom(8)
-        self.marks = Marks(mmap.mmap(-1, Marks.size(concurrency)))
+        self.marks = Marks(mmap.mmap(-1, Marks.size(concurrency + MOST_HELD)))
         self.crash = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
         try:
             self.pipe, self.writer = os.pipe()

@@ -38,12 +38,12 @@ MOST_NAMED = 20  # suspects in the log; one crash makes no more than were execut
 
 
 class Estate(msgspec.Struct, frozen=True):
-    """What a dead worker leaves: the first half of its tokens, the tasks that it was executing (those that shall be
-    charged with its death), and of what it died."""
+    """What a dead worker leaves: the first half of its tokens, the tasks that shall be charged with its death, if it
+    still held them, and of what it died."""
 
     worker: bytes
     pid: int
-    executing: Sequence[bytes]
+    charged: Sequence[bytes]
     cause: str
 
 
@@ -62,8 +62,8 @@ class Undertakers:
     def inherit(self, process: Process, cause: str, *, charged: bool) -> None:
         """Remember what a dead process held, and the `cause` of its death. Unless it is `charged`, no task is guilty:
         it was our kill, since a stop took too long."""
-        executing = process.marks.executing() if charged else []
-        self._estates.append(Estate(process.worker, process.pid, executing, cause))
+        charges = process.marks.charged() if charged else []
+        self._estates.append(Estate(process.worker, process.pid, charges, cause))
 
     def send(self, parent_fd: int, *, close: Iterable[int]) -> None:
         """Fork an undertaker if there is something for it to do; it leaves when `parent_fd` reads EOF."""
@@ -144,8 +144,8 @@ class _Handover:
         ((left, session_seen, released, suspects, parked, _),) = await self._link.run(
             "handover",
             *(UUID(bytes=estate.worker + bytes(8)), UUID(bytes=estate.worker + b"\xff" * 8)),
-            [UUID(bytes=task) for task in estate.executing],
-            len(estate.executing) == 1,
+            [UUID(bytes=task) for task in estate.charged],
+            len(estate.charged) == 1,
             sanitise(estate.cause),
             f"pgtask worker {estate.pid}",
         )

@@ -92,7 +92,7 @@ class Loop:
             unknown=self._unknown.delay,
             broke=self.fail,
         )
-        self._suspects = Suspects(self.dispatch, config.concurrency)
+        self._suspects = Suspects(self.dispatch)
         self._flush = Flush(self.link, self._leases)
         self.renew = Renew(
             dsn,

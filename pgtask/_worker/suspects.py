@@ -18,9 +18,9 @@ To be alone, a worker starts nothing else (it is *hushed*) and waits for what ru
 - A worker holds as many suspects as one crash makes, but one of two crashes at most, since all that it holds is charged
   if its host dies. The rest goes back for a short time, drawn at random, so that they do not meet again.
 
-Invariants: what was executing before the first suspect of a hush, or before one of two crashes, has ended and is flushed;
-while one executes, nothing else does, and nothing but another suspect begins before its outcome is written; nothing is
-convicted but by a death alone, or by three claims lost to hosts, of which two were alone.
+Invariants: what was executing before the first suspect of a hush, or before one of two crashes, has ended and is
+flushed; while one executes, nothing else does, and nothing but another suspect begins before its outcome is written;
+nothing is convicted but by a death alone, or by three claims lost to hosts, of which two were alone.
 """
 
 from __future__ import annotations

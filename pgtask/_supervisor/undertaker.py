@@ -23,6 +23,7 @@ from pgtask._postgres.store import Link
 from pgtask._supervisor.child import Process
 from pgtask._supervisor.fork import fork
 from pgtask._worker.error_text import sanitise
+from pgtask._worker.status import session_name
 from pgtask.config import Config
 from pgtask.errors import DatabaseRefused
 
@@ -30,10 +31,9 @@ __all__ = ["Estate", "Undertakers"]
 
 log = logging.getLogger("pgtask.handover")
 
-MOST_AT_WORK = 3  # while they wait for a database that is away, the estates of a crash loop gather
+SPARE = 8  # undertakers at work beyond two for each worker: who waits for a row that is locked stops no later handover
 AGAIN = 0.02  # seconds until a row that is locked, or a session that is still there, is looked at again
 LONGEST_PAUSE = 1.0
-NAMESAKE_AFTER = 1.0
 MOST_NAMED = 20  # suspects in the log; one crash makes no more than were executing
 
 
@@ -68,7 +68,7 @@ class Undertakers:
     def send(self, parent_fd: int, *, close: Iterable[int]) -> None:
         """Fork an undertaker if there is something for it to do; it leaves when `parent_fd` reads EOF."""
         config, estates = self._config, self._estates
-        if not estates or len(self._pids) >= MOST_AT_WORK or config.dsn is None:
+        if not estates or len(self._pids) >= 2 * config.procs + SPARE or config.dsn is None:
             return
         try:
             pid = fork("pgtask buries", lambda: _bury(config, estates, parent_fd), close=close, stops=False)
@@ -132,7 +132,6 @@ class _Handover:
     def __init__(self, link: Link, estate: Estate) -> None:
         self._link = link
         self._estate = estate
-        self._began = time.monotonic()
         self._session_seen = True
         self._released = 0
         self._suspects: list[UUID] = []
@@ -147,14 +146,13 @@ class _Handover:
             [UUID(bytes=task) for task in estate.charged],
             len(estate.charged) == 1,
             sanitise(estate.cause),
-            f"pgtask worker {estate.pid}",
+            session_name(estate.pid, estate.worker),
         )
         self._released += released
         self._suspects += suspects
         self._parked += parked
         was_seen, self._session_seen = self._session_seen, session_seen
-        # A worker elsewhere may have the same name: after a second its session is none of ours.
-        if left or ((was_seen or session_seen) and time.monotonic() < self._began + NAMESAKE_AFTER):
+        if left or was_seen:  # what it had committed before it went, a statement from before its end does not see
             return False
         self._say()
         return True

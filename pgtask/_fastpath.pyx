@@ -8,7 +8,8 @@ buffer of the flush), `CopyRows` (bulk enqueue).
 Invariants:
 - A lease is in `Leases` from its claim until its outcome is in the database, was found lost, or it was given back.
 - Every lease that starts ends in `Outcomes` exactly once, or is lost.
-- A step is marked from before its first line until after its last, wherever it runs.
+- A step is marked from before its first line until after its last, wherever it runs; that of a suspect until its outcome
+  is in the database.
 - All methods are called on the worker's loop, except those of `Leases` marked as safe for the renewing thread.
 """
 
@@ -322,7 +323,7 @@ cdef class Lease:
     cdef Reason reason  # why its step is being cancelled
     cdef object task  # the asyncio Task of a suspended step
     cdef object timer
-    cdef Py_ssize_t mark  # where in `Marks` its step is marked while it is suspended, or runs in a thread; else 0
+    cdef Py_ssize_t mark  # where in `Marks` its step is marked beside the one that has the loop; else 0
 
     def __repr__(self):
         return f"<Lease {self.id} {self.label}>"
@@ -432,10 +433,11 @@ cdef struct Mark:
 cdef class Marks:
     """The ids of the tasks whose steps are executing, in memory that outlives the process which writes it.
 
-    `memory` is a writable buffer of zeros, `Marks.size(n)` bytes for n suspended steps; an anonymous shared `mmap` made
-    before a fork can be read by the parent when the child is dead. The first mark is that of the step which has the
-    loop; one that suspends, or is given to a thread, gets a mark of its own. The number is written last and cleared
-    first, so that a process that dies in between leaves no half of an id.
+    `memory` is a writable buffer of zeros, `Marks.size(n)` bytes for n suspended steps and suspects not yet written; an
+    anonymous shared `mmap` made before a fork can be read by the parent when the child is dead. The first mark is that
+    of the step which has the loop; one that suspends, or is given to a thread, gets a mark of its own. The number is
+    written last and cleared first, so that a process that dies in between leaves no half of an id. The first mark keeps
+    its id without a number: of the step that began or ended last.
     """
 
     cdef Mark* marks
@@ -468,15 +470,31 @@ cdef class Marks:
 
     cdef void keep(self, Lease lease) except *:
         """A step goes on beside others."""
-        if self.free:  # always, unless more are suspended than was said
+        cdef bytes id = lease.id.bytes
+        if not lease.mark and self.free:  # always, unless more are suspended than was said
             lease.mark = self.free.pop()
-            self.write(&self.marks[lease.mark], <bytes>lease.id.bytes)
+        if lease.mark:
+            self.write(&self.marks[lease.mark], id)
+        memcpy(self.marks[0].id, PyBytes_AS_STRING(id), 16)
 
     cdef void end(self, Lease lease) except *:
+        """That step has ended."""
+        if lease.mark:
+            memcpy(self.marks[0].id, self.marks[lease.mark].id, 16)
+            self.forget(lease)
+
+    cdef void forget(self, Lease lease) except *:
         if lease.mark:
             (<volatile Mark*>&self.marks[lease.mark]).number = 0
             self.free.append(lease.mark)
             lease.mark = 0
+
+    def charged(self):
+        """The ids of those that may have killed the process: what executes, and what began or ended last. What that one
+        has left behind, a callback or a thread, may outlive it; if its outcome is in the database, it is beyond
+        charging."""
+        last = bytes(self.marks[0].id[:16])
+        return list(dict.fromkeys([*self.executing(), *([last] if any(last) else [])]))
 
     def executing(self):
         """The ids (16 bytes each) that are marked, those that began first at the head."""
@@ -658,8 +676,7 @@ cdef int MOST_MOVES = 100  # transitions under one lease, then the task queues u
 cdef class Dispatcher:
     """Runs steps and puts what comes of them into the buffer.
 
-    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended (`limit_to` may
-    change that for a time). A subclass supplies what is slow or rare: `wake`, `start_thread`, `describe`,
+    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended (fewer in a `hush`). A subclass supplies what is slow or rare: `wake`, `start_thread`, `describe`,
     `interrupted`, `failed`, `parked`, `unknown`, `broke`.
     """
 
@@ -678,6 +695,8 @@ cdef class Dispatcher:
     cdef readonly Marks marks
     cdef int concurrency
     cdef int limit  # how many steps may be suspended now
+    cdef bint hushed
+    cdef list unwritten  # suspects whose step has ended
     cdef dict interruptions  # by task: how often in a row the database went away under its step
     cdef Py_ssize_t max_step_bytes
     cdef int runners  # how many are there to take from `ready`
@@ -697,6 +716,7 @@ cdef class Dispatcher:
         self.max_step_bytes = max_step_bytes
         self.marks = Marks(bytearray(Marks.size(concurrency))) if marks is None else marks
         self.interruptions = {}
+        self.unwritten = []
         self.width = 1
 
     # What a subclass supplies.
@@ -775,10 +795,39 @@ cdef class Dispatcher:
             if lease.task is not None:
                 lease.task.cancel()
 
-    def limit_to(self, int limit):
-        """From now on start steps only while fewer than `limit` are suspended; 0 starts none."""
+    def hush(self, int limit):
+        """Start steps only while fewer than `limit` are suspended, 0 starts none; and after a suspect no other step but a
+        suspect's."""
+        self.hushed = True
         self.limit = limit
         self.serve()
+
+    def end_hush(self):
+        self.hushed = False
+        self.limit = self.concurrency
+        self.serve()
+
+    cdef void tried(self, Lease lease) except *:
+        """The step of a suspect has ended, but what it left behind may yet kill the process: it stays marked until its
+        outcome is in the database."""
+        self.marks.keep(lease)
+        self.unwritten.append(lease)
+        if self.hushed:
+            while self.ready and (<Lease>self.ready[0]).state != READY:
+                self.ready.popleft()
+            if not self.ready or (<Lease>self.ready[0]).claims < 2:
+                self.limit = 0
+
+    def unmark_written(self):
+        """Let go of the suspects whose outcome is in the database, and of those that were lost."""
+        cdef Lease lease
+        cdef list unwritten = []
+        for lease in self.unwritten:
+            if lease.state == ENDED and self.leases.get(lease.id) is lease:
+                unwritten.append(lease)
+            elif lease.state != RUNNING:  # its next step has the mark now
+                self.marks.forget(lease)
+        self.unwritten = unwritten
 
     def start_first(self, Lease lease):
         """Put a lease before all others that wait for their turn."""
@@ -866,7 +915,10 @@ cdef class Dispatcher:
     cpdef void end(self, Lease lease, outcome, error):
         """A step has ended with an outcome or an error. For steps that suspended or ran in a thread."""
         self.suspended -= 1
-        self.marks.end(lease)
+        if lease.claims > 1:
+            self.tried(lease)
+        else:
+            self.marks.end(lease)
         if lease.timer is not None:
             lease.timer.cancel()
             lease.timer = None
@@ -1161,6 +1213,8 @@ cdef class Runner:
         if error is None:
             outcome = <object>value
             Py_DECREF(outcome)
+        if lease.claims > 1:
+            dispatcher.tried(lease)
         dispatcher.marks.pause()
         dispatcher.width = max(1, dispatcher.width - 1)
         dispatcher.conclude(lease, outcome, error)

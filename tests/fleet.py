@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,6 +101,63 @@ class Fleet:
     @property
     def output(self) -> str:
         return "".join(self.lines)
+
+
+@contextlib.contextmanager
+def working(
+    dsn: str, *arguments: str, procs: int = 1, app: str = "apps:app", order: signal.Signals = signal.SIGTERM
+) -> Iterator[Fleet]:
+    """A fleet whose workers are all ready; at the end it must stop by that order, and leave nothing behind."""
+    with Fleet(dsn, *arguments, procs=procs, app=app) as fleet:
+        fleet.until("worker.ready", times=procs)
+        yield fleet
+        stop(fleet, dsn, order)
+
+
+def stop(fleet: Fleet, dsn: str, order: signal.Signals = signal.SIGTERM, code: int = 0) -> None:
+    """Have it stop, unless it has; no process, no connection and no lease may be left."""
+    if fleet.process.poll() is None:
+        until_none(lambda: [process for process in fleet.family() if process.status() == psutil.STATUS_ZOMBIE])
+        fleet.send(order)
+        assert fleet.ends() == code, fleet.output
+    assert_nothing_is_left(fleet, dsn)
+
+
+def assert_nothing_is_left(fleet: Fleet, dsn: str) -> None:
+    """Of a fleet that has ended. Zombies are counted before; afterwards they are those of whoever reaps orphans."""
+    until_none(lambda: [process for process in of_session(fleet.process.pid) if is_alive(process)])
+    connections = (
+        "SELECT array_agg(application_name) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name ~ '^pgtask'"
+    )
+    rows = Rows(dsn)
+    rows.until(connections, holds=lambda names: names is None)
+    if fleet.process.returncode >= 0:  # else nobody was there to hand over what a step kept
+        assert rows.value("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL") == 0, "a lease is left"
+
+
+def until_none(look: Callable[[], list[psutil.Process]], patience: float = 10) -> None:
+    deadline = time.monotonic() + patience
+    while left := look():
+        assert time.monotonic() < deadline, f"left: {left}"
+        time.sleep(0.005)
+
+
+def of_session(leader: int) -> list[psutil.Process]:
+    """All processes that a fleet has forked, and what these have: it was started with a session of its own."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Rows:

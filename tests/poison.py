@@ -52,6 +52,31 @@ class Exit(Poison):
         os._exit(self.code)
 
 
+class DiesAfterwards(Poison):
+    """Has returned when a callback that it left behind kills the process."""
+
+    suspends: bool
+
+    async def run(self, ctx: Context) -> Done:
+        if self.suspends:
+            await mark(ctx, "begin")
+        asyncio.get_running_loop().call_soon(os._exit, 9)
+        return Done()
+
+
+class ForksACrash(Poison):
+    """Forks a process that crashes, and goes on."""
+
+    async def run(self, ctx: Context) -> Done:
+        if (pid := os.fork()) == 0:
+            ctypes.string_at(0)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGSEGV
+        await mark(ctx, "begin")
+        await asyncio.sleep(60)
+        return Done()
+
+
 class KillsItself(Poison):
     """As the kernel does it when memory is out. Also from a thread, and without ever giving the loop a turn."""
 

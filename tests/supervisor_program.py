@@ -24,7 +24,7 @@ from pgtask._events import Event
 from pgtask._supervisor.logs import configure
 from pgtask._supervisor.parent import Supervisor
 from pgtask._supervisor.progress import share_terminal
-from pgtask._worker.status import Gone, Ready, StatusPipe, Tick, Totals
+from pgtask._worker.status import Gone, Notified, Ready, StatusPipe, Tick, Totals
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import AppLoadError, DatabaseRefused
@@ -156,6 +156,7 @@ def is_notified(status: StatusPipe, orders: Orders) -> int:
     """The first worker hears the notification; the others were not listening yet."""
     if first_time("notified"):
         status.send(Ready())
+        status.send(Notified())
         status.send(Gone("notified"))
         return 0
     journal(orders.wait())
@@ -214,16 +215,13 @@ def lists_descriptors(status: StatusPipe, orders: Orders) -> int:
 
 
 def shows_itself(status: StatusPipe, orders: Orders) -> int:
-    of_terminals = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
-    ignored = [n.name for n in of_terminals if signal.getsignal(n) is signal.SIG_IGN]
-    others = (signal.SIGUSR1, signal.SIGUSR2)
-    handled = [n.name for n in others if signal.getsignal(n) is not signal.SIG_DFL]
+    of_groups = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2)
+    ignored = [n.name for n in of_groups if signal.getsignal(n) is signal.SIG_IGN]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     journal("self " + json.dumps({
         "random": random.random(),
         "path": sys.path[0],
         "ignored": ignored,
-        "handled": handled,
         "blocked": len(blocked),
         "wakeup": orders.wakeup_before,
     }))  # fmt: skip

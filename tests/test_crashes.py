@@ -6,10 +6,10 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import poison
 import psutil
 import pytest
 from conftest import run
-from fleet import Fleet, Rows, put
+from fleet import Fleet, Rows, assert_nothing_is_left, put
+from fleet import working as ready_fleet
 
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate
@@ -35,16 +36,15 @@ def rows(dsn: str) -> Rows:
     return found
 
 
-@contextmanager
-def working(dsn: str, *arguments: str, procs: int = 1) -> Iterator[Fleet]:
-    with Fleet(dsn, *arguments, app="poison:app", procs=procs) as fleet:
-        fleet.until("worker.ready", times=procs)
-        yield fleet
+def working(dsn: str, *arguments: str, procs: int = 1) -> AbstractContextManager[Fleet]:
+    """Steps that never end are cancelled at the end."""
+    return ready_fleet(dsn, *arguments, procs=procs, app="poison:app", order=signal.SIGQUIT)
 
 
 def burst(dsn: str, *arguments: str, procs: int = 2, code: int = 1) -> Fleet:
     with Fleet(dsn, "--burst", *arguments, app="poison:app", procs=procs) as fleet:
         assert fleet.ends() == code, fleet.output
+        assert_nothing_is_left(fleet, dsn)
     return fleet
 
 
@@ -118,7 +118,62 @@ def test_a_handover_waits_for_a_row_that_is_locked(dsn: str, rows: Rows, tmp_pat
     assert "tasks=3 executing=3" in fleet.output
 
 
-@pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+def test_handovers_that_wait_do_not_stop_later_ones(dsn: str, rows: Rows) -> None:
+    with working(dsn) as fleet:
+
+        async def hold(deaths: int) -> None:
+            connection = await asyncpg.connect(dsn)
+            async with connection.transaction():
+                for death in range(deaths):
+                    (task,) = await asyncio.to_thread(put, dsn, poison.Begins())
+                    pid = await asyncio.to_thread(rows.until, "SELECT max(pid) FROM mark WHERE task = $1", task)
+                    if death < deaths - 1:
+                        await connection.execute("SELECT FROM pg_task WHERE id = $1 FOR UPDATE", task)
+                    os.kill(pid, signal.SIGKILL)
+                    await asyncio.to_thread(fleet.until, "worker.ready")
+                assert await asyncio.to_thread(rows.until, "SELECT count(*) > 1 FROM mark WHERE task = $1", task)
+            await connection.close()
+
+        run(hold(5))
+
+
+def test_a_claim_that_the_server_carries_out_late_is_handed_over_when_it_is(dsn: str, rows: Rows) -> None:
+    """Its session outlives the worker by more than a second, since it waits for a lock."""
+    with working(dsn) as fleet:
+        (worker,) = fleet.family()
+        (name,) = rows(
+            "SELECT application_name FROM pg_stat_activity WHERE application_name ~ '^pgtask worker .*[0-9a-f]$'"
+        )
+        rows(
+            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+            f"IF current_setting('application_name') = '{name[0]}' THEN PERFORM pg_advisory_xact_lock(7); END IF; "
+            "RETURN NULL; END$$"
+        )
+        rows("CREATE TRIGGER wait AFTER UPDATE ON pg_task FOR EACH STATEMENT EXECUTE FUNCTION wait()")
+
+        async def hold() -> None:
+            connection = await asyncpg.connect(dsn)
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock(7)")
+                await asyncio.to_thread(put, dsn, *(poison.Short() for _ in range(20)))
+                waits = "SELECT FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'advisory'"
+                await asyncio.to_thread(rows.until, f"SELECT EXISTS ({waits})", name[0])
+                worker.kill()
+                await asyncio.to_thread(fleet.until, "worker.ready")
+                await connection.execute("SELECT pg_sleep(1.5)")
+            await connection.close()
+
+        run(hold())
+        fleet.until("leases.released")
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+    assert "tasks=20 executing=0" in fleet.output
+
+
+@pytest.mark.parametrize(
+    "order",
+    [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2],
+    ids=lambda order: order.name,
+)
 def test_an_order_to_the_whole_group_does_not_end_a_handover(dsn: str, rows: Rows, order: signal.Signals) -> None:
     """Only a worker may know how to stop; who hands over has little to do, and the supervisor waits for that."""
     with working(dsn) as fleet:
@@ -207,7 +262,8 @@ def test_a_stop_does_not_wait_for_a_handover_that_cannot_be(tmp_path: Path) -> N
     dsn = embedded.start(tmp_path)
     try:
         run(migrate(dsn))
-        with working(dsn, "--grace", "1") as fleet:
+        with Fleet(dsn, "--grace", "1", app="poison:app") as fleet:
+            fleet.until("worker.ready")
             (worker,) = fleet.family()
             embedded.stop(tmp_path)
             worker.kill()
@@ -283,7 +339,68 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing(dsn: str, rows: Rows
     assert rows.value("SELECT count(*) FROM mark") == 2
 
 
+def test_a_question_to_the_whole_group_harms_no_worker(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    with working(dsn, procs=2) as fleet:
+        put(dsn, *[poison.Begins(str(tmp_path / "go"))] * 3)
+        rows.until("SELECT count(*) = 3 FROM mark")
+        os.killpg(fleet.process.pid, signal.SIGUSR1)
+        fleet.until("worker.status", times=2)
+        (tmp_path / "go").touch()
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+        fleet.send(signal.SIGTERM)
+        assert fleet.ends() == 0
+    assert "worker.died" not in fleet.output
+
+
+def test_a_worker_that_dies_after_a_notification_to_stop_is_not_replaced(dsn: str, rows: Rows) -> None:
+    with working(dsn, procs=2) as fleet:
+        put(dsn, poison.Begins())
+        pid = rows.until("SELECT max(pid) FROM mark")
+        rows("SELECT pg_notify('pg_task_changed', 'stop_worker')")
+        fleet.until("supervisor.stopping cause=stop_worker")
+        os.kill(pid, signal.SIGKILL)
+        assert fleet.ends() == 0
+    assert fleet.output.count("worker.ready") == 2
+
+
+def test_a_worker_that_was_silent_and_is_heard_again_has_its_grace(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    """It is replaced, but what runs beside the step that held the loop comes to its end."""
+    with working(dsn, "--stall", "2") as fleet:
+        put(dsn, *[poison.Wide(8.0)] * 2)
+        rows.until("SELECT count(*) = 2 FROM mark")
+        put(dsn, poison.Blocked(str(tmp_path / "go")))
+        begun(tmp_path / "go")
+        fleet.until("worker.stalled")
+        (tmp_path / "go").touch()
+        fleet.until("worker.gone")
+        assert rows.value("SELECT count(*) FROM mark WHERE step = 'end'") == 2
+        assert rows.value("SELECT count(*) FROM pg_task") == 0
+    assert "worker.overdue" not in fleet.output
+    assert "task.suspect" not in fleet.output
+
+
 # --- blame and conviction
+
+
+def test_a_task_that_keeps_its_worker_silent_is_parked_with_what_it_did(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    """It was our kill, but not our fault; and it was not for want of memory."""
+    put(dsn, poison.Blocked(str(tmp_path / "never")))
+    rows("UPDATE pg_task SET claims = 2")
+    with working(dsn, "--stall", "2"):
+        first, *stack = rows.until("SELECT error FROM pg_task").splitlines()
+    assert first == (
+        "worker process died 3 times while running Neighbours.Blocked: its loop was silent for 2 s (--stall)"
+    )
+    assert "thread 0x" in stack[0].lower()
+    assert "poison.py" in stack[1]
+
+
+def test_the_crash_of_a_process_that_a_step_has_forked_is_not_taken_for_the_workers(dsn: str, rows: Rows) -> None:
+    put(dsn, poison.ForksACrash())
+    with working(dsn) as fleet:
+        os.kill(rows.until("SELECT max(pid) FROM mark"), signal.SIGKILL)
+        fleet.until("leases.released")
+    assert "Segmentation" not in fleet.output
 
 
 def test_tasks_that_kill_their_process_are_parked_with_the_cause(dsn: str, rows: Rows) -> None:
@@ -318,6 +435,32 @@ def test_tasks_that_kill_their_process_are_parked_with_the_cause(dsn: str, rows:
     assert retried == 1
 
 
+@pytest.mark.parametrize("suspends", [False, True])
+def test_a_task_that_has_returned_when_it_kills_its_process_is_parked(dsn: str, rows: Rows, suspends: bool) -> None:
+    """Its outcome was not written, so it is charged; beside it a suspect of two crashes is not."""
+    (guilty,) = put(dsn, poison.DiesAfterwards(suspends))
+    (innocent,) = put(dsn, poison.Wide(0.5))
+    rows("UPDATE pg_task SET claims = CASE id WHEN $1 THEN 1 ELSE 2 END", guilty)
+    fleet = burst(dsn, procs=1)
+    assert rows("SELECT id, split_part(error, ':', 1) FROM pg_task") == [
+        (guilty, "worker process died 3 times while running Poison.DiesAfterwards")
+    ]
+    assert fleet.output.count("worker.died") == 2
+    assert rows.value("SELECT count(*) FROM mark WHERE task = $1 AND step = 'end'", innocent) == 1
+
+
+def test_a_task_that_has_returned_is_charged_whatever_executes_beside_it(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with working(dsn) as fleet:
+        put(dsn, *[poison.Begins(str(go))] * 3)
+        rows.until("SELECT count(*) = 3 FROM mark")
+        (guilty,) = put(dsn, poison.DiesAfterwards(suspends=False))
+        fleet.until("executing=4")
+        go.touch()
+        rows.until("SELECT count(*) = 1 FROM pg_task WHERE error IS NOT NULL AND id = $1", guilty)
+        rows.until("SELECT count(*) = 1 FROM pg_task")
+
+
 def test_the_stack_of_the_thread_that_crashed_is_kept_whatever_others_there_are(dsn: str, rows: Rows) -> None:
     put(dsn, poison.SegfaultAmongThreads())
     rows("UPDATE pg_task SET claims = 2")
@@ -344,13 +487,28 @@ def test_the_stacks_of_a_crash_are_part_of_the_event_of_the_death(dsn: str, rows
 
 
 def test_one_poison_among_a_thousand(dsn: str, rows: Rows) -> None:
-    """It comes first, and crashes twice more in the middle of the work of others: each of these runs exactly once."""
-    rows(apps.ONCE)
-    put(dsn, poison.KillsItself(), priority=1)
-    put(dsn, *(poison.Wide(0.2) for _ in range(999)))
+    """Three deaths in the middle of the work of others: only what the first one cut off, or what was not yet written,
+    runs again."""
+    others = [poison.Wide(0.2) for _ in range(999)]
+    put(dsn, *others[:500], poison.KillsItself(), *others[500:])
     fleet = burst(dsn, "--concurrency", "10", procs=3)
-    assert fleet.output.count("worker.died") == 3
-    assert rows.value("SELECT count(*) FROM mark WHERE step = 'end'") == 999
+    deaths = re.findall(r"worker\.died .*pid=(\d+)", fleet.output)
+    assert len(deaths) == 3
+    cut_off = int(re.findall(r"leases\.released .*executing=(\d+)", fleet.output)[0]) - 1
+    runs = rows(
+        "SELECT (array_agg(pid ORDER BY at))[1] AS first, count(*) AS times FROM mark "
+        "WHERE step = 'begin' GROUP BY task"
+    )
+    again = [row for row in runs if row["times"] > 1]
+    assert len(runs) == 999
+    assert {row["first"] for row in again} <= {int(deaths[0])}, "a later death has cut somebody off"
+    unwritten = rows.value(
+        "SELECT count(*) FROM mark AS one WHERE step = 'end' AND pid = $1 "
+        "AND EXISTS (SELECT FROM mark AS two WHERE two.task = one.task AND two.step = 'begin' AND two.pid <> $1)",
+        int(deaths[0]),
+    )
+    assert len(again) <= cut_off + unwritten
+    assert max(row["times"] for row in runs) <= 3
     assert rows("SELECT error, tried, claims FROM pg_task") == [
         ("worker process died 3 times while running Poison.KillsItself: SIGKILL (out of memory?)", 0, 0)
     ]
@@ -430,9 +588,9 @@ def test_a_suspect_with_slow_neighbours_gets_its_turn(dsn: str, rows: Rows) -> N
     with working(dsn, "--concurrency", "5") as fleet:
         put(dsn, poison.Wide(2.5))
         rows.until("SELECT count(*) = 1 FROM mark")
-        (suspect,) = put(dsn, poison.Short())
-        rows("UPDATE pg_task SET claims = 1 WHERE id = $1 AND locked_by IS NULL", suspect)
+        rows('INSERT INTO pg_task (step, claims) VALUES (\'{"Neighbours":{"Short":{"number":0}}}\', 1)')
         put(dsn, *[poison.Wide(1.5)] * 3)
+        fleet.until("suspects.put_off")
         rows.until("SELECT count(*) = 0 FROM pg_task")
         fleet.send(signal.SIGTERM)
         assert fleet.ends() == 0

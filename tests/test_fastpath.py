@@ -816,5 +816,6 @@ def test_what_executes_is_marked_in_memory_that_outlives_the_process() -> None:
             await asyncio.sleep(0)
         assert seen["suspends"][-1] == ids[4].bytes
         assert Marks(memory).executing() == []
+        assert Marks(memory).charged() == [ids[4].bytes]  # it ended last: what it has left behind may do harm
 
     asyncio.run(main())

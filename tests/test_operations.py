@@ -10,14 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import apps
 import psutil
 import pytest
-from fleet import TESTS, Fleet, Rows, put
+from fleet import TESTS, Fleet, Rows, put, stop, working
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -41,26 +39,6 @@ def rows(dsn: str) -> Rows:
     found = Rows(dsn)
     found(apps.MARKS)
     return found
-
-
-@contextmanager
-def working(dsn: str, *arguments: str, procs: int = 1, app: str = "apps:app") -> Iterator[Fleet]:
-    """A fleet whose workers are all ready; at the end it must have stopped by itself, and left nothing behind."""
-    with Fleet(dsn, *arguments, procs=procs, app=app) as fleet:
-        fleet.until("worker.ready", times=procs)
-        yield fleet
-        stop(fleet, dsn)
-
-
-def stop(fleet: Fleet, dsn: str, order: signal.Signals = signal.SIGTERM, code: int = 0) -> None:
-    family = fleet.family()
-    if fleet.process.poll() is None:
-        fleet.send(order)
-    assert fleet.ends() == code, fleet.output
-    assert not [process for process in family if process.is_running()], "a process is left"
-    connections = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^pgtask (worker|step)'"
-    assert Rows(dsn).until(connections, holds=lambda count: count == 0) == 0
-    assert Rows(dsn).value("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL") == 0, "a lease is left"
 
 
 def zombies(fleet: Fleet) -> list[psutil.Process]:

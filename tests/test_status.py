@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgtask._worker.status import Gone, StatusPipe, Totals, as_message, decode_messages
+from pgtask._worker.status import Gone, Ready, Stack, StatusPipe, Totals, as_message, decode_messages
 
 MOST = 2**63 - 1
 FULL = Totals(MOST, MOST, MOST, MOST, MOST, MOST)
@@ -26,7 +26,7 @@ def through_the_pipe(text: str) -> str | None:
         os.close(writer)
     assert len(line) <= PIPE_BUF
     assert line.count(b"\n") == 1
-    (gone,) = decode_messages(bytearray(line))
+    (gone,) = decode_messages(bytearray(line), lambda error: pytest.fail(str(error)))
     assert isinstance(gone, Gone)
     return gone.message
 
@@ -46,6 +46,19 @@ def test_a_long_message_is_cut_until_it_fits(text: str) -> None:
 def test_any_text_arrives_as_one_line(text: str) -> None:
     message = through_the_pipe(text)
     assert message is not None
+
+
+def test_stacks_of_many_threads_and_lines_of_others_do_not_hide_a_message() -> None:
+    """As faulthandler writes them, which names a hundred threads and then says so by three dots."""
+    threads = [line for number in range(3) for line in (f"Thread 0x{number} (most recent call first):", '  File "a"')]
+    lines = [*threads, "Current thread 0x9 (most recent call first):", '  File "b"', "...", "hello", '{"type":"ready"}']
+    garbled: list[Exception] = []
+    stack, message = decode_messages(bytearray("\n".join([*lines, ""]).encode()), garbled.append)
+    assert isinstance(stack, Stack)
+    assert stack.text.splitlines()[:3] == [*lines[6:8], lines[4]]
+    assert stack.text.endswith("...")
+    assert message == Ready()
+    assert len(garbled) == 1
 
 
 def test_a_short_message_arrives_as_it_is() -> None:

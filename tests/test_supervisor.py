@@ -484,8 +484,7 @@ def test_a_worker_is_clean_of_its_parent(start: Start, tmp_path: Path) -> None:
     assert one == other
     assert one == {
         "path": str(tmp_path),
-        "ignored": ["SIGINT", "SIGHUP", "SIGTTIN", "SIGTTOU"],
-        "handled": [],
+        "ignored": ["SIGINT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2"],
         "blocked": 0,
         "wakeup": -1,
     }

@@ -182,6 +182,19 @@ def test_a_stalled_worker_is_followed_by_another_unless_all_stop() -> None:
     assert after(STALLED, Event.STOP)[0].timer == STALLED.timer, "an order to drain does not put the kill off"
 
 
+def test_a_stalled_worker_that_is_heard_again_has_its_grace_and_is_not_the_culprit() -> None:
+    assert STALLED.silent
+    heard, _ = after(STALLED, Event.HEARD, now=NOW + 1)
+    assert (heard.timer, heard.silent, heard.again) == (NOW + 1 + GRACE + STOP_MARGIN, False, True)
+    assert after(heard, Event.HEARD, now=NOW + 2)[0] == heard, "once"
+    for order in Event.STOP, Event.QUIT, Event.OVERDUE:
+        told, _ = after(STALLED, order)
+        assert after(told, Event.HEARD, now=NOW + 1)[0].timer == told.timer
+    assert after(STOPPING, Event.HEARD, now=NOW + 1)[0] == STOPPING
+    assert after(STALLED, Event.OVERDUE)[0].silent
+    assert not after(STALLED, Event.STOP, Event.OVERDUE)[0].silent, "our kill"
+
+
 @pytest.mark.parametrize(
     ("to_next", "delays"),
     [

@@ -44,7 +44,7 @@ class Stand:
             unknown=lambda _: None,
             broke=lambda error: pytest.fail(str(error)),
         )
-        self.suspects = Suspects(self.dispatch, concurrency)
+        self.suspects = Suspects(self.dispatch)
 
     def claim(self, *numbers: int, claims: int = 1) -> None:
         for number in numbers:
@@ -60,14 +60,19 @@ class Stand:
         """A turn after so many seconds; who executes afterwards. What has ended is as good as flushed."""
         self.now += seconds
         await self.settle()
-        self.dispatch.take()
+        outcomes = self.dispatch.take()
+        self.leases.remove_all(outcomes.done + outcomes.moved)
         self.suspects.turn(is_quiet=not self.dispatch.suspended, is_idle=is_idle)
         return await self.settle()
 
     async def settle(self) -> list[int]:
         for _ in range(20):
             await asyncio.sleep(0)
-        return sorted(int.from_bytes(task, "big") for task in self.dispatch.marks.executing())
+        return sorted(lease.id.int for lease in self.leases.open() if lease.is_running)
+
+    def charged(self) -> list[int]:
+        """Whom the death of the process would be laid to, if it came now."""
+        return sorted(int.from_bytes(task, "big") for task in self.dispatch.marks.charged())
 
 
 def play(scenario: Any) -> None:
@@ -140,6 +145,62 @@ def test_who_has_its_last_chance_is_alone_to_its_end(monkeypatch: pytest.MonkeyP
         assert await stand.turn(1000) == [11]
         gates[11].set()
         assert await stand.turn() == [1]
+
+    play(scenario)
+
+
+def test_who_has_its_last_chance_does_not_begin_before_the_outcome_of_another_suspect_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A callback that the other one has left may be what kills the process; nor does anybody begin behind it."""
+
+    async def scenario() -> None:
+        stand = Stand(monkeypatch)
+        stand.claim(11, claims=2)
+        stand.claim(12, claims=MOST_CLAIMS)
+        stand.claim(13, claims=2)
+        assert await stand.turn() == [11]
+        gates[11].set()
+        assert await stand.settle() == []
+        assert stand.charged() == [11]
+        assert await stand.turn() == [12]
+        assert stand.charged() == [12]
+        stand.claim(1)
+        gates[12].set()
+        assert await stand.settle() == []
+        assert stand.charged() == [12]
+        assert await stand.turn() == [13]
+        gates[13].set()
+        assert await stand.settle() == []
+        assert await stand.turn() == [1]
+        assert stand.charged() == [1]
+
+    play(scenario)
+
+
+def test_suspects_that_have_ended_are_charged_until_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        stand = Stand(monkeypatch)
+        stand.claim(11, 12, 13, claims=2)
+        assert await stand.turn() == [11]
+        for number in 11, 12:
+            gates[number].set()
+            await stand.settle()
+        assert stand.charged() == [11, 12, 13]
+        await stand.turn()
+        assert stand.charged() == [13]
+
+    play(scenario)
+
+
+def test_behind_one_with_its_last_chance_that_is_long_the_others_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        stand = Stand(monkeypatch)
+        stand.claim(11, claims=MOST_CLAIMS)
+        stand.claim(12, 13, claims=2)
+        assert await stand.turn() == [11]
+        assert await stand.turn(SESSION + 0.1) == [11]
+        assert sorted(lease.id.int for lease in stand.dispatch.outcomes.moved) == [12, 13]
 
     play(scenario)
 

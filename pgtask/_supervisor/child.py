@@ -39,6 +39,7 @@ from pgtask._worker.status import (
     as_message,
     decode_messages,
 )
+from pgtask._worker.suspects import MOST_HELD
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import AppLoadError, DatabaseRefused, PgtaskError
@@ -47,6 +48,7 @@ __all__ = ["DUMP", "Order", "Process", "RunWorker", "combine", "fork_child"]
 
 log = logging.getLogger("pgtask.supervisor")
 
+CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)  # of which faulthandler tells
 MOST_STACK = 4096  # characters of the stacks of a crash
 MOST_STACKS = 64 * 1024
 
@@ -95,7 +97,7 @@ class Process:
         self.pid = 0
         self.started = time.monotonic()
         self.worker = os.urandom(8)
-        self.marks = Marks(mmap.mmap(-1, Marks.size(concurrency)))
+        self.marks = Marks(mmap.mmap(-1, Marks.size(concurrency + MOST_HELD)))
         self.crash = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
         try:
             self.pipe, self.writer = os.pipe()
@@ -105,12 +107,16 @@ class Process:
         self.ended = False
         self.was_ready = False
         self.gone: Gone | None = None
+        self.stack = ""
+        """The last stacks that it wrote on demand."""
         self.totals = Totals()
         self._buffer = bytearray()
 
-    def last_stacks(self) -> str:
-        """What faulthandler wrote when the process crashed; empty if it was not by itself. The thread that caused it
-        comes first; faulthandler begins with the youngest."""
+    def last_stacks(self, code: int) -> str:
+        """What faulthandler wrote when the process ended with `code`; empty if that was no crash. The thread that
+        caused it comes first; faulthandler begins with the youngest."""
+        if -code not in CRASHES:
+            return ""
         self.crash.seek(0)
         parts = self.crash.read(MOST_STACKS).decode(errors="replace").split("\n\n")
         parts[1:] = sorted(parts[1:], key=lambda part: not part.startswith("Current thread"))
@@ -129,18 +135,20 @@ class Process:
             if self.ended or b" 0x" not in self._buffer or not more.poll(DUMP_TAKES):
                 break
             self._take()
-        try:
-            messages = decode_messages(self._buffer)
-        except msgspec.DecodeError as error:  # user code wrote to a descriptor that is not its own
-            log_event(log, logging.WARNING, "worker.garbled", pid=self.pid, error=error)
-            return []
+        messages = decode_messages(self._buffer, self._say_garbled)
         for message in messages:
+            if isinstance(message, Stack):
+                self.stack = message.text[:MOST_STACK]
             if isinstance(message, Tick | Gone):
                 self.totals = combine(max, self.totals, message.totals)
             if isinstance(message, Gone):
                 self.gone = message
             self.was_ready |= isinstance(message, Ready)
         return messages
+
+    def _say_garbled(self, error: msgspec.DecodeError) -> None:
+        """User code wrote to a descriptor that is not its own."""
+        log_event(log, logging.WARNING, "worker.garbled", pid=self.pid, error=error)
 
     def _take(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -164,6 +172,7 @@ def fork_child(config: Config, work: RunWorker, order: Order, *, close: Iterable
     def main() -> int:
         faulthandler.enable(process.crash.fileno())
         faulthandler.register(DUMP, process.writer, chain=False)
+        os.register_at_fork(after_in_child=_be_no_worker)
         end_with_parent(order.parent_fd)
         _pin(order)
         return _boot_and_work(config, work, order, process)
@@ -177,6 +186,12 @@ def fork_child(config: Config, work: RunWorker, order: Order, *, close: Iterable
         os.close(process.writer)
     os.set_blocking(process.pipe, False)
     return process
+
+
+def _be_no_worker() -> None:
+    """In a process that user code has forked: its stacks are not those of the worker."""
+    faulthandler.disable()
+    faulthandler.unregister(DUMP)
 
 
 def _pin(order: Order) -> None:

@@ -21,11 +21,15 @@ __all__ = ["fork"]
 
 log = logging.getLogger("pgtask.supervisor")
 
-_RESET = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)  # the parent's handlers end here
+_RESET = (signal.SIGCHLD,)  # the parent's handler ends here
 _TO_STOP = (signal.SIGTERM, signal.SIGQUIT)
-# A terminal sends these to the whole process group. What they mean is for the parent to decide. The last two it sends
-# when one of the group reads or writes in the background, but not for a process that ignores them: it may write.
-_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+# A terminal, or a person, sends these to the whole process group. What they mean is for the parent to decide. TTIN and
+# TTOU a terminal sends when one of the group reads or writes in the background, but not for a process that ignores
+# them: it may write. A worker makes its own of USR2.
+_IGNORED = (
+    *(signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
 
 
 def fork(name: str, main: Callable[[], int], *, close: Iterable[int], stops: bool = True) -> int:

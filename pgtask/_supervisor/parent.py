@@ -31,7 +31,7 @@ from pgtask._supervisor.tally import Result, Tally
 from pgtask._supervisor.undertaker import Undertakers
 from pgtask._supervisor.watch import LOOK_EVERY, Watch
 from pgtask._supervisor.worker import Worker, death, failure_of
-from pgtask._worker.status import Ready, Sources, Stack, Tick
+from pgtask._worker.status import Notified, Ready, Sources, Stack, Tick
 from pgtask.config import Config
 
 __all__ = ["Result", "Supervisor"]
@@ -184,7 +184,7 @@ class Supervisor:
                 self._signal(worker, signal.SIGQUIT)
             case Action.KILL:
                 self._tally.killed += 1
-                worker.was_killed = not worker.slot.again
+                worker.was_killed = True
                 worker.log(logging.WARNING, "worker.overdue")
                 self._signal(worker, signal.SIGKILL)
             case Action.GIVE_UP:
@@ -238,6 +238,7 @@ class Supervisor:
                 worker.log(logging.WARNING, "worker.stack", stack=message.text)
                 continue
             worker.heard()
+            self.happen(worker, Event.HEARD)
             if isinstance(message, Ready):
                 self.happen(worker, Event.READY)
                 worker.log(logging.INFO, "worker.ready")
@@ -245,6 +246,8 @@ class Supervisor:
                 self._watched.add([message.directory])
             elif isinstance(message, Tick) and message.waiting is not None:
                 self._tally.counted(message.waiting)
+            elif isinstance(message, Notified) and not self.stopping:
+                self.stop(Event.STOP, "stop_worker")  # also those that could not hear it, and the one that dies of it
         if process.ended:  # `waitpid` will say why
             self._selector.unregister(process.pipe)
 
@@ -269,18 +272,19 @@ class Supervisor:
             event = Event.DIED  # its code was replaced by one that does not load: no reason to stop those that work
         worker.slot, action = react(worker.slot, event, time.monotonic(), grace=self.config.grace)
         wanted = self.stopping or before.state is State.STOPPING or before.trial
-        stack = process.last_stacks()
+        stack = process.last_stacks(code)
         worker.log_end(event, code, words, stack=stack or None, wanted=wanted)
         if process.was_ready and (event is Event.DIED or code != ExitCode.OK or (gone and gone.held)):
-            # Who left in order, with a thread still running, was told to: nothing is to blame.
-            charged = event is Event.DIED and not worker.was_killed
-            self._undertakers.inherit(process, f"{death(code)}\n{stack}".rstrip(), charged=charged)
+            # Who left in order, with a thread still running, was told to: nothing is to blame. Nor if our kill was for
+            # anything but the silence of its loop.
+            charged = event is Event.DIED and (before.silent or not worker.was_killed)
+            cause = death(code)
+            if worker.was_killed and charged:
+                cause, stack = f"its loop was silent for {self.config.stall:g} s (--stall)", process.stack
+            self._undertakers.inherit(process, f"{cause}\n{stack}".rstrip(), charged=charged)
         process.close()
         worker.process = None
         self._carry_out(worker, action)
-        if worker.reason == "notified" and not self.stopping:
-            # For those that could not hear it, because they were just starting.
-            self.stop(Event.STOP, "stop_worker")
 
     def _others_work(self, worker: Worker) -> bool:
         """Whether this one was ready once, and another is."""

@@ -25,8 +25,9 @@ is in `parent` and `child`.
 - Whatever happens to a child that was told to stop, it is gone and not replaced. The timer of STOPPING bounds
   how long that may take.
 - A child whose loop is silent is asked for its stacks (SILENT), and told to leave when that goes on (STALLED). Its
-  slot keeps on: when it is gone, another follows, as after a death. Since it hears nothing, it has less time. One that
-  was silent before it was ever ready (its import hangs) counts as one that died then.
+  slot keeps on: when it is gone, another follows, as after a death. Since it hears nothing, it has less time; if it is
+  heard again (HEARD), it has as much as the others. One that was silent before it was ever ready (its import hangs)
+  counts as one that died then.
 - A replacement of a child that works (fresh code, or too many tasks or too much memory in the old one) is a slot of
   its own, on trial: the old one is told to stop only when the new one has been ready for a little while (SETTLED). If
   it never is, for whatever reason, that slot is UNFIT and gone, and nothing else has changed. `replace` says who is
@@ -83,6 +84,7 @@ class Event(enum.Enum):
     ENDED = "ended"  # it is gone in whatever way, and another is to follow
     SILENT = "silent"  # its loop has not been heard of for a while
     STALLED = "stalled"  # nor for a long while
+    HEARD = "heard"  # it said something
     STOP = "stop"  # the supervisor drains
     QUIT = "quit"  # the supervisor stops now
     OVERDUE = "overdue"  # STOPPING's timer
@@ -110,6 +112,7 @@ class Slot(msgspec.Struct, frozen=True):
     was_ready: bool = False
     trial: bool = False  # the replacement of a worker that goes on until this one has settled
     again: bool = False  # STOPPING, but another process is to follow
+    silent: bool = False  # STOPPING since its loop was silent, and not heard of again
 
     @property
     def timed_event(self) -> Event:
@@ -157,6 +160,7 @@ TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         Event.UNFIT: (State.GONE, Action.KEEP_OLD),
         Event.STOP: (State.STOPPING, _NOTHING),
         Event.QUIT: (State.STOPPING, Action.QUIT),
+        Event.HEARD: (State.STOPPING, _NOTHING),
         Event.OVERDUE: (State.STOPPING, Action.KILL),
     },
     State.GONE: {},
@@ -176,8 +180,10 @@ def react(slot: Slot, event: Event, now: float, *, grace: float, jitter: float |
         case State.BACKOFF:
             slot = _after_death(slot, now, random.random() if jitter is None else jitter)
         case State.STOPPING:
-            again = event is Event.STALLED or (slot.again and event is Event.OVERDUE)
-            slot = msgspec.structs.replace(slot, state=state, timer=_deadline(slot, event, now, grace), again=again)
+            again = event is Event.STALLED or (slot.again and event in (Event.OVERDUE, Event.HEARD))
+            silent = event is Event.STALLED or (slot.silent and event is Event.OVERDUE)
+            timer = _deadline(slot, event, now, grace)
+            slot = msgspec.structs.replace(slot, state=state, timer=timer, again=again, silent=silent)
         case State.READY if slot.state is not State.READY:
             timer = now + SETTLED_AFTER if slot.trial else None
             slot = msgspec.structs.replace(slot, state=state, timer=timer, ready_since=now, was_ready=True)
@@ -186,7 +192,7 @@ def react(slot: Slot, event: Event, now: float, *, grace: float, jitter: float |
         case State.READY:
             pass
         case _:
-            slot = msgspec.structs.replace(slot, state=state, timer=None, ready_since=None)
+            slot = msgspec.structs.replace(slot, state=state, timer=None, ready_since=None, silent=False)
     return slot, action
 
 
@@ -238,6 +244,8 @@ def _deadline(slot: Slot, event: Event, now: float, grace: float) -> float | Non
     """When a stopping child is killed. A second, sharper order can only bring that nearer."""
     if event is Event.OVERDUE:
         return None
+    if event is Event.HEARD:
+        return now + grace + STOP_MARGIN if slot.silent and slot.timer is not None else slot.timer
     if event is Event.STOP:
         return slot.timer if slot.state is State.STOPPING else now + grace + STOP_MARGIN
     deadline = now + STOP_MARGIN

@@ -23,6 +23,7 @@ from pgtask._postgres.store import Link
 from pgtask._supervisor.child import Process
 from pgtask._supervisor.fork import fork
 from pgtask._worker.error_text import sanitise
+from pgtask._worker.status import session_name
 from pgtask.config import Config
 from pgtask.errors import DatabaseRefused
 
@@ -30,20 +31,19 @@ __all__ = ["Estate", "Undertakers"]
 
 log = logging.getLogger("pgtask.handover")
 
-MOST_AT_WORK = 3  # while they wait for a database that is away, the estates of a crash loop gather
+SPARE = 8  # undertakers at work beyond two for each worker: who waits for a row that is locked stops no later handover
 AGAIN = 0.02  # seconds until a row that is locked, or a session that is still there, is looked at again
 LONGEST_PAUSE = 1.0
-NAMESAKE_AFTER = 1.0
 MOST_NAMED = 20  # suspects in the log; one crash makes no more than were executing
 
 
 class Estate(msgspec.Struct, frozen=True):
-    """What a dead worker leaves: the first half of its tokens, the tasks that it was executing (those that shall be
-    charged with its death), and of what it died."""
+    """What a dead worker leaves: the first half of its tokens, the tasks that shall be charged with its death, if it
+    still held them, and of what it died."""
 
     worker: bytes
     pid: int
-    executing: Sequence[bytes]
+    charged: Sequence[bytes]
     cause: str
 
 
@@ -62,13 +62,13 @@ class Undertakers:
     def inherit(self, process: Process, cause: str, *, charged: bool) -> None:
         """Remember what a dead process held, and the `cause` of its death. Unless it is `charged`, no task is guilty:
         it was our kill, since a stop took too long."""
-        executing = process.marks.executing() if charged else []
-        self._estates.append(Estate(process.worker, process.pid, executing, cause))
+        charges = process.marks.charged() if charged else []
+        self._estates.append(Estate(process.worker, process.pid, charges, cause))
 
     def send(self, parent_fd: int, *, close: Iterable[int]) -> None:
         """Fork an undertaker if there is something for it to do; it leaves when `parent_fd` reads EOF."""
         config, estates = self._config, self._estates
-        if not estates or len(self._pids) >= MOST_AT_WORK or config.dsn is None:
+        if not estates or len(self._pids) >= 2 * config.procs + SPARE or config.dsn is None:
             return
         try:
             pid = fork("pgtask buries", lambda: _bury(config, estates, parent_fd), close=close, stops=False)
@@ -132,7 +132,6 @@ class _Handover:
     def __init__(self, link: Link, estate: Estate) -> None:
         self._link = link
         self._estate = estate
-        self._began = time.monotonic()
         self._session_seen = True
         self._released = 0
         self._suspects: list[UUID] = []
@@ -144,17 +143,16 @@ class _Handover:
         ((left, session_seen, released, suspects, parked, _),) = await self._link.run(
             "handover",
             *(UUID(bytes=estate.worker + bytes(8)), UUID(bytes=estate.worker + b"\xff" * 8)),
-            [UUID(bytes=task) for task in estate.executing],
-            len(estate.executing) == 1,
+            [UUID(bytes=task) for task in estate.charged],
+            len(estate.charged) == 1,
             sanitise(estate.cause),
-            f"pgtask worker {estate.pid}",
+            session_name(estate.pid, estate.worker),
         )
         self._released += released
         self._suspects += suspects
         self._parked += parked
         was_seen, self._session_seen = self._session_seen, session_seen
-        # A worker elsewhere may have the same name: after a second its session is none of ours.
-        if left or ((was_seen or session_seen) and time.monotonic() < self._began + NAMESAKE_AFTER):
+        if left or was_seen:  # what it had committed before it went, a statement from before its end does not see
             return False
         self._say()
         return True

@@ -29,7 +29,7 @@ from pgtask._worker.journal import Journal
 from pgtask._worker.renew import Renew
 from pgtask._worker.room import Room
 from pgtask._worker.runs import Runs
-from pgtask._worker.status import Reason, Totals
+from pgtask._worker.status import Reason, Totals, session_name
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.wake import Wake
 from pgtask.app import App
@@ -66,7 +66,7 @@ class Loop:
     ) -> None:
         name = f"pgtask worker {os.getpid()}"
         pooled = not config.listen
-        self.link = Link(dsn, name, pooled=pooled)
+        self.link = Link(dsn, session_name(os.getpid(), worker), pooled=pooled)
         self._leases = Leases()
         self._claim = Claim(
             self.link,
@@ -92,7 +92,7 @@ class Loop:
             unknown=self._unknown.delay,
             broke=self.fail,
         )
-        self._suspects = Suspects(self.dispatch, config.concurrency)
+        self._suspects = Suspects(self.dispatch)
         self._flush = Flush(self.link, self._leases)
         self.renew = Renew(
             dsn,

@@ -1,6 +1,8 @@
 """orphan: a worker whose supervisor is gone leaves within two seconds: whoever starts a new one expects no old worker.
 
-Invariant: that does not depend on user code: a thread sees to it, so a step or an import that blocks is ended as well.
+Invariant: that does not depend on the loop: a thread sees to it, so a step or an import that blocks is ended as well.
+But a thread needs the interpreter: a call into C that does not let go of it, as of a regular expression that backtracks
+for ever, keeps its process until it returns.
 """
 
 from __future__ import annotations

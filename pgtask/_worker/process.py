@@ -26,7 +26,7 @@ from pgtask._postgres.store import Link
 from pgtask._worker import orphan
 from pgtask._worker.lifespan import OVERDUE, opened_resources
 from pgtask._worker.loop import UNWIND, Loop
-from pgtask._worker.status import Gone, Ready, Reason, StatusPipe, Tick, as_message
+from pgtask._worker.status import Gone, Notified, Ready, Reason, StatusPipe, Tick, as_message
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import LifespanError, SchemaError
@@ -97,7 +97,7 @@ class _Process:
             self._app,
             worker=self._worker,
             marks=self._marks,
-            stopped=lambda: self._drain("notified"),
+            stopped=self._be_notified,
         )
         self._handle_signals(parent_fd)
         ticking = asyncio.create_task(self._watch(self._tick()))  # from the start: who waits for a database is not dead
@@ -186,6 +186,10 @@ class _Process:
         log_event(log, logging.WARNING, "parent.gone")
         self._drain("drained")
         asyncio.get_running_loop().call_later(orphan.GRACE, self._stop_now)
+
+    def _be_notified(self) -> None:
+        self._status.send(Notified())
+        self._drain("notified")
 
     def _drain(self, reason: Reason) -> None:
         """Claim no more, and let what runs come to its end within the grace."""

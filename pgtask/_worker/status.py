@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -19,6 +20,7 @@ __all__ = [
         "MOST_PARKED",
         "Gone",
         "Message",
+        "Notified",
         "Ready",
         "Reason",
         "Sources",
@@ -28,6 +30,7 @@ __all__ = [
         "Totals",
         "as_message",
         "decode_messages",
+        "session_name",
     ),
 ]
 
@@ -67,6 +70,10 @@ class Tick(msgspec.Struct, frozen=True, tag="tick"):
     waiting: int | None = None
 
 
+class Notified(msgspec.Struct, frozen=True, tag="notified"):
+    """`stop_worker` came: the worker drains, and all of its supervisor are to."""
+
+
 class Gone(msgspec.Struct, frozen=True, tag="gone"):
     """The worker leaves by itself, and why. `message` is the one line for a person when it failed.
 
@@ -96,9 +103,15 @@ class Stack(msgspec.Struct, frozen=True):
     text: str
 
 
-Message = Ready | Tick | Gone | Sources
+Message = Ready | Tick | Notified | Gone | Sources
 _decoder = msgspec.json.Decoder(Message)
-_STACK_LINE = re.compile(rb"(?:Current thread|Thread) 0x|  ")
+_STACK_LINE = re.compile(rb"(?:Current thread|Thread) 0x|  |\.\.\.$")  # the last, where there are too many threads
+
+
+def session_name(pid: int, worker: bytes) -> str:
+    """The `application_name` of the connection that claims. No other has it, not even a worker with the same pid on
+    another host: so its end can be waited for."""
+    return f"pgtask worker {pid} {worker.hex()}"
 
 
 def as_message(text: str) -> str:
@@ -122,11 +135,32 @@ class StatusPipe:
             os.write(self._fd, msgspec.json.encode(message) + b"\n")
 
 
-def decode_messages(buffer: bytearray) -> list[Message | Stack]:
+def decode_messages(buffer: bytearray, garbled: Callable[[msgspec.DecodeError], None]) -> list[Message | Stack]:
     """Take the complete lines out of `buffer` and return them decoded; a begun line stays. Stacks are joined to one,
-    which comes first."""
+    which comes first. A line that is none of ours is skipped, after a call of `garbled`."""
     *lines, rest = bytes(buffer).split(b"\n")
     buffer[:] = rest
-    stack = [line.decode(errors="replace") for line in lines if _STACK_LINE.match(line)]
-    messages = [_decoder.decode(line) for line in lines if line and not _STACK_LINE.match(line)]
-    return [Stack("\n".join(stack)), *messages] if stack else messages
+    stack: list[str] = []
+    messages: list[Message | Stack] = []
+    for line in filter(None, lines):
+        if _STACK_LINE.match(line):
+            stack.append(line.decode(errors="replace"))
+            continue
+        try:
+            messages.append(_decoder.decode(line))
+        except msgspec.DecodeError as error:
+            garbled(error)
+    return [Stack(_oldest_first(stack)), *messages] if stack else messages
+
+
+def _oldest_first(lines: list[str]) -> str:
+    """The thread that has the loop before the others: faulthandler begins with the youngest, and calls that the current
+    one which took the signal."""
+    threads: list[list[str]] = []
+    for line in lines:
+        if not threads or not line.startswith("  "):
+            threads.append([])
+        threads[-1].append(line)
+    threads.reverse()
+    threads.sort(key=lambda thread: thread[0] == "...")
+    return "\n".join(line for thread in threads for line in thread)

@@ -7,17 +7,19 @@ with nothing beside it in its process: the next death convicts exactly one. Any 
 To be alone, a worker starts nothing else (it is *hushed*) and waits for what runs to end. The price is bounded:
 
 - A hush takes at most as long as the normal work that follows it, so half of the time is for the others, if there are
-  any. Suspects are tried one after the other within one hush, without a write in between: one that has ended is not
-  executing, so it is not charged with the next one's death. Behind a long one the rest is put back for other workers.
+  any. Suspects of one crash are tried one after the other within one hush, without a write in between: one that has
+  ended stays marked until it is written, since a callback that it left behind may be what kills the process under the
+  next. Behind a long one the rest is put back for other workers.
 - What runs may be long: if it does not end within a patience, which doubles each time, the suspects are put back for
   other workers.
 - A suspect of one crash that is still alive after `SOLITUDE` gets company again; another suspect is not started beside
   it, since that one would not be alone. Who dies in company is charged, but never convicted (handover.sql). One of two
-  crashes stays alone to its end: there are few of them, since a crash among those who are tried alone makes one.
+  crashes is alone from before its first line until its outcome is written: for it, the next death is the verdict.
 - A worker holds as many suspects as one crash makes, but one of two crashes at most, since all that it holds is charged
   if its host dies. The rest goes back for a short time, drawn at random, so that they do not meet again.
 
-Invariants: what was executing before a suspect starts has ended and is flushed; while one executes, nothing else does;
+Invariants: what was executing before the first suspect of a hush, or before one of two crashes, has ended and is
+flushed; while one executes, nothing else does, and nothing but another suspect begins before its outcome is written;
 nothing is convicted but by a death alone, or by three claims lost to hosts, of which two were alone.
 """
 
@@ -47,12 +49,12 @@ PUT_OFF = (1.0, 5.0)  # seconds
 class Suspects:
     """Holds the suspects of one worker, and decides when one of them has the process to itself."""
 
-    def __init__(self, dispatch: Dispatch, concurrency: int) -> None:
+    def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
-        self._concurrency = concurrency
         self._held: deque[Lease] = deque()
         self._trials: deque[Lease] = deque()  # started; the first of them is executing, or about to
         self._hushed_since: float | None = None
+        self._tried_some = False  # in this hush
         self._alone_since = 0.0
         self._patience = PATIENCE
         self._not_before = 0.0
@@ -88,7 +90,7 @@ class Suspects:
         """See what there is to do; `is_quiet` when no step is executing here and every outcome is in the database,
         `is_idle` when there is also no other task to be had."""
         now = time.monotonic()
-        tried = len(self._trials)
+        self._dispatch.unmark_written()
         while self._trials and not (self._trials[0].is_open and self._trials[0].claims > 1):
             self._trials.popleft()  # it has ended, or gone on to another step
             self._alone_since = now
@@ -97,17 +99,23 @@ class Suspects:
             return
         while self._held and not self._held[0].is_open:
             self._held.popleft()
-        session_over = tried and self._hushed_since is not None and now >= self._hushed_since + SESSION
-        if not self._held or session_over:
+        if not self._held or (self._tried_some and self._is_session_over(now)):
+            if len(self._dispatch.outcomes):
+                return  # until they are written
             self._end_hush(now)
         if self._held and (self._hushed_since is not None or now >= self._not_before or is_idle):
             self._try_held(now, is_quiet)
 
+    def _is_session_over(self, now: float) -> bool:
+        return self._hushed_since is not None and now >= self._hushed_since + SESSION
+
     def _go_on_with_trials(self, now: float) -> None:
         in_company = now >= self._in_company_at()
-        if in_company or (self._hushed_since is not None and now >= self._hushed_since + SESSION):
+        if in_company or self._is_session_over(now):
             while len(self._trials) > 1:
                 self._put_off(self._trials.pop())
+            for lease in self.take():
+                self._put_off(lease)
         if in_company:
             self._put_off(self._trials.pop())  # unless it is executing
             self._end_hush(now)
@@ -133,22 +141,28 @@ class Suspects:
                 self._put_off(lease)
             self._end_hush(now)
         else:
-            self._dispatch.limit_to(0)
+            self._dispatch.hush(0)
 
     def _start_held(self, now: float) -> None:
-        """All of them, before whatever else is ready; with one executing at most, each is alone in its turn."""
-        self._trials.extend(self.take())
+        """Before whatever else is ready. With one executing at most, each is alone in its turn; one that has its last
+        chance is the only one."""
+        while self._held and (not self._trials or self._held[0].claims < MOST_CLAIMS):
+            self._trials.append(self._held.popleft())
+            if self._trials[0].claims == MOST_CLAIMS:
+                break
         self._alone_since = now
+        self._tried_some = True
         for lease in reversed(self._trials):
             log_event(log, logging.DEBUG, "suspect.runs_alone", task=lease.id, crashes=lease.claims - 1)
             self._dispatch.start_first(lease)
-        self._dispatch.limit_to(1)
+        self._dispatch.hush(1)
 
     def _end_hush(self, now: float) -> None:
         if self._hushed_since is not None:
             self._not_before = now + (now - self._hushed_since)
             self._hushed_since = None
-            self._dispatch.limit_to(self._concurrency)
+            self._tried_some = False
+            self._dispatch.end_hush()
 
     def _put_off(self, lease: Lease) -> None:
         self._dispatch.put_off(lease, random.uniform(*PUT_OFF))
@@ -157,7 +171,8 @@ class Suspects:
         """Seconds until `turn` has something to do, unless a step ends before."""
         now = time.monotonic()
         if self._trials:
-            put_off_at = (self._hushed_since or now) + SESSION if len(self._trials) > 1 else float("inf")
+            others = len(self._trials) > 1 or self._held
+            put_off_at = (self._hushed_since or now) + SESSION if others else float("inf")
             return min(self._in_company_at(), put_off_at) - now
         if not self._held:
             return float("inf")

@@ -1,8 +1,8 @@
 -- Give back what a dead worker held: the leases with tokens from $1 to $2, all those that begin with its eight bytes.
 --
--- What it was executing, $3, counts this claim as a crash and waits: 1 s after the first, 5 s after the next. The third
--- parks the task, with the cause $5, if it ran alone ($4): only that convicts. In company the count stops before it. The
--- rest never started: as if never claimed.
+-- Those that may have killed it, $3: what it was executing, and what began or ended last, count this claim as a crash and
+-- wait: 1 s after the first, 5 s after the next. The third parks the task, with the cause $5, if it was alone ($4): only
+-- that convicts. In company the count stops before it. The rest never started: as if never claimed.
 --
 -- A row that somebody has locked is passed over: the session of the dead, named $6, may be in the middle of a flush, or
 -- of a claim that will be committed when we have looked. So the caller repeats this until no lease is left and, since

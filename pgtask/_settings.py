@@ -145,7 +145,7 @@ SETTINGS: tuple[Setting, ...] = (
         "replace a worker whose loop is silent for S; 0 is never (default: 300)",
         "S",
     ),
-    Setting("max_tasks", _whole(0), "replace a worker after at most N tasks; 0 is never (default: 0)", "N"),
+    Setting("max_tasks", _whole(0), "replace a worker after about N tasks; 0 is never (default: 0)", "N"),
     Setting("max_rss", _whole(0), "replace a worker that holds more than MB of memory; 0 is never (default: 0)", "MB"),
     Setting("pin", _switch, "give each worker one CPU, in turn"),
     Setting("preload", _switch, "import the app before the workers are forked, so that they share its memory"),

@@ -76,7 +76,9 @@ def test_runs_lists_and_run_shows(runs: dict[str, str], command: Command) -> Non
 def test_signal_and_resume(runs: dict[str, str], command: Command, dsn: str, tmp_path: Path) -> None:
     rows = Rows(dsn)
     innermost = str(rows.value("SELECT id FROM pg_task_runs WHERE waits_on = 'signal go'"))
-    assert command("signal", innermost, "go", " 17 ") == (0, "", "")
+    kept = "sent; kept until the run waits for it: now it waits for signal go\n"
+    assert command("signal", innermost, "goo", "1") == (0, kept, "")
+    assert command("signal", innermost, "go", " 17 ") == (0, "sent\n", "")
     rows.until("SELECT output = '17' FROM pg_task_runs WHERE id = $1", runs["waiting"])
     assert command("signal", runs["done"], "go").code == 1
     assert command("signal", innermost, "go", "{").err.startswith("pgtask: the value of the signal is not valid JSON: ")

@@ -96,8 +96,15 @@ def signal_command(args: argparse.Namespace) -> int:
         payload = msgspec.json.format(text, indent=-1)
     except msgspec.DecodeError as error:
         raise ConfigError(f"the value of the signal is not valid JSON: {error}") from None
+
+    async def send(connection: Any) -> tuple[bool, str | None]:
+        before = await read_statuses(connection, [run])
+        return await send_signal(connection, run, name, payload), before[0].waits_on if before else None
+
     try:
-        if with_connection(args, lambda connection: send_signal(connection, run, name, payload)):
+        was_sent, waits_on = with_connection(args, send)
+        if was_sent:
+            show([_sent(name, waits_on)])
             return 0
         say(f"{run}: it has ended, or never was; the signal was not sent")
     except RunNotFound as error:
@@ -114,6 +121,15 @@ def resume_command(args: argparse.Namespace) -> int:
     for run in left:
         say(f"{run}: {reasons.get(run, NOTHING_TO_RESUME)}")
     return SOME_FAILED if left else 0
+
+
+def _sent(name: str, waits_on: str | None) -> str:
+    """Says so when it may be the wrong name."""
+    if waits_on is None:
+        return "sent; kept until the run waits for it"
+    if f"signal {name}" in waits_on.split(", "):
+        return "sent"
+    return f"sent; kept until the run waits for it: now it waits for {waits_on}"
 
 
 def _id(text: str) -> UUID:

@@ -183,7 +183,7 @@ class Supervisor:
             case Action.QUIT:
                 self._signal(worker, signal.SIGQUIT)
             case Action.KILL:
-                self._tally.killed += 1
+                self._tally.killed += self.stopping
                 worker.was_killed = True
                 worker.log(logging.WARNING, "worker.overdue")
                 self._signal(worker, signal.SIGKILL)

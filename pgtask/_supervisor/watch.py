@@ -22,6 +22,7 @@ __all__ = ["LOOK_EVERY", "Watch", "usage"]
 
 LOOK_EVERY = 0.5
 WARN_FIRST = 5.0  # seconds of silence that are never worth a warning, unless half the limit is less
+TWO_TICKS = 1.5  # seconds in which a worker that is well is heard of, on a busy machine too
 WEIGH_EVERY = 1.0
 YOUNG = 2.0  # seconds in which a worker is not replaced again, however small the limit
 MEGABYTE = 2**20
@@ -30,7 +31,7 @@ MEGABYTE = 2**20
 class Watch:
     def __init__(self, config: Config) -> None:
         self._stall = config.stall
-        self._warn = min(max(config.stall / 10, WARN_FIRST), config.stall / 2)
+        self._warn = min(max(config.stall / 10, WARN_FIRST), max(config.stall / 2, TWO_TICKS))
         self._max_tasks, self._max_rss = config.max_tasks, config.max_rss
         self._looked: float | None = None
         self._passed = 0.0

@@ -338,7 +338,7 @@ def test_a_child_that_ends_under_the_pause_of_its_parent_is_seen(dsn: str) -> No
                 pause = Pause(lease.seen_at, None, 0, "1 children of go", False, [child])
                 paused = world.journals[0].pause(lease, pause)
                 await until_locked_out(world)
-                end = [[child], [of_child.token], [error], ["1"], [1], [None], [1]]
+                end = [[child], [of_child.token], [error], ["1"], [1], [1], [], []]
                 assert await ending.fetchval(statement("journal/end"), *end) is None
                 await ending.execute("COMMIT")
                 assert await paused == lease.seen_at

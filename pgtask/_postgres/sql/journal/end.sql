@@ -3,9 +3,9 @@
 -- pairs of run and number of checkpoint: failures that were not caught, so that they are not met again if somebody revives
 -- the run.
 --
--- Wakes the parents that are paused and wait for these, and tells those who wait for results. What comes back are the runs that are
--- held, null for all. A parent's task is locked before its record is written, and nothing here waits for a lock of
--- pg_task while it has one: a run whose parent's task is locked is not held, this time.
+-- Wakes the parents that are paused and wait for these, and tells those who wait for results. What comes back are the
+-- runs that are held, null for all. A parent's task is locked before its record is written, and nothing here waits for a
+-- lock of pg_task while it has one: a run whose parent's task is locked is not held, this time.
 WITH ours AS MATERIALIZED (
     SELECT outcome.*, task.step
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::integer[], $6::integer[])

@@ -676,8 +676,9 @@ cdef int MOST_MOVES = 100  # transitions under one lease, then the task queues u
 cdef class Dispatcher:
     """Runs steps and puts what comes of them into the buffer.
 
-    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended (fewer in a `hush`). A subclass supplies what is slow or rare: `wake`, `start_thread`, `describe`,
-    `interrupted`, `failed`, `parked`, `unknown`, `broke`.
+    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended, or fewer still in
+    a `hush`. A subclass supplies what is slow or rare: `wake`, `start_thread`, `describe`, `interrupted`, `failed`,
+    `parked`, `unknown`, `broke`.
     """
 
     cdef readonly Table table

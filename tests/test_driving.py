@@ -1351,7 +1351,9 @@ def test_many_runners_share_the_slice_of_a_turn(clock: Clock, then_suspends: boo
         return started
 
     started = play(clock, main())
-    assert len(set(started)) == len(started) == 20  # one step of 6 ms is more than a slice: no other in its turn
+    assert len(started) == 20
+    # One step of 6 ms is more than a slice: no other in its turn of the loop, of which ours may begin in the middle.
+    assert max(map(started.count, started)) <= 2
 
 
 def test_a_task_queues_up_again_after_a_hundred_moves(clock: Clock) -> None:

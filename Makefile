@@ -7,7 +7,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test check bench build clean
+.PHONY: help demo test check bench build clean
+
+help:
+	@echo "make demo    index Python's standard library with two workers, and check every row"
+	@echo "make test    run the test suite, on a PostgreSQL of its own"
+	@echo "make check   lint, format, types, layers; each benchmark once, as small as can be"
+	@echo "make bench   measure the drain; ARGS='depth' or ARGS='--workload chain5' for something else"
+	@echo "make build   build the source distribution and a wheel"
+	@echo "make clean   remove what these have made, $(VENV) included"
 
 demo: $(VENV)/ready-for-demo
 	VENV=$(VENV) ci/demo
@@ -25,7 +33,7 @@ build: $(VENV)/ready
 	VENV=$(VENV) ci/build
 
 # Everything that a change of these files makes stale: the packages and the compiled extension.
-SOURCES := pyproject.toml setup.py pgtask/_fastpath.pyx ci/setup
+SOURCES := pyproject.toml setup.py pgtask/_fastpath.pyx $(wildcard pgtask/_fastpath/*.pyx) ci/setup
 
 # The demo needs few packages; all else needs those of the developers too, and what serves them serves the demo.
 $(VENV)/ready-for-demo: $(SOURCES)

@@ -1,1 +1,1 @@
-"""The benchmarks of pgtask; `python -m bench --help` says what there is, `docs/performance.md` how to read it."""
+"""Benchmarks of pgtask. `python -m bench --help` lists them; `docs/performance.md` explains how to read them."""

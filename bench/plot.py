@@ -1,4 +1,4 @@
-"""A picture of a drain: its rates as bars, with the least and the most of the rounds, as an SVG without dependencies.
+"""Picture of a drain: its rates as bars, with the minimum and maximum of the rounds, as SVG without dependencies.
 
 Invariant: bars begin at zero and share one scale.
 """
@@ -11,34 +11,34 @@ from typing import Any
 
 import msgspec
 
-from bench.server import BenchError
+from bench.harness.server import BenchError
 
-__all__ = ["plot"]
+__all__ = ["draw_drain"]
 
 _WIDTH, _BAR, _GAP, _TOP, _BOTTOM = 860, 22, 12, 64, 40
 _LABEL, _NUMBER = 120, 130
 _OURS, _FLOOR, _PEER = "#2563eb", "#94a3b8", "#f59e0b"
-_BY_POSTGRES = ("floor", "minimum", "bare")
+_FLOORS = ("floor", "minimum", "bare")
 
 
-def plot(file: Path) -> str:
-    """The SVG of the JSON that a drain has written. Raises `BenchError`."""
+def draw_drain(file: Path) -> str:
+    """Return the SVG of the JSON file that a drain has written. Raises `BenchError`."""
     try:
         report = msgspec.json.decode(file.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
         raise BenchError(f"{file}: {error}") from None
     if not isinstance(report, dict) or report.get("bench") != "drain" or not report.get("summary"):
         raise BenchError(f"{file}: not the JSON of a drain with a result")
-    return _svg(report)
+    return _draw_bars(report)
 
 
-def _svg(report: dict[str, Any]) -> str:
+def _draw_bars(report: dict[str, Any]) -> str:
     terms, machine = report["terms"], report["machine"]
     rates = {name: summary["tasks_per_second"] for name, summary in report["summary"].items()}
     order = sorted(rates, key=lambda name: -rates[name]["median"])
-    most = max(rate["max"] for rate in rates.values())
+    maximum = max(rate["max"] for rate in rates.values())
     height = _TOP + len(order) * (_BAR + _GAP) + _BOTTOM
-    scale = (_WIDTH - _LABEL - _NUMBER) / most
+    scale = (_WIDTH - _LABEL - _NUMBER) / maximum
     title = f"{terms['tasks']:,} tasks of {terms['workload']}, {terms['procs']} processes: tasks a second"
     where = (
         f"{report['at'][:10]}, {machine['cpu']}, {machine['usable_cores']} cores, {report['server'].split(' on ')[0]}"
@@ -56,7 +56,7 @@ def _svg(report: dict[str, Any]) -> str:
         rate, y = rates[name], _TOP + place * (_BAR + _GAP)
         middle, end = y + _BAR / 2, _LABEL + rate["median"] * scale
         low, high = (_LABEL + rate[bound] * scale for bound in ("min", "max"))
-        color = _OURS if name == "pgtask" else _FLOOR if name in _BY_POSTGRES else _PEER
+        color = _OURS if name == "pgtask" else _FLOOR if name in _FLOORS else _PEER
         lines += [
             f'<text x="{_LABEL - 10}" y="{middle + 4:.1f}" text-anchor="end" fill="#0f172a">{escape(name)}</text>',
             f'<rect x="{_LABEL}" y="{y}" width="{end - _LABEL:.1f}" height="{_BAR}" rx="2" fill="{color}"/>',

@@ -4,9 +4,9 @@
     pgtask run ID
     pgtask signal ID answer '"go on"'
 
-It looks for the largest file below a directory, one directory at a time. `think` is where an agent would call its
-model: it is given what is known and says what to do next. Each thought and each action is recorded, so whatever is
-killed, none is paid for twice. Every hundred actions it asks whether to go on, and waits for an hour.
+It looks for the largest file below a directory, one directory at a time. In `think` your agent would call its model: it
+gets the known facts and returns the next action. The run records each thought and each action, so you pay for none of
+them twice, even after a kill. Every hundred actions it asks you whether to go on, and waits for an hour.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATIENCE = timedelta(hours=1)
 
 
 class Known(msgspec.Struct):
-    """What the agent knows: where it has yet to look, and the largest file so far."""
+    """The knowledge of the agent: the directories it has yet to read, and the largest file so far."""
 
     to_do: list[str]
     largest: str = ""
@@ -33,7 +33,7 @@ class Known(msgspec.Struct):
 
 
 class Seen(msgspec.Struct):
-    """What looking into a directory has shown."""
+    """The content of one directory."""
 
     directories: list[str]
     largest: str = ""
@@ -41,7 +41,7 @@ class Seen(msgspec.Struct):
 
 
 async def think(known: Known) -> str | None:
-    """What to look at next; None when the answer is known."""
+    """Choose the next directory; return None when the answer is known."""
     return known.to_do[-1] if known.to_do else None
 
 
@@ -88,4 +88,6 @@ async def main(directory: str = ".") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2 or not Path(*sys.argv[1:]).is_dir():
+        sys.exit("usage: python -m examples.agent [DIRECTORY]")
     asyncio.run(main(*sys.argv[1:]))

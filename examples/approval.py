@@ -1,10 +1,10 @@
-"""An approval: an expense waits for a person, for a week at most, and costs nothing meanwhile but a row.
+"""An approval: an expense waits for a person, for a week at most. Meanwhile it costs you one row.
 
     python -m examples.approval 1200 && pgtask-supervisor examples.approval:app --procs 1
     pgtask runs --state PAUSED
     pgtask signal ID approval '{"approved": true, "by": "Ada"}'
 
-Small expenses are paid at once. One that nobody decides on is refused.
+The workflow pays small expenses at once. It refuses an expense if you do not decide within a week.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def ask(expense: Expense, run: str) -> None:
 
 
 async def pay(expense: Expense, key: str) -> str:
-    """`key` makes it safe to repeat: a bank takes it as the idempotency key of the transfer."""
+    """Pay the expense. A bank takes `key` as the idempotency key of the transfer, so the step may repeat."""
     print(f"paid {expense.amount} for {expense.what} ({key})")
     return f"paid {expense.amount}"
 
@@ -47,7 +47,7 @@ async def expense(ctx: WorkflowContext, request: Expense) -> str:
         try:
             decision = await ctx.wait_for_signal("approval", Approval, timeout=timedelta(days=7))
         except SignalTimeout:
-            return "refused: nobody decided"
+            return "refused: no decision in time"
         if not decision.approved:
             return f"refused by {decision.by}"
     return await ctx.step("pay", pay, request, ctx.idempotency_key("pay"))
@@ -63,4 +63,7 @@ async def main(amount: int = 1200) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*map(int, sys.argv[1:])))
+    words = sys.argv[1:] or ["1200"]
+    if len(words) > 1 or not words[0].isdecimal():
+        sys.exit("usage: python -m examples.approval [AMOUNT], a whole number")
+    asyncio.run(main(int(words[0])))

@@ -1,10 +1,10 @@
-"""Consuming by hand: page views go into a table by hundreds, in one statement each, instead of one step for each view.
+"""Consuming by hand: load page views into a table, hundreds in one statement, instead of one step for each view.
 
     python -m examples.consumer 10000
 
-A view may come twice (its task was loaded, then the process died before it could say so), so the id of the task is the
-key of the row. A view that cannot be loaded is parked alone, with the reason. `View.run` is not called here; it
-would be if a worker served the queue.
+You may get a view twice: the process may die after it has loaded the view and before it has said so. So the id of the
+task is the key of the row. A view that cannot be loaded is parked alone, with the reason. Nothing here calls
+`View.run`; a worker would, if it served the queue.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -47,7 +46,7 @@ app = App(Traffic)
 
 
 def row_of(lease: Lease) -> Row:
-    """Raises what is wrong with the view."""
+    """Make the row of a view. Raises an error if the view is wrong."""
     view = lease.step
     assert isinstance(view, View)
     if not view.path.startswith("/"):
@@ -56,7 +55,7 @@ def row_of(lease: Lease) -> Row:
 
 
 async def load(consumer: Consumer, connection: asyncpg.Connection[asyncpg.Record]) -> int:
-    """Load views until none has come for a second; how many."""
+    """Load views until none has come for a second, and return their number."""
     loaded = 0
     while leases := await consumer.claim(limit=500, wait=timedelta(seconds=1)):
         rows: list[Row] = []
@@ -67,14 +66,14 @@ async def load(consumer: Consumer, connection: asyncpg.Connection[asyncpg.Record
                 good.append(lease)
             except Exception as error:
                 await consumer.fail(lease, error)
-        await connection.execute(INSERT, *map(list, zip(*rows, strict=True)))
-        lost = await consumer.done(good)  # loaded by somebody else too: the key of the row makes that one view
+        if rows:  # empty if the only view of a claim is wrong
+            await connection.execute(INSERT, *map(list, zip(*rows, strict=True)))
+        lost = await consumer.done(good)  # another consumer loads these too: the key of the row makes that one view
         loaded += len(good) - len(lost)
     return loaded
 
 
-async def main(arguments: Sequence[str]) -> None:
-    views = int(arguments[0]) if arguments else 10_000
+async def main(views: int = 10_000) -> None:
     async with Client(app=app) as client:
         connection = await asyncpg.connect(client.dsn)
         await connection.execute(TABLE)
@@ -84,11 +83,15 @@ async def main(arguments: Sequence[str]) -> None:
         async with client.consumer("views") as consumer:
             loaded = await load(consumer, connection)
         seconds = time.monotonic() - began - 1  # the last wait
-        print(f"loaded {loaded:,} views: {loaded / seconds:,.0f} views/s")
+        rate = f": {loaded / seconds:,.0f} views/s" if loaded else ""
+        print(f"loaded {loaded:,} views{rate}")
         parked = await connection.fetch("SELECT error FROM pg_task WHERE queue = 'views' AND error IS NOT NULL")
         print(f"parked: {', '.join(row['error'] for row in parked)}")
         await connection.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1:]))
+    words = sys.argv[1:] or ["10000"]
+    if len(words) > 1 or not words[0].isdecimal():
+        sys.exit("usage: python -m examples.consumer [VIEWS], a whole number")
+    asyncio.run(main(int(words[0])))

@@ -2,8 +2,8 @@
 
     python -m examples.counter [CHAINS] && pgtask-supervisor examples.counter:app --procs 1 --burst
 
-One chain is as fast as the database commits, since each step waits for the one before. With 100 chains the worker
-writes the steps of all of them in one statement, so they cost little more than one.
+One chain is as fast as your database commits, since each step waits for the step before it. With 100 chains the worker
+writes the steps of all chains in one statement, so 100 chains cost you little more than one.
 """
 
 from __future__ import annotations

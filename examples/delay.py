@@ -1,8 +1,8 @@
-"""Later: a step that waits without holding anything, a task enqueued with a delay, and one at a time of day.
+"""Delays: a step that waits without holding anything, a task that you enqueue with a delay, and one at a time of day.
 
     python -m examples.delay && pgtask-supervisor examples.delay:app --procs 1 --burst
 
-A waiting task is a row with a `wakeup_at` in the future: no process sleeps for it, and it survives every restart.
+A waiting task is a row with a `wakeup_at` in the future. No process sleeps for it, and it survives every restart.
 """
 
 from __future__ import annotations

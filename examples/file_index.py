@@ -2,9 +2,9 @@
 
     python -m examples.file_index [DIRECTORY]
 
-The first half is an app as you would write one: a task per file, and what may happen to a file as the edges between
-its steps. The second half is the demonstration: it enqueues a whole tree (default: Python's standard library), runs
-the supervisor over it, and compares every row with what `sha256sum` and `wc -l` say.
+The first half is an app as you would write one: a task for each file. The edges between its steps are the things that
+may happen to a file. The second half is the demonstration. It enqueues a whole tree (default: Python's standard
+library), runs the supervisor over it, and compares every row with the output of `sha256sum` and `wc -l`.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ import asyncpg
 
 from pgtask import App, Client, Context, Done, Fail, Next, Policy, Task
 
-MOST_LOOKS = 5
+MAX_LOOKS = 5
 
 
 class FileIndex(Task):
-    """What is done for one file: Read -> Digest -> Store; or Forget, when it is gone.
+    """The task of one file: Read -> Digest -> Store; or Forget, if the file has disappeared.
 
-    The file stays on the disk: a row carries its name and what was found out so far. Nothing here handles a file that
-    cannot be read: the error parks the task, and stays in its row until somebody has given the permission.
+    The file stays on the disk: a row carries its name and the facts found so far. Nothing here handles a file that you
+    may not read: the error parks the task, and stays in its row until you give the permission and retry the task.
     """
 
     policy = Policy(queue="file_index", retry_limit=2, retry_delay=timedelta(seconds=1))
 
 
 class Read(FileIndex):
-    """Read which state the file is in. Blocking calls go into a plain `def run`: it has a thread of its own."""
+    """Read the size and time of the file. Put blocking calls into a plain `def run`: it has a thread of its own."""
 
     path: str
     looks: int = 0
 
     def run(self, ctx: Context) -> Next[Digest] | Next[Forget] | Fail:
-        if self.looks == MOST_LOOKS:
+        if self.looks == MAX_LOOKS:
             return Fail(f"{self.path} changes all the time")
         try:
             state = os.lstat(self.path)
@@ -61,7 +61,7 @@ class Read(FileIndex):
 
 
 class Digest(FileIndex):
-    """Hash it and count its lines; if that was not the file which Read saw, look again a second later."""
+    """Hash the file and count its lines. If it has changed since Read, read it again a second later."""
 
     path: str
     looks: int
@@ -84,7 +84,7 @@ class Digest(FileIndex):
 
 
 class Store(FileIndex):
-    """A step may run twice if its worker dies, so what it writes is the same the second time."""
+    """Store the facts. A step may run twice if its worker dies, so it writes the same row the second time."""
 
     path: str
     sha256: str
@@ -122,11 +122,11 @@ app = App(FileIndex)
 
 # --- the demonstration --------------------------------------------------------------------------------------------
 
-EMBEDDED = Path(".pgtask/data/postmaster.pid")  # is there while the embedded server runs
+EMBEDDED = Path(".pgtask/data/postmaster.pid")  # exists while the embedded server runs
 
 
 def main(root: str | None = None) -> int:
-    """Index `root`, print a summary, check it; 1 if anything differs. Leaves no server running that it has started."""
+    """Index `root`, print a summary, check it; return 1 if anything differs. Stop the server if this has started it."""
     root = os.path.abspath(root or sysconfig.get_path("stdlib"))
     if not os.path.isdir(root):
         print(f"{root} is not a directory", file=sys.stderr)
@@ -147,7 +147,7 @@ def demonstrate(root: str) -> int:
     print(f"enqueueing a task for each of {len(files):,} files", flush=True)
     ids = asyncio.run(enqueue(root, files))
     code = run("pgtask-supervisor", "examples.file_index:app", "--queue", "file_index", "--procs", "2", "--burst")
-    if code not in (0, 1):  # 1 says that some task is parked: it is listed below
+    if code not in (0, 1):  # 1 says that some task is parked: the list follows below
         return code
     rows, parked = asyncio.run(look(root, ids))
     seconds = time.time() - began
@@ -162,13 +162,13 @@ def demonstrate(root: str) -> int:
 
 
 def run(program: str, *arguments: str) -> int:
-    """Run one of our commands, from where this Python has its own."""
+    """Run a command of pgtask that is installed beside this Python."""
     print("$", program, *arguments, flush=True)
     return subprocess.run([Path(sys.executable).with_name(program), *arguments], check=False).returncode
 
 
 def regular_files(root: str) -> Iterator[str]:
-    """No links; and nothing that pip has put below the standard library, which may be many times its size."""
+    """List the files. Skip links, and the packages below the standard library, which may be many times its size."""
     for directory, below, names in os.walk(root, onerror=lambda error: print(f"not indexed: {error}")):
         below[:] = [name for name in below if name not in ("site-packages", "dist-packages")]
         for path in (os.path.join(directory, name) for name in names):
@@ -177,7 +177,7 @@ def regular_files(root: str) -> Iterator[str]:
 
 
 def is_utf8(path: str) -> bool:
-    """A step is JSON, which has no place for a name that is not UTF-8."""
+    """Test the name, and report one that is not UTF-8: a step is JSON, which cannot hold it."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -188,7 +188,7 @@ def is_utf8(path: str) -> bool:
 
 @asynccontextmanager
 async def opened() -> AsyncIterator[tuple[Client, Any]]:
-    """A client, and a connection of our own to its database."""
+    """Open a client, and a separate connection to its database."""
     async with Client() as client:
         connection = await asyncpg.connect(client.dsn)
         try:
@@ -198,13 +198,13 @@ async def opened() -> AsyncIterator[tuple[Client, Any]]:
 
 
 async def enqueue(root: str, files: list[str]) -> Sequence[UUID]:
-    """A task for each file that is there now, or was there before; all of them in one transaction, or none."""
+    """Enqueue a task for each file that exists now, or did before; all of them in one transaction, or none."""
     async with opened() as (client, connection), connection.transaction():
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS file_index (path text PRIMARY KEY, sha256 text, lines bigint, bytes bigint)"
         )
         known = await connection.fetch("SELECT path FROM file_index WHERE starts_with(path, $1 || '/')", root)
-        # What an earlier run has parked gets another chance. Its key stands for it: it is not enqueued a second time.
+        # Retry the tasks that an earlier run has parked. They keep their keys, so no second task comes for their files.
         await connection.execute(
             "UPDATE pg_task SET error = NULL, tried = 0 WHERE queue = 'file_index' AND error IS NOT NULL"
         )
@@ -216,7 +216,7 @@ async def enqueue(root: str, files: list[str]) -> Sequence[UUID]:
 
 
 async def look(root: str, ids: Sequence[UUID]) -> tuple[list[Any], list[Any]]:
-    """What is in the index now, and which of our tasks are parked."""
+    """Fetch the rows of the index, and the tasks of this run that are parked."""
     async with opened() as (_, connection):
         return (
             await connection.fetch("SELECT * FROM file_index WHERE starts_with(path, $1 || '/')", root),
@@ -232,7 +232,7 @@ async def look(root: str, ids: Sequence[UUID]) -> tuple[list[Any], list[Any]]:
 
 
 def check(files: list[str], indexed: dict[str, tuple[str, str]], began: float) -> int:
-    """Compare every file with what sha256sum and wc say of it; 1 if one differs that has not changed since we began."""
+    """Compare every file with sha256sum and wc. Return 1 if a file differs that has not changed since `began`."""
     sums = ask(["sha256sum"] if shutil.which("sha256sum") else ["shasum", "-a", "256"], files)
     counts = ask(["wc", "-l"], files)
     same = wrong = 0
@@ -249,8 +249,8 @@ def check(files: list[str], indexed: dict[str, tuple[str, str]], began: float) -
 
 
 def ask(tool: list[str], paths: list[str]) -> dict[str, str]:
-    """The first word that `tool` prints for each file."""
-    # They print names with such characters in ways of their own, so these files are given to them without a name.
+    """Run `tool` on the files, and return the first word that it prints for each."""
+    # The tools escape names with such characters, each in its own way, so they get these files on standard input.
     odd = {path for path in paths if set(path) & set("\\\n\r")}
     names = "\0".join(path for path in paths if path not in odd)
     said = subprocess.run(["xargs", "-0", *tool], input=names.encode(), stdout=subprocess.PIPE, check=False).stdout

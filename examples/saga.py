@@ -1,10 +1,10 @@
-"""A saga: a trip is booked step by step, and what was booked is undone when a later step fails for good.
+"""A saga: book a trip step by step, and undo the bookings when a later step fails for good.
 
     python -m examples.saga && pgtask-supervisor examples.saga:app --procs 1 --burst
     pgtask psql -c 'SELECT * FROM trip_ledger ORDER BY at'
 
-The database is the outside world here: each booking is a row of `trip_ledger`, made once however often its step is
-tried, since the key of the run and the step is its primary key. One hotel in two is full.
+The database is the outside world here. Each booking is a row of `trip_ledger`. Its primary key is the key of the run
+and the step, so you get one row for any number of tries. One hotel in two is full.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEDGER = """
 
 
 async def note(db: Any, key: str, trip: int, what: str) -> str:
-    """A booking or its undoing."""
+    """Write a booking, or the undoing of one, and return its key."""
     query = "INSERT INTO trip_ledger (key, trip, what) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
     await db.execute(query, key, trip, what)
     return key
@@ -42,7 +42,7 @@ async def book_hotel(db: Any, key: str, trip: int) -> str:
 
 
 async def charge(db: Any, key: str, trip: int) -> str:
-    """The bank does not answer at first: tried again, and the bookings before it are not repeated."""
+    """Charge the customer. The bank does not answer at first; the retry does not repeat the bookings before it."""
     if await db.fetchval("SELECT count(*) = 0 FROM trip_ledger WHERE trip = $1 AND what = 'bank away'", trip):
         await note(db, f"{key}/away", trip, "bank away")
         raise Transient("the bank does not answer", retry_after=timedelta(milliseconds=100))
@@ -79,4 +79,7 @@ async def main(trips: int = 4) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*map(int, sys.argv[1:])))
+    words = sys.argv[1:] or ["4"]
+    if len(words) > 1 or not words[0].isdecimal():
+        sys.exit("usage: python -m examples.saga [TRIPS], a whole number")
+    asyncio.run(main(int(words[0])))

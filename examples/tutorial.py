@@ -1,4 +1,4 @@
-"""Greet whoever is named in a file. Played step by step in docs/tutorial.md."""
+"""Greet the person who is named in a file. You run it in the README; docs/tutorial.md explains it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class ReadName(Greeter):
     filename: str
 
     async def run(self, ctx: Context) -> Next[SayHello]:
-        return Next(SayHello(Path(self.filename).read_text().strip()))
+        name = Path(self.filename).read_text().strip()
+        return Next(SayHello(name))
 
 
 class SayHello(Greeter):

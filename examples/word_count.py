@@ -1,9 +1,9 @@
-"""Fan-out and fan-in: a run for each text file below a directory, and one that puts together what they found.
+"""Fan-out and fan-in: a run for each text file below a directory, and one run that combines their counts.
 
     python -m examples.word_count DIRECTORY & pgtask-supervisor examples.word_count:app --procs 4 --burst; wait
 
-A file is read in a thread. One that cannot be read fails its own run, is named in the result, and can be repaired and
-resumed by itself.
+Each run reads its file in a thread. A file that cannot be read fails its own run, and the result names it. You repair
+the file and resume that run by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from pgtask import App, Client, Policy, WorkflowContext, workflow
 
 SUFFIXES = (".md", ".py", ".rst", ".txt")
-MOST_COMMON = 10
+TOP_WORDS = 10
 
 
 class Report(msgspec.Struct):
@@ -41,7 +41,7 @@ def put_together(paths: list[str], counts: list[dict[str, int] | None]) -> Repor
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count or {})
-    common = sorted(total.items(), key=lambda item: (-item[1], item[0]))[:MOST_COMMON]
+    common = sorted(total.items(), key=lambda item: (-item[1], item[0]))[:TOP_WORDS]
     unreadable = [path for path, count in zip(paths, counts, strict=True) if count is None]
     return Report(len(paths), total.total(), common, unreadable)
 
@@ -73,4 +73,6 @@ async def main(directory: str = ".") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2 or not Path(*sys.argv[1:]).is_dir():
+        sys.exit("usage: python -m examples.word_count [DIRECTORY]")
     asyncio.run(main(*sys.argv[1:]))

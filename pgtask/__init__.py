@@ -1,44 +1,33 @@
 """Resumable tasks in one Postgres table, run by a supervisor of N processes."""
 
+from typing import TYPE_CHECKING, Any
+
+from pgtask._postgres.failures import ParkedTask
 from pgtask.app import App
 from pgtask.client import Client
-from pgtask.consumer import Consumer, Lease
 from pgtask.errors import (
-    AppLoadError,
-    ConfigError,
-    ConsumeError,
-    DatabaseError,
     DatabaseRefused,
     DatabaseUnavailable,
-    DataRefused,
-    DecodeError,
     DefinitionError,
-    EmbeddedError,
     EnqueueError,
-    LifespanError,
-    OutcomeError,
     PgtaskError,
-    ReplayError,
     ResultTimeout,
-    RowError,
-    RowsLocked,
     RunCancelled,
-    RunError,
     RunFailed,
-    RunNotFound,
     RunStopped,
-    SchemaError,
     SignalTimeout,
     StepFailed,
-    StepTimeout,
-    UnknownStepError,
 )
 from pgtask.outcome import Done, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
 from pgtask.task import Context, Task
-from pgtask.workflow import Permanent, Transient, Workflow, workflow
+from pgtask.workflow import Permanent, Transient, Workflow
 from pgtask.workflow_context import Child, WorkflowContext
+from pgtask.workflow_decorator import workflow
+
+if TYPE_CHECKING:
+    from pgtask.consumer import Consumer, Lease
 
 __all__ = [
     # define
@@ -60,40 +49,35 @@ __all__ = [
     "workflow",
     # produce
     "Client",
+    "ParkedTask",
     "Run",
     "RunStatus",
     # consume by hand
     "Consumer",
     "Lease",
-    # errors
-    "AppLoadError",
-    "ConfigError",
-    "ConsumeError",
-    "DatabaseError",
+    # errors that a program catches; the others are in `pgtask.errors`
     "DatabaseRefused",
     "DatabaseUnavailable",
-    "DataRefused",
-    "DecodeError",
     "DefinitionError",
-    "EmbeddedError",
     "EnqueueError",
-    "LifespanError",
-    "OutcomeError",
     "PgtaskError",
-    "ReplayError",
     "ResultTimeout",
-    "RowError",
-    "RowsLocked",
     "RunCancelled",
-    "RunError",
     "RunFailed",
-    "RunNotFound",
     "RunStopped",
-    "SchemaError",
     "SignalTimeout",
     "StepFailed",
-    "StepTimeout",
-    "UnknownStepError",
 ]
 
 __version__ = "0.1.0"
+
+
+if not TYPE_CHECKING:  # a checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        """Import the names that load a part of the worker when they are first used: most programs only produce."""
+        if name in ("Consumer", "Lease"):
+            from pgtask import consumer
+
+            return getattr(consumer, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

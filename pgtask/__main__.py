@@ -1,6 +1,6 @@
-"""`python -m pgtask` is the command `pgtask`."""
+"""The command `pgtask`, as `python -m pgtask`."""
 
-from pgtask._cli.commands import main
+from pgtask._cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,36 +1,39 @@
-"""What the return annotation of a step says: its outcomes, and the steps it may go on to.
+"""The return annotation of a step: its outcomes, and the steps that may follow it; and names that annotations lack.
 
-Invariant: what cannot be read is a `DefinitionError` that names the step.
+Invariant: an annotation that cannot be read is a `DefinitionError` that names the step.
 """
 
 from __future__ import annotations
 
+import ast
+import linecache
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pgtask.errors import DefinitionError
-from pgtask.outcome import Done, Fail, Next
+from pgtask.outcome import OUTCOMES, Next, Outcome
 from pgtask.task import Task
 
-__all__ = ["edges_among", "return_members", "shown"]
+__all__ = ["annotation_text", "edges_among", "is_of_annotation", "return_members"]
 
 
 def return_members(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Sequence[Any]:
-    """The outcomes that the return annotation of `run` names, in its order."""
+    """Return the outcomes that the return annotation of `run` names, in its order. Raises `DefinitionError`."""
     annotation = _return_annotation(label, run, family)
     members = _members(annotation)
-    if not all(member is Done or member is Fail or typing.get_origin(member) is Next for member in members):
+    if not all(_is_outcome(member) for member in members):
         raise DefinitionError(
-            f"step {label}: run() is annotated -> {shown(annotation)}; "
+            f"step {label}: run() is annotated -> {annotation_text(annotation)}; "
             "annotate it with outcomes, as in -> Next[SomeStep] | Done"
         )
     return members
 
 
 def edges_among(label: str, members: Sequence[Any], family: dict[str, type[Task]]) -> tuple[type[Task], ...]:
-    """The steps that `Next[...]` names among the members of an annotation."""
+    """Return the steps that `Next[...]` names among the members of an annotation. Raises `DefinitionError`."""
     edges: list[type[Task]] = []
     for member in members:
         if typing.get_origin(member) is not Next:
@@ -40,11 +43,21 @@ def edges_among(label: str, members: Sequence[Any], family: dict[str, type[Task]
             known = family.get(name)
             if known is None or not (known is step or isinstance(step, typing.ForwardRef)):
                 raise DefinitionError(
-                    f"step {label}: the edge Next[{shown(step)}] does not lead to a step of the same task "
+                    f"step {label}: the edge Next[{annotation_text(step)}] does not lead to a step of the same task "
                     f"({', '.join(family)})"
                 )
             edges.append(known)
     return tuple(dict.fromkeys(edges))
+
+
+def _is_outcome(member: Any) -> bool:
+    """Return whether `member` is an outcome as `Outcome` has it: the class, or `Next` of something."""
+    origin = typing.get_origin(member)
+    for outcome in typing.get_args(Outcome):
+        generic = typing.get_origin(outcome)
+        if member is outcome if generic is None else origin is generic:
+            return True
+    return False
 
 
 def _return_annotation(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Any:
@@ -54,8 +67,8 @@ def _return_annotation(label: str, run: Callable[..., Any], family: dict[str, ty
     annotation = annotations["return"]
     if not isinstance(annotation, str):
         return annotation
-    # Classes made inside a function are not in the globals; the family and the outcomes are all an edge can name.
-    known = {"Next": Next, "Done": Done, "Fail": Fail, "Outcome": Next | Done | Fail, **family}
+    # Classes made inside a function are not in the globals; an edge can name only the family and the outcomes.
+    known = {**{outcome.__name__: outcome for outcome in OUTCOMES}, "Outcome": Outcome, **family}
     scope = {**known, **run.__globals__, **family}
     try:
         return eval(annotation, scope)
@@ -68,16 +81,47 @@ def _annotations(run: Callable[..., Any]) -> dict[str, Any]:
         from annotationlib import Format, get_annotations  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return dict(run.__annotations__)
-    found: dict[str, Any] = get_annotations(run, format=Format.FORWARDREF)  # Python 3.14: names only known to checkers
+    found: dict[str, Any] = get_annotations(run, format=Format.FORWARDREF)  # Python 3.14: names that only checkers know
     return found
 
 
 def _members(annotation: Any) -> Sequence[Any]:
-    """The members of a union, or the annotation alone."""
+    """Return the members of a union, or the annotation alone."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [member for part in typing.get_args(annotation) for member in _members(part)]
     return [annotation]
 
 
-def shown(annotation: Any) -> str:
+def annotation_text(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def is_of_annotation(error: NameError) -> bool:
+    """Tell if the missing name stands in an annotation of the line that raised the error.
+
+    Python evaluates the annotations of a class or function at its definition; the name may be defined later, or only
+    for type checkers.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return False
+    frame, line = frames[-1]
+    try:
+        tree = ast.parse("".join(linecache.getlines(frame.f_code.co_filename, frame.f_globals)))
+    except (SyntaxError, ValueError):
+        return False
+    annotations = [part for node in ast.walk(tree) for part in _annotation_parts(node) if part is not None]
+    return any(
+        isinstance(name, ast.Name) and name.id == error.name and name.lineno == line
+        for annotation in annotations
+        for name in ast.walk(annotation)
+    )
+
+
+def _annotation_parts(node: ast.AST) -> list[ast.expr | None]:
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            return [node.returns]
+        case ast.arg() | ast.AnnAssign():
+            return [node.annotation]
+    return []

@@ -1,4 +1,4 @@
-"""Which CPUs this process may use."""
+"""The CPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["allowed_cpus", "default_procs"]
 
 
 def allowed_cpus() -> list[int]:
-    """The numbers of the CPUs in the affinity of this process; empty where the platform has no such thing."""
+    """Return the numbers of the CPUs in the affinity of this process; empty where the platform has no affinity."""
     try:
         return sorted(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -17,7 +17,7 @@ def allowed_cpus() -> list[int]:
 
 
 def default_procs() -> int:
-    """The CPUs this process may use: its affinity, and the quota of its cgroup where there is one; at least 1."""
+    """Return the number of CPUs that this process may use, by its affinity and the quota of its cgroup; at least 1."""
     import psutil
 
     usable = len(allowed_cpus()) or psutil.cpu_count() or 1
@@ -26,7 +26,7 @@ def default_procs() -> int:
 
 
 def _cgroup_quota() -> float | None:
-    """CPUs allowed by the cgroup (v2, else v1), or None without a limit."""
+    """Return the CPUs that the cgroup allows (v2, else v1); None without a limit."""
     try:
         limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -16,9 +16,9 @@ __all__ = ["TaskIds", "earliest_id", "first_id"]
 
 
 def first_id() -> int:
-    """A fresh UUID of version 7 (RFC 9562) as a number; the 2**61 numbers after it are ids of the same call.
+    """Make a UUID of version 7 (RFC 9562) as a number; the 2**61 numbers after it are ids of the same call.
 
-    Time-ordered, so that inserts touch the right end of the primary key only.
+    It is ordered by time, so that inserts touch the right end of the primary key only.
     """
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10), "big")
@@ -32,12 +32,12 @@ def first_id() -> int:
 
 
 def earliest_id(at: datetime) -> UUID:
-    """No id of version 7 that is made at this time or later is before this one."""
+    """Return the lower bound of all ids of version 7 that are made at this time or later."""
     return UUID(int=max(0, int(at.timestamp() * 1000)) << 80)
 
 
 class TaskIds(Sequence[UUID]):
-    """The ids of one `enqueue_many`, in order: consecutive numbers, so that ten million of them take no room."""
+    """The ids of one `enqueue_many`, in order: consecutive numbers, so that ten million of them take no memory."""
 
     def __init__(self, first: UUID, count: int) -> None:
         self._first = first.int

@@ -1,4 +1,4 @@
-"""Why a lifespan cannot be entered, as far as that can be known without calling it."""
+"""The errors of a lifespan that are visible without calling it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import inspect
 from contextlib import AsyncContextDecorator
 from typing import Any
 
-__all__ = ["lifespan_flaw"]
+__all__ = ["lifespan_error"]
 
 
-def lifespan_flaw(lifespan: Any) -> str | None:
-    """The reason why calling this cannot give an async context manager; None if it may."""
+def lifespan_error(lifespan: Any) -> str | None:
+    """Return the reason why a call of `lifespan` cannot give an async context manager; None if it may."""
     if isinstance(lifespan, AsyncContextDecorator) or (hasattr(lifespan, "__aenter__") and not callable(lifespan)):
         return "it is what that function returns: pass the function, without calling it"
     if not callable(lifespan):

@@ -1,6 +1,9 @@
-"""The table of settings: what each is called, how its text is read, and what help says of it.
+"""The settings: one line of the table for each one, and `Config`, which holds their values.
 
-Invariant: a value that was read is valid by itself; what only holds between two settings is for `config` to check.
+To add a setting, add its line to `SETTINGS` and its field to `Config`: the flag, the variable, the key of the file and
+the help follow.
+
+Invariant: a value that a `Setting` has parsed is valid by itself; `config` checks the rules between two settings.
 """
 
 from __future__ import annotations
@@ -10,23 +13,33 @@ from typing import Any
 
 import msgspec
 
-from pgtask._dsn import check_dsn
+from pgtask._dsn import check_dsn, quoted, redact
+from pgtask._durations import MAX_SECONDS, parse_duration
 from pgtask.policy import check_queue
 
-__all__ = ["PREFIX", "SETTINGS", "Setting"]
+__all__ = ["DEFAULT_MAX_STEP_BYTES", "PREFIX", "SETTINGS", "Config", "Setting", "default_heartbeat"]
 
 PREFIX = "PGTASK_"
-LEAST_STALL = 2  # seconds in which the loop of a worker is heard of four times, if it is well
+DEFAULT_LEASE_TIMEOUT = 60.0
+DEFAULT_MAX_STEP_BYTES = 512 * 1024
+MIN_STALL = 2  # seconds in which the loop of a healthy worker sends four ticks
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One setting: its name in `Config`, how its text is read, and what help says. The flag, the variable and the key
-    of the file follow from the name."""
+    """One setting: its name in `Config`, its default, the parser of its text, its group in the help, and its help. The
+    flag, the variable and the key of the file follow from the name.
+
+    `default_words` describes a default that no single value can: one from elsewhere, or computed from other values.
+    """
 
     name: str
+    default: Any
     parse: Callable[[Any], Any]
-    help: str
+    group: str | None
+    summary: str
     metavar: str | None = None
+    short: str | None = None
+    default_words: str | None = None
     negated: bool = False  # the flag switches off: --no-listen sets listen to false
 
     @property
@@ -43,51 +56,69 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def is_switch(self) -> bool:
-        return self.parse is _switch
+        return self.parse is _parse_switch
+
+    @property
+    def help(self) -> str:
+        """The summary, with the default of a setting that takes a value."""
+        if self.is_switch:
+            return self.summary
+        shown = f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+        return f"{self.summary} (default: {self.default_words or shown})"
 
 
-def _text(value: Any) -> str:
+def default_heartbeat(lease_timeout: float) -> float:
+    """Return the seconds between renewals where the setting is not given."""
+    return lease_timeout / 3
+
+
+# --- parsers: each returns a value, or raises `ValueError` with what it expected ------------------------------------
+
+
+def _parse_text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("expected a text")
     return value
 
 
-def _whole(smallest: int) -> Callable[[Any], int]:
+def _whole_number(minimum: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
-        message = f"expected a whole number, {smallest} or more"
+        message = f"expected a whole number, {minimum} or more"
         if isinstance(value, (bool, float)):
             raise ValueError(message)
         try:
             number = int(value)
         except (TypeError, ValueError):
             raise ValueError(message) from None
-        if not smallest <= number < 2**31:
+        if not minimum <= number < 2**31:
             raise ValueError(message + (f", less than {2**31:,}" if number > 0 else ""))
         return number
 
     return parse
 
 
-def _seconds(*, zero: bool, least: int = 0) -> Callable[[Any], float]:
-    """With `least`, zero means never."""
-    bound = f"{least} or more, or 0 for never" if least else "zero or more" if zero else "more than zero"
+def _seconds(*, zero: bool, minimum: int = 0) -> Callable[[Any], float]:
+    """A number of seconds, or a text with units. With `minimum`, zero means never."""
+    bound = f"{minimum} or more, or 0 for never" if minimum else "zero or more" if zero else "more than zero"
 
     def parse(value: Any) -> float:
         message = f"expected seconds, {bound}"
-        if isinstance(value, bool):
-            raise ValueError(message)
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(message) from None
-        if not (least <= number < 1e9 or number == 0) or (number == 0 and not zero):
-            raise ValueError(message + (f", less than {10**9:,}" if number >= 1e9 else ""))
+            number = parse_duration(str(value))
+        except ValueError:
+            raise ValueError(f"{message}, or a time span such as 90s, 5m or 1h30m") from None
+        if number >= MAX_SECONDS:
+            raise ValueError(f"{message}, less than {MAX_SECONDS:,}")
+        if number < minimum and not (zero and number == 0):
+            raise ValueError(message)
+        if number == 0 and not zero:
+            raise ValueError(message)
         return number
 
     return parse
 
 
-def _one_of(*choices: str) -> Callable[[Any], str]:
+def _choice_of(*choices: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
         if str(value).lower() not in choices:
             raise ValueError("expected one of " + ", ".join(choices))
@@ -96,7 +127,7 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
     return parse
 
 
-def _switch(value: Any) -> bool:
+def _parse_switch(value: Any) -> bool:
     if isinstance(value, bool):
         return value
     match str(value).strip().lower():
@@ -107,60 +138,196 @@ def _switch(value: Any) -> bool:
     raise ValueError("expected true or false")
 
 
-def _queues(value: Any) -> tuple[str, ...]:
+def _parse_queues(value: Any) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)):
         raise ValueError("expected a list of queues, or one text with commas")
     names = [name for item in values for name in (item.split(",") if isinstance(item, str) else [item])]
-    return tuple(dict.fromkeys(check_queue(name.strip() if isinstance(name, str) else name) for name in names))
+    try:
+        return tuple(dict.fromkeys(check_queue(name.strip() if isinstance(name, str) else name) for name in names))
+    except ValueError:
+        if quoted(value) == repr(value):
+            raise
+    raise ValueError("a queue is a printable text without a comma; a database goes into --dsn")
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("app", _text, "the app to run, as module:attribute", "APP"),
     Setting(
-        "dsn", check_dsn, "the database (default: DATABASE_URL, else an embedded PostgreSQL under .pgtask/)", "DSN"
+        "app",
+        None,
+        _parse_text,
+        None,
+        "the app to run, as module:attribute",
+        "APP",
+        default_words="PGTASK_APP, else app in pyproject.toml",
     ),
-    Setting("procs", _whole(1), "worker processes (default: the usable CPUs)", "N"),
-    Setting("concurrency", _whole(1), "steps that may be suspended at once in each worker (default: 100)", "N"),
-    Setting("batch", _whole(1), "most tasks taken by one claim (default: 500)", "N"),
-    Setting("pool_size", _whole(1), "most connections of ctx.db, in each worker (default: 10)", "N"),
     Setting(
-        "queue", _queues, "serve only this queue; may be given several times, or as a,b (default: every queue)", "NAME"
+        "dsn",
+        None,
+        check_dsn,
+        "database",
+        "the database",
+        "DSN",
+        default_words="PGTASK_DSN, else dsn in pyproject.toml, else DATABASE_URL, else an embedded PostgreSQL "
+        "in .pgtask/",
     ),
-    Setting("lease_timeout", _seconds(zero=False), "seconds a lease lasts without renewal (default: 60)", "S"),
+    Setting(
+        "procs", 1, _whole_number(1), "workers", "worker processes", "N", short="-p", default_words="the usable CPUs"
+    ),
+    Setting(
+        "concurrency",
+        100,
+        _whole_number(1),
+        "workers",
+        "steps that may wait (in an await or in a thread) at once in each worker",
+        "N",
+        "-c",
+    ),
+    Setting("batch", 500, _whole_number(1), "workers", "maximum number of tasks that one claim takes", "N"),
+    Setting(
+        "pool_size", 10, _whole_number(1), "workers", "maximum number of connections of ctx.db in each worker", "N"
+    ),
+    Setting(
+        "queue",
+        (),
+        _parse_queues,
+        "tasks",
+        "serve only this queue; may be given several times, or as a,b",
+        "NAME",
+        "-q",
+        default_words="every queue",
+    ),
+    Setting(
+        "lease_timeout",
+        DEFAULT_LEASE_TIMEOUT,
+        _seconds(zero=False),
+        "workers",
+        "how long a lease lasts without renewal",
+        "TIME",
+    ),
     Setting(
         "heartbeat_interval",
+        default_heartbeat(DEFAULT_LEASE_TIMEOUT),
         _seconds(zero=False),
-        "seconds between renewals (default: a third of the lease timeout)",
-        "S",
+        "workers",
+        "the time between renewals",
+        "TIME",
+        default_words="a third of the lease timeout",
     ),
-    Setting("burst", _switch, "run until nothing is left to do, then exit"),
-    Setting("burst_horizon", _seconds(zero=True), "with --burst, wait for what falls due within S (default: 60)", "S"),
+    Setting("burst", False, _parse_switch, "start and stop", "run until nothing is left to do, then exit"),
     Setting(
-        "grace", _seconds(zero=True), "seconds that running steps are given to finish on a stop (default: 30)", "S"
+        "burst_horizon",
+        60.0,
+        _seconds(zero=True),
+        "start and stop",
+        "with --burst, wait for what falls due within TIME",
+        "TIME",
+    ),
+    Setting(
+        "grace",
+        30.0,
+        _seconds(zero=True),
+        "start and stop",
+        "grace period in which running steps may finish on a stop",
+        "TIME",
     ),
     Setting(
         "stall",
-        _seconds(zero=True, least=LEAST_STALL),
-        "replace a worker whose loop is silent for S; 0 is never (default: 300)",
-        "S",
+        300.0,
+        _seconds(zero=True, minimum=MIN_STALL),
+        "health",
+        "replace a worker whose loop is silent for TIME; 0 is never",
+        "TIME",
     ),
-    Setting("max_tasks", _whole(0), "replace a worker after about N tasks; 0 is never (default: 0)", "N"),
-    Setting("max_rss", _whole(0), "replace a worker that holds more than MB of memory; 0 is never (default: 0)", "MB"),
-    Setting("pin", _switch, "give each worker one CPU, in turn"),
-    Setting("preload", _switch, "import the app before the workers are forked, so that they share its memory"),
-    Setting("reload", _switch, "for development: replace the workers when the source of the app changes"),
+    Setting("max_tasks", 0, _whole_number(0), "health", "replace a worker after about N tasks; 0 is never", "N"),
     Setting(
-        "unknown", _one_of("put-back", "park"), "steps this app lacks: put-back or park (default: put-back)", "WHAT"
+        "max_rss", 0, _whole_number(0), "health", "replace a worker that holds more than MB of memory; 0 is never", "MB"
     ),
-    Setting("max_step_bytes", _whole(1), "park steps larger than this (default: 524288)", "BYTES"),
-    Setting("listen", _switch, "do not LISTEN, poll only: for a transaction-pooling pgbouncer", negated=True),
-    Setting("ignore_stop_notify", _switch, "ignore NOTIFY pg_task_changed, 'stop_worker'"),
-    Setting("log", _one_of("text", "json"), "format of the log: text or json (default: text)", "FORMAT"),
+    Setting("pin", False, _parse_switch, "workers", "give each worker one CPU, in turn"),
+    Setting(
+        "preload",
+        False,
+        _parse_switch,
+        "start and stop",
+        "import the app before the workers are forked, so that they share its memory",
+    ),
+    Setting(
+        "reload",
+        False,
+        _parse_switch,
+        "start and stop",
+        "for development: replace the workers when the source of the app changes",
+    ),
+    Setting(
+        "unknown",
+        "put-back",
+        _choice_of("put-back", "park"),
+        "tasks",
+        "what to do with steps that this app does not define: put-back or park",
+        "WHAT",
+    ),
+    Setting(
+        "max_step_bytes", DEFAULT_MAX_STEP_BYTES, _whole_number(1), "tasks", "park steps larger than this", "BYTES"
+    ),
+    Setting(
+        "listen",
+        True,
+        _parse_switch,
+        "database",
+        "do not LISTEN, poll only: for a transaction-pooling pgbouncer",
+        negated=True,
+    ),
+    Setting(
+        "ignore_stop_notify",
+        False,
+        _parse_switch,
+        "database",
+        "obey pgtask stop, but not NOTIFY pg_task_changed, 'stop_worker'",
+    ),
+    Setting("log", "text", _choice_of("text", "json"), "log", "format of the log: text or json", "FORMAT"),
     Setting(
         "log_level",
-        _one_of("debug", "info", "warning", "error"),
-        "debug, info, warning or error (default: info)",
+        "info",
+        _choice_of("debug", "info", "warning", "error"),
+        "log",
+        "debug, info, warning or error",
         "LEVEL",
+        "-l",
     ),
 )
+
+_DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings of a supervisor and its workers. Times are seconds. `dsn=None` is the embedded server."""
+
+    app: str | None = _DEFAULTS["app"]
+    dsn: str | None = _DEFAULTS["dsn"]
+    procs: int = _DEFAULTS["procs"]
+    concurrency: int = _DEFAULTS["concurrency"]
+    batch: int = _DEFAULTS["batch"]
+    pool_size: int = _DEFAULTS["pool_size"]
+    queue: tuple[str, ...] = _DEFAULTS["queue"]
+    lease_timeout: float = _DEFAULTS["lease_timeout"]
+    heartbeat_interval: float = _DEFAULTS["heartbeat_interval"]
+    burst: bool = _DEFAULTS["burst"]
+    burst_horizon: float = _DEFAULTS["burst_horizon"]
+    grace: float = _DEFAULTS["grace"]
+    stall: float = _DEFAULTS["stall"]
+    max_tasks: int = _DEFAULTS["max_tasks"]
+    max_rss: int = _DEFAULTS["max_rss"]
+    pin: bool = _DEFAULTS["pin"]
+    preload: bool = _DEFAULTS["preload"]
+    reload: bool = _DEFAULTS["reload"]
+    unknown: str = _DEFAULTS["unknown"]
+    max_step_bytes: int = _DEFAULTS["max_step_bytes"]
+    listen: bool = _DEFAULTS["listen"]
+    ignore_stop_notify: bool = _DEFAULTS["ignore_stop_notify"]
+    log: str = _DEFAULTS["log"]
+    log_level: str = _DEFAULTS["log_level"]
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["dsn"] = None if self.dsn is None else redact(self.dsn)
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in shown.items())})"

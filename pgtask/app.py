@@ -1,12 +1,13 @@
-"""The app: which tasks exist, and the state machine that their annotations declare.
+"""The app: the tasks that exist, and the state machine that their annotations declare.
 
-Invariant: an `App` that could be made can be run. Everything that can be wrong with a definition is found here, once,
-without I/O, and named with its remedy.
+Invariant: an `App` that could be made can be run. This module finds every error of a definition once, without I/O, and
+names it with its remedy.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from operator import attrgetter
@@ -15,12 +16,13 @@ from typing import Any
 
 import msgspec
 
-from pgtask._annotations import edges_among, return_members, shown
-from pgtask._json_types import strange_class
-from pgtask._lifespan import lifespan_flaw
-from pgtask._place import one_line, place_of
+from pgtask._annotations import annotation_text, edges_among, is_of_annotation, return_members
+from pgtask._dsn import names_database, quoted, redact
+from pgtask._error_text import one_line, place_of
+from pgtask._json_types import undecodable_field
+from pgtask._lifespan import lifespan_error
 from pgtask.errors import AppLoadError, DefinitionError
-from pgtask.outcome import Done
+from pgtask.outcome import Done, Fail
 from pgtask.policy import Policy
 from pgtask.task import Task
 from pgtask.workflow import STEP, Workflow
@@ -32,8 +34,8 @@ _RESERVED = ("policy", "transparent", "archive", "run")
 
 
 class StepDefinition(msgspec.Struct, frozen=True):
-    """One step as the engine sees it. `edges` are the steps it may go on to; `finishes` says that it may be `Done`, and
-    `archive` that it is then kept."""
+    """One step as the engine sees it. `edges` are the steps that may follow it; `finishes` says that it may return
+    `Done`, `archive` that its task is then kept, and `fails` that it may return `Fail`."""
 
     cls: type[Task]
     task: str
@@ -45,6 +47,7 @@ class StepDefinition(msgspec.Struct, frozen=True):
     fields: tuple[str, ...]
     transparent: bool
     archive: bool
+    fails: bool
 
     @property
     def label(self) -> str:
@@ -56,9 +59,9 @@ class App:
 
         app = App(Greeter, Mailer, zip_files, lifespan=open_http_client)
 
-    `lifespan` is a function without arguments that returns an async context manager (`@asynccontextmanager`); it is
-    entered once in each worker process and what it yields is `ctx.resources`; it is left after the last step.
-    `archive` keeps finished tasks in the table `pg_task_archive`, unless their class says otherwise.
+    `lifespan` is a function without arguments that returns an async context manager (`@asynccontextmanager`). Each
+    worker process enters it once, passes the value that it yields as `ctx.resources`, and leaves it after the last
+    step. `archive` keeps finished tasks in the table `pg_task_archive`, unless their class says otherwise.
 
     Raises `DefinitionError` naming the class and the remedy: no steps, no `run`, a `run` whose annotation is missing
     or is no outcome, an edge to a step of another task, two tasks or steps of one name, a field that hides an
@@ -73,7 +76,7 @@ class App:
     ) -> None:
         if not tasks:
             raise DefinitionError("App() has no tasks: pass the classes that derive from Task, as in App(Greeter)")
-        if lifespan is not None and (reason := lifespan_flaw(lifespan)) is not None:
+        if lifespan is not None and (reason := lifespan_error(lifespan)) is not None:
             shown = getattr(lifespan, "__name__", None) or repr(lifespan)
             raise DefinitionError(
                 f"App(lifespan={shown}): {reason}; define it as @asynccontextmanager async def lifespan() with a yield"
@@ -87,7 +90,7 @@ class App:
             if isinstance(task, Workflow):
                 self._add_workflow(task)
             else:
-                self._add(task)
+                self._add_task(task)
 
     def __iter__(self) -> Iterator[StepDefinition]:
         return iter(self.steps.values())
@@ -95,9 +98,11 @@ class App:
     def __repr__(self) -> str:
         return f"App({', '.join(self.tasks)})"
 
-    def _add(self, task: type[Task]) -> None:
+    def _add_task(self, task: type[Task]) -> None:
         if not (isinstance(task, type) and issubclass(task, Task)) or Task not in task.__bases__:
-            raise DefinitionError(f"App({_name(task)}): not a task; pass a class that derives directly from Task")
+            raise DefinitionError(
+                f"App({_display_name(task)}): not a task; pass a class that derives directly from Task"
+            )
         if task.__name__ in self.tasks:
             raise DefinitionError(f"App: two tasks are named {task.__name__}; rename one, rows store the name")
         steps = _subclasses(task)
@@ -112,11 +117,11 @@ class App:
             by_name[cls.__name__] = cls
         self.tasks[task.__name__] = task
         for cls in steps:
-            self.steps[cls] = _define(task, cls, by_name, self.archive)
+            self.steps[cls] = _define_step(task, cls, by_name, self.archive)
 
     def _add_workflow(self, flow: Workflow[Any, Any]) -> None:
-        """A workflow is a family of tasks with one step; its versions are functions for the same one."""
-        flow.check()
+        """Add a workflow: a family of tasks with one step. Its versions are functions for the same step."""
+        flow._check()
         flows = self.workflows.setdefault(flow.name, [])
         if not flows:
             if flow.name in self.tasks:
@@ -143,38 +148,52 @@ def load_app(reference: str) -> App:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise AppLoadError(f"app {reference!r}: {_failure(error, module_name)}") from error
+        raise AppLoadError(f"app {reference!r}: {_import_failure(error, module_name)}") from error
     try:
         found = attrgetter(attribute)(module)
     except AttributeError as error:
-        raise AppLoadError(f"app {reference!r}: {error}{_apps_of(module)}") from error
+        raise AppLoadError(f"app {reference!r}: {error}{_suggest_apps(module)}") from error
     if not isinstance(found, App):
-        raise AppLoadError(f"app {reference!r} is of type {type(found).__name__}, not a pgtask.App{_apps_of(module)}")
+        raise AppLoadError(f"app {reference!r} is {_describe_object(found, attribute)}{_suggest_apps(module)}")
     return found
 
 
 def check_reference(reference: str) -> None:
-    """Raise `AppLoadError` for what cannot name an app, with what may have been meant."""
+    """Raise `AppLoadError` for a text that cannot name an app, with a guess of the intended name."""
+    if "@" in reference or names_database(reference):
+        raise AppLoadError(f"app {redact(reference)!r} is not of the form module:attribute; a database goes into --dsn")
     if _is_well_formed(reference):
         return
     module, _, attribute = reference.partition(":")
     guess = f"{module.removeprefix('./').removesuffix('.py').replace('/', '.')}:{attribute or 'app'}"
-    hint = f": did you mean {guess}?" if _is_well_formed(guess) else ", as in greetings:app"
-    raise AppLoadError(f"app {reference!r} is not of the form module:attribute{hint}")
+    is_shown = quoted(reference) == repr(reference)
+    hint = f": did you mean {guess}?" if is_shown and _is_well_formed(guess) else ", as in greetings:app"
+    raise AppLoadError(f"app {quoted(reference)} is not of the form module:attribute{hint}")
 
 
 def _is_well_formed(reference: str) -> bool:
     module, _, attribute = reference.partition(":")
-    return "/" not in reference and not module.endswith(".py") and all([*module.split("."), *attribute.split(".")])
+    return (
+        not re.search(r"[/@=\s]", reference)
+        and not module.endswith(".py")
+        and all([*module.split("."), *attribute.split(".")])
+    )
 
 
-def _apps_of(module: ModuleType) -> str:
+def _describe_object(found: object, attribute: str) -> str:
+    """Describe an object that was given as an app."""
+    if callable(found) and not isinstance(found, (type, Workflow)):
+        return f"a function, which is not called: put app = {attribute}() into its module, and name that app"
+    return f"of type {type(found).__name__}, not a pgtask.App"
+
+
+def _suggest_apps(module: ModuleType) -> str:
     names = [f"{module.__name__}:{name}" for name, value in vars(module).items() if isinstance(value, App)]
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def _failure(error: BaseException, module: str) -> str:
-    """One line for what importing a module has raised, with the place."""
+def _import_failure(error: BaseException, module: str) -> str:
+    """Describe in one line, with the place, the exception that importing a module has raised."""
     match error:
         case ModuleNotFoundError(name=str(name)):
             if module == name or module.startswith(name + "."):
@@ -184,22 +203,24 @@ def _failure(error: BaseException, module: str) -> str:
             return f"importing it called sys.exit({code!r}){place_of(error)}"
         case DefinitionError():
             return f"{error}{place_of(error)}"
+        case NameError() if is_of_annotation(error):
+            return f"importing it failed: {one_line(error)}; is `from __future__ import annotations` missing there?"
     return f"importing it failed: {one_line(error)}"
 
 
-def _name(thing: object) -> str:
+def _display_name(thing: object) -> str:
     return thing.__name__ if isinstance(thing, type) else repr(thing)
 
 
 def _subclasses(cls: type[Task]) -> list[type[Task]]:
-    """All that derive from a class, each once, also one that derives from two of them."""
+    """Return all subclasses of a class, each once, also one that derives from two of them."""
     found = [step for sub in cls.__subclasses__() for step in (sub, *_subclasses(sub))]
     return list(dict.fromkeys(found))
 
 
-def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]], archive: bool) -> StepDefinition:
+def _define_step(task: type[Task], cls: type[Task], family: dict[str, type[Task]], archive: bool) -> StepDefinition:
     label = f"{task.__name__}.{cls.__name__}"
-    fields = _fields(label, cls)
+    fields = _field_names(label, cls)
     run = getattr(cls, "run", None)
     if run is None:
         raise DefinitionError(f"step {label} has no run(); add: async def run(self, ctx: Context) -> Done")
@@ -224,8 +245,9 @@ def _define(task: type[Task], cls: type[Task], family: dict[str, type[Task]], ar
         edges=edges_among(label, members, family),
         finishes=Done in members,
         fields=fields,
-        transparent=_transparent(label, cls),
+        transparent=_is_transparent(label, cls),
         archive=archive if cls.archive is None else bool(cls.archive),
+        fails=Fail in members,
     )
 
 
@@ -246,6 +268,7 @@ def _define_workflow(flow: Workflow[Any, Any]) -> StepDefinition:
         fields=("input",),
         transparent=True,
         archive=False,  # its run keeps a record of its own
+        fails=False,
     )
 
 
@@ -258,25 +281,26 @@ def _check_signature(label: str, run: Callable[..., Any]) -> None:
         ) from None
 
 
-def _fields(label: str, cls: type[Task]) -> tuple[str, ...]:
+def _field_names(label: str, cls: type[Task]) -> tuple[str, ...]:
     for name in _RESERVED:
         if name in cls.__struct_fields__:
             raise DefinitionError(f"step {label}: a field cannot be named {name!r}, Task uses that name; rename it")
     try:
         msgspec.json.Decoder(cls)
-        strange = strange_class(cls)
+        undecodable = undecodable_field(cls)
     except (TypeError, NameError) as error:
         raise DefinitionError(f"step {label}: a field has a type that cannot be decoded: {error}") from error
-    if strange is not None:
-        field, stranger = strange
+    if undecodable is not None:
+        field, cause = undecodable
         raise DefinitionError(
-            f"step {label}: the field {field!r} needs the class {shown(stranger)}, which cannot be read from JSON; "
+            f"step {label}: the field {field!r} needs the class {annotation_text(cause)}, "
+            "which cannot be read from JSON; "
             "make it a msgspec.Struct, a dataclass or an Enum, or store plain values that it can be made from"
         )
     return cls.__struct_fields__
 
 
-def _transparent(label: str, cls: type[Task]) -> bool:
+def _is_transparent(label: str, cls: type[Task]) -> bool:
     if cls.transparent and len(cls.__struct_fields__) != 1:
         raise DefinitionError(
             f"step {label}: transparent = True needs exactly one field, it has {len(cls.__struct_fields__)}"

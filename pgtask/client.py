@@ -1,64 +1,124 @@
-"""Producing: put tasks into the table, alone, in bulk, or within the caller's transaction.
+"""The client: enqueues tasks and triggers runs, alone, in bulk, or within the caller's transaction.
 
-Invariants: what cannot be enqueued is refused before anything is sent; with `conn=` nothing is written outside the
-caller's transaction; an id that was returned belongs to a row that was, or will be, committed with it.
+Invariants: a step or an input that no worker could run is refused before anything is sent; with `conn=` nothing is
+written outside the caller's transaction; an id that was returned belongs to a row that was, or will be, committed with
+it. A client loads nothing of a worker: neither `_worker` nor `_consumer`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
+from functools import partial
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from uuid import UUID
 
-from pgtask._bulk import Source, insert_chunk
-from pgtask._encode import check_delay, check_key, check_time, encode, lane_of
-from pgtask._fastpath import CopyRows
+from pgtask._copy import Source
+from pgtask._fastpath import Codec
 from pgtask._ids import TaskIds, first_id
-from pgtask._postgres.connection import map_errors
+from pgtask._postgres.client_store import PostgresStore
 from pgtask._postgres.embedded import start
-from pgtask._postgres.ends import Ends
+from pgtask._postgres.failures import ParkedTask
 from pgtask._postgres.migrate import migrate
-from pgtask._postgres.pools import client_pool
-from pgtask._postgres.store import statement
+from pgtask._project import project_directory
+from pgtask._validate import check_delay, check_key, check_run_id, check_time, choose_lane, encode_input, encode_step
 from pgtask.app import App
-from pgtask.config import DEFAULT_MAX_STEP_BYTES, load_config
-from pgtask.consumer import Consumer
+from pgtask.config import DEFAULT_MAX_STEP_BYTES, client_config
 from pgtask.errors import EnqueueError
 from pgtask.policy import DEFAULT_QUEUE
-from pgtask.runs import Runs
+from pgtask.runs import Run, RunStatus, RunStore, send_signal
 from pgtask.task import Task
+from pgtask.workflow import RunState, Workflow
 
-__all__ = ["Client"]
+if TYPE_CHECKING:
+    from pgtask.consumer import Consumer
 
-CHUNK_BYTES = 128 * 1024
-CHUNK_TASKS = 1000
+__all__ = ["Client", "ClientStore"]
+
+InputT = TypeVar("InputT")
+OutputT = TypeVar("OutputT")
 
 
-class Client(Runs):
+class ClientStore(RunStore, Protocol):
+    """The tables of a client, in a database or in memory."""
+
+    def check_connection(self, conn: Any = None) -> None:
+        """Raise `EnqueueError` unless the connection of the caller, or without one this store, can be used here."""
+
+    async def insert_task(
+        self,
+        codec: Codec,
+        payload: bytes,
+        at: datetime | None,
+        delay: float | None,
+        lane: tuple[str, int],
+        key: str | None,
+        conn: Any,
+    ) -> UUID:
+        """Insert a task, and return its id; with a key that another task has, the id of that one."""
+
+    async def copy_tasks(self, source: Source, encode: Any, conn: Any) -> TaskIds:
+        """Insert a task for each step of the source, encoded by `encode`, all or none."""
+
+    async def insert_keyed_tasks(self, source: Source, encode: Any, conn: Any) -> list[UUID]:
+        """Insert a task for each step of the source unless there is one with its key, all or none."""
+
+    def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
+        """Yield the tasks that are parked from now on."""
+
+    async def insert_run(
+        self,
+        name: str,
+        text: str,
+        at: datetime | None,
+        delay: float | None,
+        lane: tuple[str, int],
+        key: str | None,
+        conn: Any,
+    ) -> UUID:
+        """Insert a run. Raises `EnqueueError` if another task, or a run of another workflow, has its key."""
+
+    async def insert_runs(
+        self, ids: TaskIds, name: str, texts: Sequence[str], lane: tuple[str, int], conn: Any
+    ) -> None:
+        """Insert runs of one workflow, all or none."""
+
+    async def list_statuses(
+        self, name: str | None, state: RunState | None, limit: int, before: UUID | None
+    ) -> list[RunStatus]:
+        """Return the status of runs, the latest first."""
+
+
+class Client:
     """Enqueues tasks, and triggers workflows and looks after their runs.
 
         async with Client("postgresql:///app") as client:
             task_id = await client.enqueue(ReadName("name.txt"))
 
-    Without a DSN: `PGTASK_DSN`, `DATABASE_URL`, `[tool.pgtask] dsn`, else the embedded server under `.pgtask/`.
+    Without a DSN: `PGTASK_DSN`, `[tool.pgtask] dsn`, `DATABASE_URL`, else the embedded server under `.pgtask/`.
     With `PGTASK_NO_LISTEN` (or its twin in the file) it uses no session state, for a transaction-pooling pgbouncer.
-    It owns a pool of up to `pool_size` connections; use one client per process, from one event loop. `app` is for
+    In a worker, without a DSN, it uses the database of the supervisor, whatever the environment says. It owns a pool of
+    up to `pool_size` connections; use one client per process, in the event loop that it was opened in. `app` is for
     `consumer` alone: it decodes the steps.
 
-    What enqueues takes `queue` and `priority` (default: the policy of the step), `key` (at most one task with this key
-    is in the table, waiting, running or parked: if there is one, its id is returned and nothing is inserted) and `conn`
-    (an asyncpg connection: the task is part of its transaction; the client need not be open for it).
+    The methods that enqueue take
 
-    They raise `EnqueueError` (a ValueError) for what cannot be enqueued, before anything is sent; `SchemaError`
-    without the table; `DataRefused` when a constraint or a trigger of yours on the table says no; `DatabaseRefused`
-    without the privilege, or in a transaction that has failed; `RowsLocked` when your `lock_timeout` is over; and
-    `DatabaseUnavailable`, of which that is one, when the connection is lost: a single task may then have been
-    enqueued or not, which a `key` makes safe to repeat. Cancelling them rolls back.
+    - `queue` and `priority`; by default those of the policy of the step.
+    - `key`: at most one task with this key is in the table, waiting, running or parked, of whichever kind. If there is
+      one, its id is returned and nothing is inserted.
+    - `conn`: an asyncpg connection in a transaction; the task is part of that. The client need not be open.
+
+    They raise
+
+    - `EnqueueError` (a ValueError), before anything is sent, for a value that cannot be enqueued, and for a `conn` that
+      is in no transaction.
+    - `SchemaError` without the table; `DatabaseRefused` without the privilege, or in a transaction that has failed.
+    - `DataRefused` when a constraint, trigger, rule or policy of yours on the table refuses the row or drops it.
+    - `RowsLocked`, a `DatabaseUnavailable`, when your `lock_timeout` expires or your transaction meets a deadlock.
+    - `DatabaseUnavailable` when the connection is lost. A single task may then have been enqueued or not; a `key` makes
+      it safe to repeat the call. The same holds when you cancel the call.
 
     Opening raises `ConfigError` for a wrong setting, `EmbeddedError` if the embedded server does not start,
     `SchemaError` if there is no table or one of another version, and `DatabaseRefused` or `DatabaseUnavailable` if the
@@ -77,16 +137,18 @@ class Client(Runs):
         self._app = app
         self._pool_size = pool_size
         self._max_step_bytes = max_step_bytes
-        self._pool: Any = None
+        self._postgres = PostgresStore()
+        self._store: ClientStore = self._postgres
 
     async def __aenter__(self) -> Client:
-        config = load_config()
+        if self._postgres.is_open:
+            raise EnqueueError("the client is open already; open it once, or make another one")
+        config = client_config(self._dsn)
         if self._dsn is None and config.dsn is None:
-            self._dsn = await asyncio.to_thread(start, Path.cwd())
+            self._dsn = await asyncio.to_thread(start, project_directory())
             await migrate(self._dsn)
         self._dsn = self._dsn or config.dsn
-        self._listens = config.listen
-        self._pool = await client_pool(self.dsn, size=self._pool_size, pooled=not self._listens)
+        await self._postgres.open(self.dsn, size=self._pool_size, listens=config.listen)
         return self
 
     @property
@@ -99,11 +161,7 @@ class Client(Runs):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        pool, self._pool = self._pool, None
-        if self._ends is not None:
-            await self._ends.close()
-            self._ends = None
-        await pool.close()
+        await self._postgres.close()
 
     async def enqueue(
         self,
@@ -114,7 +172,7 @@ class Client(Runs):
         key: str | None = None,
         conn: Any = None,
     ) -> UUID:
-        """Enqueue a task that starts at `step`, due now; its id. Raises what the class says."""
+        """Enqueue a task that starts at `step`, due now, and return its id. See the class for errors."""
         return await self._insert(step, None, None, queue, priority, key, conn)
 
     async def delay(
@@ -127,7 +185,8 @@ class Client(Runs):
         key: str | None = None,
         conn: Any = None,
     ) -> UUID:
-        """Enqueue a task that is due after `delay`, by the database's clock; its id. Raises what the class says."""
+        """Enqueue a task that is due after `delay`, by the database's clock, and return its id. See the class for
+        errors."""
         return await self._insert(step, None, check_delay(delay), queue, priority, key, conn)
 
     async def schedule(
@@ -140,11 +199,11 @@ class Client(Runs):
         key: str | None = None,
         conn: Any = None,
     ) -> UUID:
-        """Enqueue a task that is due at a time; at once if that has passed; its id.
+        """Enqueue a task that is due at a time, at once if that has passed, and return its id.
 
             await client.schedule(ReadName("name.txt"), at=datetime(2026, 12, 24, 18, tzinfo=timezone.utc))
 
-        Raises `EnqueueError` if `at` has no time zone, and what the class says.
+        Raises `EnqueueError` if `at` has no time zone. See the class for the other errors.
         """
         return await self._insert(step, check_time(at), None, queue, priority, key, conn)
 
@@ -177,37 +236,48 @@ class Client(Runs):
         key: Callable[[Any], str] | None = None,
         conn: Any = None,
     ) -> Sequence[UUID]:
-        """Enqueue all steps of an iterable, plain or async, due now, in one transaction; their ids in its order.
+        """Enqueue all steps of an iterable, plain or async, due now, in one transaction; returns their ids in order.
 
         Streams by COPY: memory stays constant for any number of tasks, the ids included (`TaskIds` is a range). With
-        `key`, a function that gives each step's key, tasks are inserted a thousand at a time and the ids are a list.
-        Raises what the class says, and what the iterable or `key` raises; then nothing is enqueued.
+        `key`, a function that gives each step's key, all steps are read before they are inserted in the order of their
+        keys, a thousand at a time, and the ids are a list.
+        Passes on exceptions of the iterable and of `key`; then nothing is enqueued. See the class for errors.
         """
         if key is not None and not callable(key):
             raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")
         source = Source(steps, key)
-        async with self._connection(conn) as connection:
-            try:
-                with map_errors():
-                    async with connection.transaction():  # a savepoint in the caller's: a refusal does not spoil that
-                        if key is None:
-                            return await self._copy(connection, source, queue, priority)
-                        return await self._insert_keyed(connection, source, queue, priority)
-            except Exception:
-                if source.error is not None:
-                    raise source.error from None
-                raise
+        self._store.check_connection(conn)  # before anything is read
+        encode = partial(encode_step, queue, priority, self._max_step_bytes)
+        try:
+            if key is None:
+                return await self._store.copy_tasks(source, encode, conn)
+            return await self._store.insert_keyed_tasks(source, encode, conn)
+        except Exception:
+            if source.error is not None:
+                raise source.error from None
+            raise
 
     def consumer(
         self, queue: str | Iterable[str] = DEFAULT_QUEUE, *, lease_timeout: timedelta = timedelta(seconds=60)
     ) -> Consumer:
         """Take the tasks of a queue, or of several, by hand: see `Consumer`.
 
-        `lease_timeout` is how long a task waits when this process dies. Raises `ConsumeError` for a wrong argument.
+        `lease_timeout` bounds the time that a task waits when this process dies. Raises `ConsumeError` for a wrong
+        argument.
         """
-        return Consumer(self.dsn, queue, app=self._app, lease_timeout=lease_timeout, pooled=not self._listens)
+        from pgtask.consumer import Consumer  # loads a part of the worker, which a producer does not need
 
-    # --- one
+        dsn = self.dsn
+        self._postgres.check_open()
+        return Consumer(dsn, queue, app=self._app, lease_timeout=lease_timeout, pooled=not self._postgres.listens)
+
+    def failures(self) -> AsyncGenerator[ParkedTask, None]:
+        """Yield the tasks that are parked from now on, without end: `async for parked in client.failures()`.
+
+        Listens on a connection of its own. When that is lost it opens another one, and then yields the tasks that were
+        parked meanwhile and still are. Raises `ConfigError` with `PGTASK_NO_LISTEN`, and `DatabaseRefused`.
+        """
+        return self._store.follow_failures()
 
     async def _insert(
         self,
@@ -219,79 +289,85 @@ class Client(Runs):
         key: str | None,
         conn: Any,
     ) -> UUID:
-        codec, payload = encode(step, self._max_step_bytes)
-        lane = lane_of(step, queue, priority)
-        text = (codec.prefix + payload + b"}}").decode()
+        codec, payload, lane = encode_step(queue, priority, self._max_step_bytes, step)
         if key is not None:
             check_key(key)
-        async with self._connection(conn) as connection:
-            while True:
-                task_id = UUID(int=first_id())
-                with map_errors():
-                    found = await connection.fetchval(statement("enqueue"), task_id, text, at, delay, *lane, key)
-                if found is None:
-                    with map_errors():
-                        found = (await connection.fetchrow(statement("find_keys"), [key]) or (None, None))[1]
-                if found is not None:
-                    return UUID(int=found.int)
-                # The task with this key was finished in between: there is room for ours now.
+        return await self._store.insert_task(codec, payload, at, delay, lane, key, conn)
 
-    @asynccontextmanager
-    async def _connection(self, conn: Any) -> AsyncIterator[Any]:
-        """The caller's connection as it is, or one of ours."""
-        if conn is not None:
-            if not hasattr(conn, "copy_to_table"):
-                raise EnqueueError(f"conn={conn!r:.80} is not an asyncpg connection")
-            yield conn
-            return
-        if self._pool is None:
-            raise EnqueueError("the client is not open; use it as: async with Client() as client")
-        pool = self._pool
-        with map_errors():
-            connection = await pool.acquire()
-        try:
-            yield connection
-        finally:
-            await pool.release(connection)
+    # --- runs of workflows
 
-    def _open_ends(self) -> Ends:
-        return Ends(self.dsn, self._fetch, listens=self._listens)
+    async def trigger(
+        self,
+        workflow: Workflow[InputT, OutputT],
+        input: InputT | None = None,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        after: timedelta | None = None,
+        at: datetime | None = None,
+        conn: Any = None,
+    ) -> Run[OutputT]:
+        """Start a run, now, `after` a time or `at` one, and return it without waiting for it.
 
-    async def _fetch(self, query: str, *args: Any) -> list[Any]:
-        async with self._connection(None) as connection:
-            rows: list[Any] = await connection.fetch(query, *args)
-            return rows
+        With `key`, if a run of this workflow with this key has not ended, returns that one; raises `EnqueueError` if
+        the key belongs to another kind of task. `queue` and `priority` are by default those of the workflow's policy;
+        with `conn` the run is part of the caller's transaction.
+        """
+        text = encode_input(workflow, input, self._max_step_bytes)
+        lane = choose_lane(workflow.policy, queue, priority)
+        if after is not None and at is not None:
+            raise EnqueueError("give either after= or at=, not both")
+        due = (None if at is None else check_time(at), None if after is None else check_delay(after))
+        if key is not None:
+            check_key(key)
+        id = await self._store.insert_run(workflow.name, text, *due, lane, key, conn)
+        return Run(self._store, id, workflow)
 
-    # --- many
+    async def trigger_many(
+        self,
+        workflow: Workflow[InputT, OutputT],
+        inputs: Iterable[InputT],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        conn: Any = None,
+    ) -> Sequence[UUID]:
+        """Start a run for each input, now, in one transaction, and return their ids in order."""
+        lane = choose_lane(workflow.policy, queue, priority)
+        texts = [encode_input(workflow, value, self._max_step_bytes) for value in inputs]
+        ids = TaskIds(UUID(int=first_id()), len(texts))
+        await self._store.insert_runs(ids, workflow.name, texts, lane, conn)
+        return ids
 
-    async def _copy(self, connection: Any, source: Source, queue: str | None, priority: int | None) -> TaskIds:
-        first = UUID(int=first_id())
-        rows = CopyRows(first.int)
+    @overload
+    def run(self, id: UUID | str) -> Run[Any]: ...
+    @overload
+    def run(self, id: UUID | str, workflow: Workflow[Any, OutputT]) -> Run[OutputT]: ...
+    def run(self, id: UUID | str, workflow: Workflow[Any, Any] | None = None) -> Run[Any]:
+        """Return a run by its id, without I/O. Given its workflow, the result has that type; else that of the JSON.
 
-        async def chunks() -> AsyncIterator[bytes]:
-            async for step, _ in source:
-                codec, payload = encode(step, self._max_step_bytes)
-                name, level = lane_of(step, queue, priority)
-                if rows.add(codec, payload, name.encode(), level) >= CHUNK_BYTES:
-                    yield rows.take()
-            yield rows.take() + CopyRows.TRAILER
+        Raises `EnqueueError` if the id is not a UUID, nor the text of one.
+        """
+        return Run(self._store, check_run_id(id), workflow)
 
-        await connection.copy_to_table(
-            "pg_task", source=chunks(), columns=["id", "step", "queue", "priority"], format="binary"
-        )
-        return TaskIds(first, rows.count)
+    async def runs(
+        self,
+        workflow: Workflow[Any, Any] | str | None = None,
+        *,
+        state: RunState | None = None,
+        limit: int = 100,
+        before: UUID | str | None = None,
+    ) -> list[RunStatus]:
+        """Return runs of a workflow, or of all, in a state, or in any; the latest first.
 
-    async def _insert_keyed(
-        self, connection: Any, source: Source, queue: str | None, priority: int | None
-    ) -> list[UUID]:
-        ids: list[UUID] = []
-        keys: list[str] = []
-        chunk: dict[str, tuple[str, str, int]] = {}
-        async for step, key in source:
-            codec, payload = encode(step, self._max_step_bytes)
-            keys.append(check_key(key))
-            chunk.setdefault(keys[-1], ((codec.prefix + payload + b"}}").decode(), *lane_of(step, queue, priority)))
-            if len(chunk) >= CHUNK_TASKS:
-                ids += await insert_chunk(connection, keys, chunk)
-                keys, chunk = [], {}
-        return ids + await insert_chunk(connection, keys, chunk)
+        For the next page pass the last id as `before`. Looks at 100,000 runs at most.
+        """
+        name = workflow.name if isinstance(workflow, Workflow) else workflow
+        last = None if before is None else check_run_id(before)
+        return await self._store.list_statuses(name, state, limit, last)
+
+    async def signal(self, run: UUID | str, name: str, value: Any = None, *, conn: Any = None) -> None:
+        """Send a signal to a run, which keeps it until it waits for one of this name. With `conn` it is part of the
+        caller's transaction. Raises `RunNotFound` if the run has ended, never was, or is a task of another kind."""
+        await send_signal(self._store, check_run_id(run), name, value, conn)

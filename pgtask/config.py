@@ -1,12 +1,11 @@
-"""The configuration: the settings as flags, the environment and `pyproject.toml` say, checked once at the door.
+"""The sources of the settings: flags, the environment and `pyproject.toml`, merged and checked into a `Config`.
 
-Invariants: flag > environment (`PGTASK_...`) > `[tool.pgtask]` of `pyproject.toml` in the working directory > default;
+Invariants: flag > environment (`PGTASK_...`) > `[tool.pgtask]` of `pyproject.toml` in the project directory > default;
 a `Config` that could be made is valid, and inner code trusts it.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -14,51 +13,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pgtask._cpus import default_procs
-from pgtask._dsn import redact
-from pgtask._settings import PREFIX, SETTINGS, Setting
+from pgtask._dsn import quoted, redact
+from pgtask._nearest import did_you_mean, nearest
+from pgtask._project import find_project
+from pgtask._settings import DEFAULT_MAX_STEP_BYTES, PREFIX, SETTINGS, Config, Setting, default_heartbeat
 from pgtask.errors import ConfigError
 
-__all__ = ["Config", "dsn_source", "load_config"]
+__all__ = ["DEFAULT_MAX_STEP_BYTES", "Config", "client_config", "dsn_source", "load_config", "use_config"]
 
-DEFAULT_MAX_STEP_BYTES = 512 * 1024
-# Not settings: what Kubernetes tells of services called `pgtask` or `pgtask-...`, and what our build and tests read.
-_OF_OTHERS = re.compile(r"PGTASK_((.*_)?(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d.*)|DEBUG|TEST_.*)")
-
-
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings of a supervisor and its workers. Times are seconds. `dsn=None` is the embedded server."""
-
-    app: str | None = None
-    dsn: str | None = None
-    procs: int = 1
-    concurrency: int = 100
-    batch: int = 500
-    pool_size: int = 10
-    queue: tuple[str, ...] = ()
-    lease_timeout: float = 60.0
-    heartbeat_interval: float = 20.0
-    burst: bool = False
-    burst_horizon: float = 60.0
-    grace: float = 30.0
-    stall: float = 300.0
-    max_tasks: int = 0
-    max_rss: int = 0
-    pin: bool = False
-    preload: bool = False
-    reload: bool = False
-    unknown: str = "put-back"
-    max_step_bytes: int = DEFAULT_MAX_STEP_BYTES
-    listen: bool = True
-    ignore_stop_notify: bool = False
-    log: str = "text"
-    log_level: str = "info"
+# Not settings: Kubernetes sets these for services called `pgtask` or `pgtask-...`; our build and tests read the last.
+_OTHER_VARIABLES = re.compile(r"PGTASK_((.*_)?(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d.*)|DEBUG|TEST_.*)")
 
 
 _DSN = next(setting for setting in SETTINGS if setting.name == "dsn")
-_FOREIGN_DSN = "DATABASE_URL"  # what others use as well: it counts, and is looked at, where nothing of ours says more
+# Other programs use it as well: it is read, and checked, only where no source of ours names a database.
+_FOREIGN_DSN = "DATABASE_URL"
 
 
 def load_config(
@@ -70,17 +40,17 @@ def load_config(
     """Merge the sources and check every value. `flags` holds only what was given. Raises `ConfigError`."""
     flags = flags or {}
     environ = os.environ if environ is None else environ
-    file = _file_section(directory or Path.cwd())
+    file = _read_file(directory or find_project())
     _refuse_misspelt_variables(environ)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
-        for source, raw in _find(setting, flags, environ, file):  # what is overridden is checked as well
-            value = _read(setting, source, raw)
+        for source, raw in _find_sources(setting, flags, environ, file):  # an overridden value is checked as well
+            value = _parse_value(setting, source, raw)
             values[setting.name] = not value if setting.negated else value
     if "procs" not in values:
         values["procs"] = default_procs()
     if "heartbeat_interval" not in values and "lease_timeout" in values:
-        values["heartbeat_interval"] = values["lease_timeout"] / 3
+        values["heartbeat_interval"] = default_heartbeat(values["lease_timeout"])
     config = Config(**values)
     if config.heartbeat_interval >= config.lease_timeout:
         raise ConfigError(
@@ -92,24 +62,49 @@ def load_config(
     return config
 
 
+_config_in_use: Config | None = None
+
+
+def use_config(config: Config | None) -> None:
+    """Make these the settings of this process and of its forks: the workers, and the processes that their steps fork.
+
+    Clients there use this database and ignore the environment. None: clients read the environment again."""
+    global _config_in_use
+    _config_in_use = config
+
+
+def client_config(dsn: str | None) -> Config:
+    """Return the settings for a client with this DSN, or without one: in a worker those of its supervisor, unless the
+    client has another database; elsewhere those of the environment and the file. Raises `ConfigError`."""
+    if _config_in_use is not None and dsn in (None, _config_in_use.dsn):
+        return _config_in_use
+    return load_config()
+
+
 def dsn_source(flags: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Which flag, variable or key names the database, and what it says; None for the embedded one."""
-    found = list(_find(_DSN, flags, os.environ, _file_section(Path.cwd())))
+    """Return the flag, variable or key that names the database, and its text; None for the embedded one."""
+    found = list(_find_sources(_DSN, flags, os.environ, _read_file(find_project())))
     return found[-1] if found else None
 
 
-def _read(setting: Setting, source: str, raw: Any) -> Any:
+def _parse_value(setting: Setting, source: str, raw: Any) -> Any:
     try:
         return setting.parse(raw)
     except ValueError as error:
-        shown = redact(raw) if setting is _DSN and isinstance(raw, str) else raw
-        raise ConfigError(f"{source}={shown!r}: {error}") from None
+        raise ConfigError(f"{source}={_quote_value(setting, raw)}: {error}") from None
 
 
-def _find(
+def _quote_value(setting: Setting, raw: Any) -> str:
+    """Return the text that was given as a message quotes it."""
+    if setting is not _DSN:
+        return quoted(raw)
+    return repr(redact(raw)) if isinstance(raw, str) else f"({type(raw).__name__})"
+
+
+def _find_sources(
     setting: Setting, flags: Mapping[str, Any], environ: Mapping[str, str], file: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """Which source says what, the strongest last."""
+    """Yield each source that gives the setting, with its text; the strongest comes last."""
     sources = list(_own_sources(setting, flags, environ, file))
     if setting is _DSN and not sources and environ.get(_FOREIGN_DSN):
         yield _FOREIGN_DSN, environ[_FOREIGN_DSN]
@@ -128,7 +123,10 @@ def _own_sources(
         yield setting.flag, flags[setting.name]
 
 
-def _file_section(directory: Path) -> Mapping[str, Any]:
+def _read_file(directory: Path | None) -> Mapping[str, Any]:
+    """Read `[tool.pgtask]` of the file. A directory that was removed, or that we may not enter, has no file."""
+    if directory is None or not os.access(directory, os.X_OK):
+        return {}
     path = directory / "pyproject.toml"
     try:
         with path.open("rb") as stream:
@@ -143,31 +141,27 @@ def _file_section(directory: Path) -> Mapping[str, Any]:
     known = {name for setting in SETTINGS for name in (setting.key, setting.key.replace("-", "_"))}
     for key in section:
         if key not in known:
-            meant = _meant(key, [setting.key for setting in SETTINGS])
-            hint = f"; did you mean {meant}?" if meant else ""
+            hint = did_you_mean(key, [setting.key for setting in SETTINGS], cutoff=0.75)
             raise ConfigError(f"[tool.pgtask] {key}: there is no such setting{hint}")
     return section
 
 
 def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
-    """A variable that is nearly one of ours would do nothing in silence. Others with our prefix may be the user's."""
+    """Raise `ConfigError` for a variable that is nearly one of ours: it would have no effect, and no message would say
+    so. Other variables with our prefix may be the user's."""
     known = [setting.variable.removeprefix(PREFIX) for setting in SETTINGS]
     for name in sorted(environ):
         word = name.removeprefix(PREFIX)
-        if word == name or word in known or not environ[name] or _OF_OTHERS.fullmatch(name):
+        if word == name or word in known or not environ[name] or _OTHER_VARIABLES.fullmatch(name):
             continue
         if meant := _meant_variable(word, known):
             raise ConfigError(f"{name}: there is no such setting; did you mean {PREFIX}{meant}?")
 
 
 def _meant_variable(word: str, known: list[str]) -> str | None:
-    """Which setting a person has in mind who writes PGTASK_DNS, PGTASK_DATABASE_URL or PGTASK_LEASE."""
+    """Return the setting that PGTASK_DNS, PGTASK_DATABASE_URL or PGTASK_LEASE was meant to name; None if unclear."""
     if word in ("URL", "URI", "DATABASE", "DB") or word.endswith(("DATABASE_URL", "DB_URL", "POSTGRES_URL")):
         return "DSN"
     swapped = [name for name in known if sorted(name) == sorted(word)]
     whole = [name for name in known if word in name.split("_")]
-    return next(iter(swapped), None) or _meant(word, known) or next(iter(whole), None)
-
-
-def _meant(name: str, known: list[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), None)
+    return next(iter(swapped), None) or nearest(word, known) or next(iter(whole), None)

@@ -1,7 +1,6 @@
-"""Every error pgtask raises, grouped by whose fault it is.
+"""The errors of pgtask, grouped by their cause.
 
-Invariant: each message is one line that names the thing that is wrong and what to do about it, so that a command can
-print it as it stands.
+Invariant: each message is one line that names the wrong thing and the remedy, so that a command can print it unchanged.
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ __all__ = [
     "DatabaseError",
     "DatabaseUnavailable",
     "RowsLocked",
+    "StatementTimeout",
+    "PoolExhausted",
     "DatabaseRefused",
     "DataRefused",
     "SchemaError",
@@ -40,6 +41,9 @@ __all__ = [
 
 class PgtaskError(Exception):
     """The root of all errors of this package."""
+
+    def __init__(self, *args: object) -> None:  # that of `Exception` has no signature to show
+        super().__init__(*args)
 
 
 # --- the code or the configuration is wrong -----------------------------------------------------------------------
@@ -58,15 +62,15 @@ class AppLoadError(PgtaskError):
 
 
 class LifespanError(PgtaskError):
-    """What `App(..., lifespan=...)` names has failed, at its start or at its end. The worker ends."""
+    """The lifespan in `App(..., lifespan=...)` has failed, at its start or at its end. The worker ends."""
 
 
 class EnqueueError(PgtaskError, ValueError):
-    """A step, time, delay, queue, priority or key cannot be enqueued. Nothing has been sent to the database."""
+    """A step, time, delay, queue, priority, key or connection cannot be used to enqueue. Nothing was written."""
 
 
 class ConsumeError(PgtaskError, ValueError):
-    """A consumer was given what it cannot use: a lease that is not its own, a wrong delay. Nothing has been sent."""
+    """A consumer was given a value that it cannot use: a lease of another consumer, a wrong delay. Nothing was sent."""
 
 
 class OutcomeError(PgtaskError):
@@ -87,39 +91,42 @@ class RowError(PgtaskError):
 class DecodeError(RowError):
     """The step of a row is not valid: broken JSON, a wrong envelope, wrong fields, or too large. The row is parked.
 
-    In a workflow: a signal, or what a child has returned, is not of the type that is asked for.
+    In a workflow: a signal, or the result of a child, is not of the expected type.
     """
 
 
 class UnknownStepError(RowError):
     """The row names a task or step that this app lacks. It is put back, or parked with `--unknown park`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, family: str = "") -> None:
         super().__init__(f"unknown step {name}: this app does not define it")
         self.name = name
+        self.family = family  # the name of its task
 
 
 # --- workflows and their runs -------------------------------------------------------------------------------------
 
 
 class ReplayError(PgtaskError):
-    """A workflow, replayed, does not ask for what its run has recorded, or asks where it may not. Names both sides.
+    """A replayed workflow makes other calls than those that its run has recorded, or one where it must not. Names both.
 
-    The run ends as ERROR with it. It is not raised in the workflow, where it could be caught: `RunStopped` is.
+    The run ends as ERROR with it. The workflow, which could catch it, gets `RunStopped` instead.
     """
 
 
 class StepFailed(PgtaskError):
     """A step of a workflow has failed for good. Raised where it is awaited, the first time and in each replay.
 
-    `step` is its name; `error` the text of what it raised, which begins with the name of the exception's class.
+    `step` is its name; `error` the text of its exception, which begins with the name of the exception's class; `tries`
+    counts its tries.
     """
 
-    def __init__(self, step: str, error: str) -> None:
+    def __init__(self, step: str, error: str, tries: int = 1) -> None:
         first, _, _ = error.partition("\n")
         super().__init__(f"step {step} failed: {first}")
         self.step = step
         self.error = error
+        self.tries = tries
 
 
 class SignalTimeout(PgtaskError, TimeoutError):
@@ -131,7 +138,7 @@ class RunError(PgtaskError):
 
 
 class RunFailed(RunError):
-    """The run has ended as ERROR; `error` is the whole text. It goes on if somebody resumes it."""
+    """The run has ended as ERROR; `error` is the whole text. You can resume it."""
 
     def __init__(self, run: object, error: str) -> None:
         first, _, _ = error.partition("\n")
@@ -145,7 +152,7 @@ class RunCancelled(RunError):
 
 
 class RunNotFound(RunError):
-    """There is no such run, or none any more that could be told anything."""
+    """There is no such run, or it has ended."""
 
 
 class ResultTimeout(RunError, TimeoutError):
@@ -153,33 +160,47 @@ class ResultTimeout(RunError, TimeoutError):
 
 
 class RunStopped(BaseException):
-    """Raised within a workflow where it awaits something of `ctx`, when its run must not go on here: it pauses, it
+    """Raised in a workflow where it awaits something of `ctx`, when its run must not go on here: it pauses, it
     contradicts its journal, its lease was lost, it was cancelled, or its worker leaves. Not an `Exception`, so that
-    `except Exception` lets it pass; let it pass in `except BaseException` too. What awaits `ctx` after it gets it
+    `except Exception` lets it pass; let it pass in `except BaseException` too. Each later call of `ctx` raises it
     again, and nothing is recorded."""
 
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
 
-# --- the database is away, or refuses -----------------------------------------------------------------------------
+
+# --- the database is unavailable, or refuses ----------------------------------------------------------------------
 
 
 class DatabaseError(PgtaskError):
-    """Something between us and Postgres."""
+    """An error between us and Postgres."""
 
 
 class DatabaseUnavailable(DatabaseError):
-    """Postgres cannot be reached or cannot serve us just now: wait and try again."""
+    """Postgres cannot be reached, or cannot serve us now: wait and try again."""
 
 
 class RowsLocked(DatabaseUnavailable):
-    """Somebody else has locked a row, or the table, for longer than we wait, or waits for what we have locked."""
+    """Another session has locked a row, or the table, for longer than we wait; or there was a deadlock with it, which
+    the server has ended by undoing our statement, or the transaction of the caller."""
+
+
+class StatementTimeout(DatabaseUnavailable):
+    """A statement took longer than the `statement_timeout` of its session allows, or an operator has cancelled it. The
+    server has undone it."""
+
+
+class PoolExhausted(DatabaseError):
+    """All connections of `ctx.db` are held by steps that each wait for one more, so none would ever come free."""
 
 
 class DatabaseRefused(DatabaseError):
-    """Postgres refuses for a reason that waiting will not mend: password, missing database, missing privilege."""
+    """Postgres refuses for a reason that waiting will not fix: password, missing database, missing privilege."""
 
 
 class DataRefused(DatabaseError):
-    """Postgres refuses a value: not encodable, too long, or against a constraint. Nothing of the statement was done."""
+    """Postgres refuses a value: not encodable, too long, or against a constraint; or a trigger, a rule or row security
+    of yours keeps a row out. The statement has changed nothing."""
 
 
 class SchemaError(DatabaseRefused):

@@ -1,4 +1,4 @@
-"""How a step is retried, bounded and routed.
+"""The policy of a step: how a worker retries, bounds and routes it.
 
 Invariant: a policy is checked when it is made, so that the engine can trust it.
 """
@@ -11,39 +11,45 @@ from typing import Literal
 
 import msgspec
 
+from pgtask._backoff import exponential_delay
+from pgtask._delays import check_delay
+from pgtask._dsn import quoted
 from pgtask.errors import DefinitionError
 
 __all__ = ["DEFAULT_QUEUE", "Policy", "check_priority", "check_queue"]
 
 DEFAULT_QUEUE = "default"
 _MAX_NAME = 255
-_SMALLEST, _LARGEST = -32768, 32767
+_MIN_PRIORITY, _MAX_PRIORITY = -32768, 32767
 
 
 def check_queue(queue: object) -> str:
     """Return `queue` if it can name a queue: 1 to 255 printable characters, no comma. Raises `ValueError`."""
     if not isinstance(queue, str) or not 0 < len(queue) <= _MAX_NAME or not queue.isprintable() or "," in queue:
-        raise ValueError(f"queue {queue!r} must be a printable string of 1 to {_MAX_NAME} characters without a comma")
+        raise ValueError(
+            f"queue {quoted(queue)} must be a printable string of 1 to {_MAX_NAME} characters without a comma"
+        )
     return queue
 
 
 def check_priority(priority: object) -> int:
     """Return `priority` if it fits the column: a whole number of 16 bits. Raises `ValueError`."""
-    if isinstance(priority, bool) or not isinstance(priority, int) or not _SMALLEST <= priority <= _LARGEST:
-        raise ValueError(f"priority {priority!r} must be a whole number from {_SMALLEST} to {_LARGEST}")
+    if isinstance(priority, bool) or not isinstance(priority, int) or not _MIN_PRIORITY <= priority <= _MAX_PRIORITY:
+        raise ValueError(f"priority {priority!r} must be a whole number from {_MIN_PRIORITY} to {_MAX_PRIORITY}")
     return priority
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The policy of a step; class attribute `policy` of a step, or of its task for all its steps.
+    """The policy of a step: its class attribute `policy`, or that of its task for all its steps.
 
     - `retry_limit`: retries after the first try; `retry_limit=5` means six tries in all, then the task is parked.
-    - `retry_delay`: wait before the first retry; each later one too (`backoff="constant"`), or doubled each time
-      but never above `max_delay` (`backoff="exponential"`).
+    - `retry_delay`: the wait before each retry (`backoff="constant"`), or before the first one, doubled for each
+      further one up to `max_delay` (`backoff="exponential"`).
     - `jitter`: the share (0 to 1) of the delay that is drawn at random: 0.25 makes 10 s anything from 7.5 to 12.5 s.
-    - `timeout`: how long one try may run; then it is cancelled, which counts as a failed try. A `def run` cannot be
-      cancelled: its thread is abandoned and its result dropped.
-    - `queue`, `priority`: where a task that starts or arrives at this step waits; a higher priority is served first.
+    - `timeout`: the longest time for one try; then the worker cancels it, which counts as a failed try. A `def run`
+      cannot be cancelled: its thread is abandoned and its result dropped.
+    - `queue`, `priority`: where a task that starts or arrives at this step waits; workers claim a higher priority
+      first.
 
     Raises `DefinitionError` naming the argument.
     """
@@ -58,19 +64,22 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
 
     def __post_init__(self) -> None:
-        zero = timedelta(0)
         if isinstance(self.retry_limit, bool) or not isinstance(self.retry_limit, int) or self.retry_limit < 0:
             raise DefinitionError(f"Policy(retry_limit={self.retry_limit!r}) must be a whole number, 0 or more")
-        for name in ("retry_delay", "max_delay"):
-            value = getattr(self, name)
-            if not isinstance(value, timedelta) or value < zero:
-                raise DefinitionError(f"Policy({name}={value!r}) must be a timedelta, zero or more")
+        if not isinstance(self.max_delay, timedelta) or self.max_delay < timedelta(0):
+            raise DefinitionError(f"Policy(max_delay={self.max_delay!r}) must be a timedelta, zero or more")
         if self.backoff not in ("constant", "exponential"):
             raise DefinitionError(f'Policy(backoff={self.backoff!r}) must be "constant" or "exponential"')
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter <= 1:
             raise DefinitionError(f"Policy(jitter={self.jitter!r}) must be a number from 0 to 1")
-        if self.timeout is not None and (not isinstance(self.timeout, timedelta) or self.timeout <= zero):
+        if self.timeout is not None and (not isinstance(self.timeout, timedelta) or self.timeout <= timedelta(0)):
             raise DefinitionError(f"Policy(timeout={self.timeout!r}) must be a positive timedelta, or None")
+        try:
+            check_delay(self.retry_delay, "Policy(retry_delay={!r}) must be")
+            if self.timeout is not None:
+                check_delay(self.timeout, "Policy(timeout={!r}) must be")
+        except ValueError as error:
+            raise DefinitionError(str(error)) from None
         try:
             check_queue(self.queue)
             check_priority(self.priority)
@@ -78,13 +87,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             raise DefinitionError(f"Policy: {error}") from None
 
     def delay_before_retry(self, tried: int) -> float:
-        """Seconds to wait before the next try when `tried` tries (1 or more) have failed."""
+        """Return the seconds before the next try after `tried` (1 or more) have failed."""
         delay = self.retry_delay.total_seconds()
         ceiling = float("inf")
         if self.backoff == "exponential":
             ceiling = self.max_delay.total_seconds()
-            # The exponent is bounded because 2.0 ** 1024 overflows; any delay has long met its ceiling by then.
-            delay = min(delay * 2.0 ** min(tried - 1, 900), ceiling)
+            delay = exponential_delay(delay, ceiling, tried)
         if self.jitter:
             delay *= 1 + self.jitter * (2 * random.random() - 1)
         return min(delay, ceiling)

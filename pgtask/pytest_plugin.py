@@ -1,7 +1,7 @@
 """Fixtures for pytest: an embedded PostgreSQL for the session, a migrated database for each test, and workers on it.
 
-Invariant: nothing is started, and no part of the engine is imported, before a test asks for it. pytest finds this
-module by its entry point.
+Invariant: nothing starts, and no part of the engine is imported, before a test uses a fixture. pytest finds this module
+by its entry point.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import pytest
 
 __all__ = ["pgtask_database", "pgtask_server", "pgtask_worker"]
 
-STOP_WITHIN = 20.0  # seconds
+STOP_TIMEOUT = 20.0  # seconds
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
 def pgtask_server() -> Iterator[str]:
     """The DSN of a throwaway PostgreSQL, which needs the extra `pgtask-supervisor[embedded]`; or, if the variable
-    `PGTASK_TEST_DSN` is set, of that server: databases are then made and dropped there."""
+    `PGTASK_TEST_DSN` is set, of that server: the fixtures then make and drop databases there."""
     if dsn := os.environ.get("PGTASK_TEST_DSN"):
         yield dsn
         return
@@ -44,7 +44,7 @@ def pgtask_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _pgtask_template(pgtask_server: str) -> Iterator[str]:
-    """The name of a migrated database, to make others from: that is faster than to migrate each."""
+    """The name of a migrated database, the template of others: that is faster than migrating each."""
     from pgtask._postgres.migrate import migrate
 
     name = f"pgtask_fixture_template_{os.getpid()}"
@@ -56,7 +56,7 @@ def _pgtask_template(pgtask_server: str) -> Iterator[str]:
 
 @pytest.fixture
 def pgtask_database(pgtask_server: str, _pgtask_template: str) -> Iterator[str]:
-    """The DSN of a database of this test alone, with the schema of pgtask and nothing in it."""
+    """The DSN of a database for this test alone, with the schema of pgtask and no tasks."""
     name = f"pgtask_fixture_{os.getpid()}_{next(_numbers)}"
     asyncio.run(_execute(pgtask_server, f"CREATE DATABASE {name} TEMPLATE {_pgtask_template}"))
     yield _with_database(pgtask_server, name)
@@ -67,15 +67,16 @@ def pgtask_database(pgtask_server: str, _pgtask_template: str) -> Iterator[str]:
 def pgtask_worker(pgtask_database: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start a supervisor with one worker on `pgtask_database`: `pgtask_worker("greetings:app", "--queue", "mail")`.
 
-    The process is returned; with `"--burst"`, `wait()` for it. It can import what this one can. At the end of the test
-    it is told to drain, and is killed if it takes longer than 20 s. What it logs is in what pytest captures.
+    Returns the process; with `"--burst"`, `wait()` for it. It can import the modules that your test can. At the end of
+    the test the fixture tells it to drain, and kills it if that takes longer than 20 s. pytest captures its log.
     """
     started: list[subprocess.Popen[bytes]] = []
 
     def start(app: str, *flags: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "pgtask._cli.supervisor", app, "--procs", "1", "--dsn", pgtask_database]
+        command = [sys.executable, "-m", "pgtask._cli.supervisor", app, "--procs", "1"]
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        started.append(subprocess.Popen([*command, *flags], env={**os.environ, "PYTHONPATH": path}))
+        environment = {**os.environ, "PYTHONPATH": path, "PGTASK_DSN": pgtask_database}
+        started.append(subprocess.Popen([*command, *flags], env=environment))
         return started[-1]
 
     yield start
@@ -83,7 +84,7 @@ def pgtask_worker(pgtask_database: str) -> Iterator[Callable[..., subprocess.Pop
         process.terminate()
     for process in started:
         try:
-            process.wait(STOP_WITHIN)
+            process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -1,11 +1,11 @@
-"""The vocabulary of user code: a task, its steps, and the context a step runs in.
+"""The vocabulary of user code: a task, its steps, and the context in which a step runs.
 
 Invariant: a step is data. It holds no connection and no reference to the engine; both reach it through `Context`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -13,23 +13,27 @@ import msgspec
 from pgtask.policy import Policy
 
 if TYPE_CHECKING:
-    import asyncpg
+    from asyncpg import Pool, Record
+
+    Database: TypeAlias = Pool[Record]
+else:
+    Database = Any  # `help` reads annotations at run time, and this module must not import a driver
 
 __all__ = ["Context", "Task", "family_of"]
 
 
 class Task(msgspec.Struct):
-    """A task is a closed family of steps: a direct subclass names the family, its subclasses are the steps.
+    """A closed family of steps: a direct subclass names the family, its subclasses are the steps.
 
     A step is a `msgspec.Struct`: its annotated attributes are its fields, stored as JSON in the row. It defines
     `async def run(self, ctx: Context) -> ...` (runs on the worker's loop) or `def run(...)` (runs in a thread); the
     return annotation (`Next[Step]`, `Done`, `Fail`, or a union of them: `-> Next[Read] | Next[Store] | Done`) is its
     part of the state machine.
 
-    - `policy`: how a step is retried and routed; a family's policy is the default of its steps.
+    - `policy`: the retries and the queue of a step; a family's policy is the default of its steps.
     - `transparent`: a step with exactly one field stores the bare value instead of an object (serde's newtype).
-    - `archive`: whether a task that is `Done` at this step is kept in the table `pg_task_archive`; None is what the
-      app says, `App(..., archive=...)`.
+    - `archive`: whether a task that is `Done` at this step is kept in the table `pg_task_archive`; None takes the
+      default of the app, `App(..., archive=...)`.
     """
 
     policy: ClassVar[Policy] = Policy()
@@ -38,23 +42,24 @@ class Task(msgspec.Struct):
 
 
 def family_of(cls: type[Task]) -> type[Task] | None:
-    """The task that a step class belongs to: its ancestor that derives directly from `Task`; None for `Task` itself."""
+    """Return the task of a step class: its ancestor that derives directly from `Task`; None for `Task` itself."""
     return next((ancestor for ancestor in cls.__mro__ if Task in ancestor.__bases__), None)
 
 
 class Context(msgspec.Struct, eq=False):
-    """What a step may use while it runs. Made by the worker for one try of one step; do not keep it.
+    """The context of one try of one step. The worker makes it; do not keep it after the try.
 
     - `task_id`: the id of the row, the same through all steps and tries: an idempotency key for the outside world.
-    - `attempt`: which try of this step this is, from 1.
-    - `db`: the worker's asyncpg pool for the user's own queries; shared by all `async` steps of the process,
-      `--pool-size` connections at most.
-    - `resources`: what `App(..., lifespan=...)` yielded, once per worker process; None without a lifespan.
+    - `attempt`: the number of this try of the step, from 1.
+    - `db`: the worker's asyncpg pool for your own queries; all `async` steps of the process share it, `--pool-size`
+      connections at most.
+    - `resources`: the value that `App(..., lifespan=...)` has yielded, once per worker process; None without a
+      lifespan.
     """
 
     task_id: UUID
     attempt: int
-    db: asyncpg.Pool[asyncpg.Record]
+    db: Database
     resources: Any
 
     def __repr__(self) -> str:

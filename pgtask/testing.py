@@ -1,7 +1,7 @@
-"""For the tests of users: run tasks and workflows in memory, without Postgres, and see what was enqueued.
+"""Tools for your tests: run tasks and workflows in memory, without Postgres, and assert what was enqueued.
 
-Invariant: steps run by the worker's own code, so policy, retries, timeouts, outcomes and the JSON between two steps are
-what they are in a worker. Only the table is in memory, and its clock waits for nothing.
+Invariant: the worker's own code runs the steps, so policy, retries, timeouts, outcomes and the JSON between two steps
+are the same as in a worker. Only the table is in memory, and its clock never waits.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from pgtask._fastpath import Leases, Outcomes
-from pgtask._memory.calls import MemoryCalls
-from pgtask._memory.client import Enqueued, MemoryClient
+from pgtask._memory.client import MemoryClient
 from pgtask._memory.dispatch import Fault, MemoryDispatch
 from pgtask._memory.journal import MemoryJournal
 from pgtask._memory.records import Triggered
 from pgtask._memory.rows import MemoryTask, Try
+from pgtask._memory.steps import MemoryStepRunner
+from pgtask._memory.store import Enqueued
 from pgtask._postgres.runs import CheckpointRow
 from pgtask._worker.lifespan import opened_resources
-from pgtask._worker.runs import Runs
+from pgtask._workflow.executor import RunExecutor
 from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import DatabaseRefused, DefinitionError
@@ -44,15 +45,15 @@ class MemoryWorker:
             assert worker.task(id).state == "done"
 
     - Delays, retries and scheduled times pass at once: when nothing is due, the clock jumps to what is due next.
-    - What a step awaits takes its time, `asyncio.sleep` and timeouts of a policy too; to see a timeout at once, use
-      `time_out`.
+    - Awaiting takes its real time in a step, also `asyncio.sleep` and the timeout of a policy; to see a timeout at
+      once, use `time_out`.
     - Tasks run one after the other in the order in which a worker claims them; `concurrency` lets more run at once.
-    - `resources` is what `ctx.resources` is, instead of what the app's lifespan yields; `db` is `ctx.db`, which
-      without it raises `DatabaseRefused` when it is used.
+    - `resources` becomes `ctx.resources`, in place of the value that the app's lifespan yields; `db` becomes `ctx.db`,
+      which otherwise raises `DatabaseRefused` when you use it.
     - A step that the app does not know is parked, as with `--unknown park`.
-    - Runs of workflows are triggered, told things and asked by the client: `run = await worker.client.trigger(...)`.
-      Sleeps and timeouts of signals pass at once; with `replays`, a run is given up after whatever it has recorded and
-      replayed from the top, so that a workflow which does not do the same each time is found out.
+    - Use the client for runs of workflows: `run = await worker.client.trigger(...)`. Sleeps and timeouts of signals
+      pass at once. With `replays`, each run is put back after each entry that it records and replayed from the top,
+      which finds a workflow that does not do the same each time.
 
     Raises `LifespanError` when it is entered, as a worker does.
     """
@@ -65,16 +66,16 @@ class MemoryWorker:
         db: Any = None,
         client: MemoryClient | None = None,
         concurrency: int = 1,
-        most_steps: int = 10_000,
+        max_steps: int = 10_000,
         replays: bool = False,
     ) -> None:
         self.client = MemoryClient() if client is None else client
-        """What the worker takes its tasks from. Give it to the code under test."""
+        """The client whose tasks the worker takes. Give it to the code under test."""
         self._app = app
         self._resources = resources
         self._db = _NoDatabase() if db is None else db
         self._concurrency = concurrency
-        self._most_steps = most_steps
+        self._max_steps = max_steps
         self._replays = replays
         self._leases = Leases()
         self._work = asyncio.Event()
@@ -92,8 +93,8 @@ class MemoryWorker:
         )
         if self._app.workflows:
             journal = MemoryJournal(self.client.records, self._leases, self._dispatch.crashed)
-            calls = MemoryCalls(self._dispatch, journal, most_bytes=DEFAULT_MAX_STEP_BYTES, replays=self._replays)
-            Runs(self._app, self._leases, self._dispatch, journal=journal, calls=calls)
+            runner = MemoryStepRunner(self._dispatch, journal, max_bytes=DEFAULT_MAX_STEP_BYTES, replays=self._replays)
+            RunExecutor(self._app, self._leases, self._dispatch, journal=journal, runner=runner)
         self._dispatch.tap(self._app)
         self._stack = AsyncExitStack()
         self._stack.callback(self._dispatch.close)
@@ -112,7 +113,7 @@ class MemoryWorker:
             self._check_faults()
 
     def _check_faults(self) -> None:
-        """A fault that met no try is one that the test did not test."""
+        """Raise `AssertionError` for a fault that met no try: the test has not tested it."""
         tried = self._dispatch.tried
         unmet = [_name(step) for step, faults in self._dispatch.faults.items() if faults and step not in tried]
         if unmet:
@@ -123,11 +124,11 @@ class MemoryWorker:
 
     @property
     def now(self) -> datetime:
-        """The time in memory."""
+        """The time by the clock in memory."""
         return self.client.rows.now
 
     def task(self, id: UUID) -> MemoryTask:
-        """A task as it is now, also when it is done. Raises `KeyError`."""
+        """Return a task in its present state, also when it is done. Raises `KeyError`."""
         return self.client.rows.tasks[id]
 
     @property
@@ -136,30 +137,30 @@ class MemoryWorker:
         return list(self.client.rows.tasks.values())
 
     def recorded(self, run: UUID) -> list[CheckpointRow]:
-        """What a run has recorded, in that order: each with its `kind`, `name`, and `result` as JSON. Raises
+        """Return the checkpoints of a run in their order: each has its `kind`, `name`, and `result` as JSON. Raises
         `KeyError`."""
-        return sorted(self.client.records.runs[run].checkpoints.values(), key=lambda row: row.number)
+        return self.client.records.runs[run].rows
 
     # --- faults
 
     def fail(self, step: type[Task] | str, error: BaseException | type[BaseException], *, times: int = 1) -> None:
-        """The next tries of `step`, so many, raise `error` instead of running. Faults of a step come in the order in
-        which they were asked for, one for each try. A step of a workflow is named by its name in `ctx.step`."""
-        self._put(step, error, times)
+        """Let the next `times` tries of `step` raise `error` instead of running. Faults of a step come in the order of
+        your calls, one for each try. Name a step of a workflow by its name in `ctx.step`."""
+        self._put_fault(step, error, times)
 
     def time_out(self, step: type[Task] | str, *, times: int = 1) -> None:
-        """The next tries of `step` run out of time at what they first wait for. Raises `DefinitionError` if its policy
+        """Let the next `times` tries of `step` time out at their first await. Raises `DefinitionError` if its policy
         has no timeout; for a step of a workflow, which shows its policy when it is called, `run` raises that."""
         if isinstance(step, type) and self._dispatch.table.entry(step).policy.timeout is None:
             raise DefinitionError(f"step {step.__name__} cannot time out: its policy has no timeout")
-        self._put(step, "timeout", times)
+        self._put_fault(step, "timeout", times)
 
     def crash(self, step: type[Task] | str, *, times: int = 1) -> None:
-        """After the next tries of `step` the worker dies before their outcome is written: what they did is done, and
-        they run again, as tried as before. What a step does in the world has to bear that."""
-        self._put(step, "crash", times)
+        """Let the worker die after the next `times` tries of `step`, before their outcome is written: their effects
+        stay, and they run again with the same count of tries. The effects of a step must allow that."""
+        self._put_fault(step, "crash", times)
 
-    def _put(self, step: type[Task] | str, fault: Fault, times: int) -> None:
+    def _put_fault(self, step: type[Task] | str, fault: Fault, times: int) -> None:
         if isinstance(step, str):
             if not self._app.workflows:
                 raise DefinitionError(f"{step!r} would be a step of a workflow, and this app has none")
@@ -171,21 +172,21 @@ class MemoryWorker:
 
     async def run(self, within: timedelta | None = None) -> None:
         """Run until every task is done or parked, and every run of a workflow has ended or waits for a signal without a
-        timeout; with `within`, only what falls due in that time, and then the clock stands at its end.
+        timeout; with `within`, only tasks that fall due in that time, and then the clock stands at its end.
 
-        Raises `AssertionError` after `most_steps` steps: a task that looks again and again never ends.
+        Raises `AssertionError` after `max_steps` steps: a task that looks again and again never ends.
         """
         rows = self.client.rows
         end = None if within is None else rows.now + within
-        most = self._dispatch.steps + self._most_steps
+        limit = self._dispatch.steps + self._max_steps
         while (due := rows.next_due()) is not None and (end is None or due <= end):
             rows.now = max(rows.now, due)
-            await self._run_due(most)
+            await self._run_due(limit)
         rows.now = max(rows.now, end or rows.now)
 
-    async def _run_due(self, most: int) -> None:
+    async def _run_due(self, limit: int) -> None:
         claimed = self.client.rows.claim(self._concurrency)
-        leases, _ = self._leases.claimed(claimed, uuid4(), time.monotonic())
+        leases, _ = self._leases.add_claimed(claimed, uuid4(), time.monotonic())
         self._leases.take_suspects()
         try:
             self._dispatch.admit(leases)
@@ -194,31 +195,31 @@ class MemoryWorker:
                 self._work.clear()
                 if self._failure is not None:
                     raise self._failure
-                self._dispatch.go_on(self._write(self._dispatch.take()))
-                if self._dispatch.steps > most:
+                self._dispatch.start_next_steps(self._write(self._dispatch.take_outcomes()))
+                if self._dispatch.steps > limit:
                     raise AssertionError(
-                        f"after {self._most_steps:,} steps there is still something to do: "
-                        "run(within=...) a time, or allow for more by most_steps="
+                        f"after {self._max_steps:,} steps there is still something to do: "
+                        "run(within=...) a time, or allow for more by max_steps="
                     )
         finally:
-            self._let_go()
+            self._release_rest()
 
     def _write(self, outcomes: Outcomes) -> Any:
-        """Into the table in memory; the leases that go on here."""
+        """Write outcomes into the table in memory; return the leases that go on here."""
         crashed, outcomes = outcomes.divide(self._dispatch.crashed)
-        self._dispatch.crashed.difference_update(crashed.ids())
-        self.client.rows.release(crashed.ids())
+        ids = [lease.id for lease in crashed.leases()]
+        self._dispatch.crashed.difference_update(ids)
+        self.client.rows.release(ids)
         self.client.rows.write(outcomes)
-        for ended in (crashed.done, crashed.archived, crashed.kept, crashed.moved):
-            self._leases.remove_all(ended)
-        for ended in (outcomes.done, outcomes.archived, outcomes.moved):
-            self._leases.remove_all(ended)
-        return outcomes.kept
+        continuing = [lease for lease, _ in outcomes.continued]
+        going_on = set(continuing)
+        self._leases.remove_all(crashed.leases() + [lease for lease in outcomes.leases() if lease not in going_on])
+        return continuing
 
-    def _let_go(self) -> None:
-        """What is left after an error or a cancellation."""
-        for lease in self._leases.open():
-            self._dispatch.lose(lease)
+    def _release_rest(self) -> None:
+        """Release the leases that an error or a cancellation has left."""
+        for lease in self._leases.list_open():
+            self._dispatch.drop_lost(lease)
             self.client.rows.release([lease.id])
 
     def _fail(self, error: BaseException) -> None:

@@ -1,7 +1,7 @@
-"""What a workflow asks for while it runs, and its children.
+"""The interface of a workflow to its run: the context, and the children that it spawns.
 
-Invariant: a workflow reaches the world through its context alone, so that a replay, which asks again, gets the recorded
-answers.
+Invariant: a workflow reaches the world through its context alone. So a replay, which makes the same calls, gets the
+recorded answers.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
+from typing import Any, TypeVar, TypeVarTuple, overload
 from uuid import UUID
 
 from pgtask.policy import Policy
+from pgtask.task import Database
 from pgtask.workflow import Workflow
-
-if TYPE_CHECKING:
-    import asyncpg
 
 __all__ = ["Child", "WorkflowContext"]
 
@@ -33,19 +31,22 @@ class Child(Awaitable[T], ABC):
 
     @abstractmethod
     async def result(self) -> T:
-        """What the child returns. The run pauses until then. Raises `RunFailed` or `RunCancelled` for how it ended."""
+        """Wait for the end of the child, and return its result. The run pauses until then.
+
+        Raises `RunFailed` if the child ends as ERROR, and `RunCancelled`.
+        """
 
 
 class WorkflowContext(ABC):
-    """What a workflow asks for. Each method is a place in the journal of its run: it is answered once, and the answer
-    is given again in each replay.
+    """The interface of a workflow to its run. Each call has a place in the journal of the run: it is answered once, and
+    each replay gets the same answer.
 
     - `run_id`: the id of the run, and of its task.
-    - `attempt`: which try of the code outside of steps this is since the run last got a result, from 1.
+    - `attempt`: the number of this try of the code outside of steps, from 1, since the run last got a result.
     - `version`: the version of the workflow under which the run began.
-    - `db`, `resources`: as in `Context`, to be handed to steps. Do not query outside of a step.
+    - `db`, `resources`: as in `Context`, for you to hand to steps. Do not query outside of a step.
 
-    All of its coroutines raise `RunStopped` (not an `Exception`) when the run must not go on here: then too when the
+    All of its coroutines raise `RunStopped` (not an `Exception`) when the run must not go on here; also when the
     journal has something else at their place, which ends the run with a `ReplayError`. Await them one after the other
     or in `ctx.gather`, not in tasks of your own, nor inside a step.
     """
@@ -53,7 +54,7 @@ class WorkflowContext(ABC):
     run_id: UUID
     attempt: int
     version: int
-    db: asyncpg.Pool[asyncpg.Record]
+    db: Database
     resources: Any
 
     @overload
@@ -64,25 +65,27 @@ class WorkflowContext(ABC):
     async def step(self, name: str, function: Callable[[*Ts], T], /, *args: *Ts, policy: Policy | None = None) -> T: ...
     @abstractmethod  # type: ignore[misc]  # mypy does not see that *Any takes what *Ts does
     async def step(self, name: str, function: Callable[..., Any], /, *args: Any, policy: Policy | None = None) -> Any:
-        """Call `function(*args)` and record what it returns, before this returns.
+        """Call `function(*args)`, record its result, and return it.
 
         An `async def` runs on the worker's loop, a plain function in a thread. The result is stored as JSON and read
-        back by the return annotation, the first time too. What it raises is retried by `policy` (default: that of the
-        workflow; its queue and priority do not count): tries and the time of the next one are recorded, and the run
-        pauses if nothing else of it is at work. Then, or at once for `Permanent`, `StepFailed` is raised here, now and
-        in each replay. Each step of a run has a name of its own. A `timeout` counts from when the function is called.
+        back by the return annotation, the first time too.
+
+        An exception is retried by `policy` (default: that of the workflow; its queue and priority do not count). Tries
+        and the time of the next one are recorded, and the run pauses if none of its branches works. After the last try,
+        or at once for `Permanent`, `StepFailed` is raised here, now and in each replay. A `timeout` counts from the
+        call of the function. Give each step of a run a name of its own.
         """
 
     @abstractmethod
     async def gather(self, *steps: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
-        """Run several things of this context at once; their results in order, when all have ended.
+        """Run several calls of this context at once; return their results in order, when all have ended.
 
-        Raises the first exception among them, in their order; with `return_exceptions` it stands in its place.
+        Raises the first exception among them, in their order; with `return_exceptions` the list has it in its place.
         """
 
     @abstractmethod
     async def sleep(self, name: str, duration: timedelta) -> None:
-        """Go on when `duration` has passed since this was first asked, by the database's clock."""
+        """Wait until `duration` has passed since the first call, by the database's clock."""
 
     @overload
     async def wait_for_signal(self, name: str, type: type[T], *, timeout: timedelta | None = None) -> T: ...
@@ -90,10 +93,11 @@ class WorkflowContext(ABC):
     async def wait_for_signal(self, name: str, type: Any = Any, *, timeout: timedelta | None = None) -> Any: ...
     @abstractmethod
     async def wait_for_signal(self, name: str, type: Any = Any, *, timeout: timedelta | None = None) -> Any:
-        """The next signal of this name, as `type`; one that was sent before counts. May be asked any number of times.
+        """Wait for the next signal of this name, and return its value as `type`; a signal sent before the call counts.
+        You may wait for a name any number of times.
 
-        Raises `SignalTimeout` when `timeout` has passed since this was first asked, and `DecodeError` when the signal
-        is not of that type. If that ends the run, resuming it waits for the next one.
+        Raises `SignalTimeout` when `timeout` has passed since the first call, and `DecodeError` when the signal is not
+        of that type. If that ends the run, resuming it waits for the next signal.
         """
 
     @abstractmethod
@@ -106,9 +110,9 @@ class WorkflowContext(ABC):
         queue: str | None = None,
         priority: int | None = None,
     ) -> Child[OutputT]:
-        """Trigger a run that is a child of this one: made once, whatever happens, and cancelled with this run.
+        """Trigger a run that is a child of this one: made exactly once, and cancelled with this run.
 
-        `queue` and `priority` are by default those of the child's policy. Each spawn has a name of its own.
+        `queue` and `priority` are by default those of the child's policy. Give each spawn a name of its own.
         """
 
     @abstractmethod
@@ -121,28 +125,28 @@ class WorkflowContext(ABC):
         queue: str | None = None,
         priority: int | None = None,
     ) -> Sequence[Child[OutputT]]:
-        """`spawn` for each of the inputs, a thousand in a transaction."""
+        """Spawn a child for each of the inputs, a thousand in a transaction."""
 
     @abstractmethod
     async def results(self, children: Sequence[Child[T]], *, return_exceptions: bool = False) -> list[Any]:
-        """What the children return, in their order, when all have ended; waits for a thousand at a time.
+        """Wait until all children have ended, a thousand at a time, and return their results in order.
 
-        Raises `RunFailed` or `RunCancelled` for the first that has no result; with `return_exceptions` that stands in
-        its place.
+        Raises `RunFailed` or `RunCancelled` for the first that has no result; with `return_exceptions` the list has
+        that in its place.
         """
 
     @abstractmethod
     async def now(self) -> datetime:
-        """The time, by the database's clock, when this was first asked."""
+        """Return the time of the first call, by the database's clock."""
 
     @abstractmethod
     async def random(self) -> float:
-        """A number from 0 to 1, without 1, drawn when this was first asked."""
+        """Return a random number from 0 to 1, without 1, drawn at the first call."""
 
     @abstractmethod
     async def uuid(self) -> UUID:
-        """A random UUID, drawn when this was first asked."""
+        """Return a random UUID, drawn at the first call."""
 
     @abstractmethod
     def idempotency_key(self, name: str) -> str:
-        """A key for calls to the outside: the same in each try and replay of this run, another in each other run."""
+        """Return a key for calls to other systems: stable across tries and replays of this run, and unique to it."""

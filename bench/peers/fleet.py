@@ -1,10 +1,13 @@
-"""What the Python peers share: a fleet of forked processes that is drained or timed, around what each of them defines.
+"""Fleet of forked processes for the peers in Python: it drains or times what each `peer.py` defines.
 
     fleet.py .../peer.py fill DSN TASKS WORKLOAD | drain DSN TASKS PROCS WORKLOAD | latency DSN PROCS RATE SECONDS
 
-A `peer.py` defines `fill(dsn, tasks, workload)`, `consume(dsn, work)` (one process, until SIGTERM), `handler(workload,
-done, index)` and `probe(starts)` (what a task does), and `produce(dsn, count, per_second)` (times of each enqueue).
-Those that are `async` run on uvloop. This runs in the environment of the peer, which has nothing of ours.
+A `peer.py` defines `fill(dsn, tasks, workload)`, `consume(dsn, work)` (one process, until SIGTERM), `produce(dsn,
+count, per_second)` (times of each enqueue), and `number(task, more)` (the number of a task, from the one or two
+arguments of its body). `async` functions run on uvloop. Optional parts: `chain(task, more)` runs five steps;
+`counter(done, index)` makes the function that counts a task, and says that bodies are plain functions; `start(dsn,
+works)` starts the processes, instead of `consume`; `BOOT_SECONDS` is the time until they are ready; `finish(dsn)` ends
+what `fill` has started. This module runs in the environment of the peer, which has no package of ours.
 """
 
 from __future__ import annotations
@@ -18,27 +21,105 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 WARM_UP = 10
+BOOT_SECONDS = 2
 SIZES = {"payload1k": 1_000, "payload100k": 100_000}
+
+Body: TypeAlias = Callable[..., Any]
+Calls: TypeAlias = list[tuple[float, float]]
 
 fork = multiprocessing.get_context("fork")
 
 
 def body(size: int) -> str:
-    """`size` bytes that do not compress."""
+    """Return `size` bytes that do not compress."""
     return base64.b64encode(os.urandom(size * 3 // 4)).decode()
 
 
 def payload(number: int, size: int) -> dict[str, Any]:
-    """The number, and `size` bytes."""
+    """Return the payload of a task: its number, and `size` bytes."""
     return {"number": number} | ({"body": body(size)} if size else {})
 
 
-async def pace(enqueue: Callable[[int], Awaitable[object]], count: int, per_second: float) -> list[tuple[float, float]]:
-    """Call `enqueue` at fixed times; when each call began and ended."""
+def batches(tasks: int, size: int, max_tasks: int, max_bytes: int = 10_000_000) -> Iterator[range]:
+    """Yield the numbers of all tasks, of which each has `size` bytes, in batches."""
+    batch = min(max_tasks, max_bytes // max(size, 1))
+    for begin in range(0, tasks, batch):
+        yield range(begin, min(begin + batch, tasks))
+
+
+# --- bodies of a task
+
+
+def handler(peer: Any, workload: str, done: Any, index: int) -> Body:
+    """Return the body of a task. Each process counts in a slot of its own, so it needs no lock."""
+    if hasattr(peer, "counter"):
+        return plain_handler(workload, peer.counter(done, index))
+
+    async def noop(task: Any, more: Any = None) -> None:
+        done[index] += 1
+
+    async def sleep0(task: Any, more: Any = None) -> None:
+        await asyncio.sleep(0)
+        done[index] += 1
+
+    async def cpu1ms(task: Any, more: Any = None) -> None:
+        until = time.thread_time() + 0.001
+        while time.thread_time() < until:
+            pass
+        done[index] += 1
+
+    async def chain5(task: Any, more: Any = None) -> None:
+        await peer.chain(task, more)
+        done[index] += 1
+
+    return {"chain5": chain5, "sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
+
+
+def plain_handler(workload: str, count: Callable[[], None]) -> Body:
+    """Return the body of a task that is a plain function."""
+
+    def noop(task: Any, more: Any = None) -> None:
+        count()
+
+    def sleep0(task: Any, more: Any = None) -> None:
+        time.sleep(0)
+        count()
+
+    def cpu1ms(task: Any, more: Any = None) -> None:
+        until = time.thread_time() + 0.001
+        while time.thread_time() < until:
+            pass
+        count()
+
+    return {"sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
+
+
+def probe(peer: Any, starts: Any) -> Body:
+    """Return the body of a task that notes its start."""
+
+    async def note(task: Any, more: Any = None) -> None:
+        starts[peer.number(task, more)] = time.time()
+
+    def plain_note(task: Any, more: Any = None) -> None:
+        starts[peer.number(task, more)] = time.time()
+
+    return plain_note if hasattr(peer, "counter") else note
+
+
+async def nothing() -> None:
+    """Do the work of a step."""
+
+
+# --- producers
+
+
+async def pace(enqueue: Callable[[int], Awaitable[object]], count: int, per_second: float) -> Calls:
+    """Call `enqueue` at fixed times; return the begin and the end of each call."""
     calls = [(0.0, 0.0)] * count
 
     async def timed(number: int) -> None:
@@ -54,8 +135,28 @@ async def pace(enqueue: Callable[[int], Awaitable[object]], count: int, per_seco
     return calls
 
 
+def pace_threads(enqueue: Callable[[int], object], count: int, per_second: float) -> Calls:
+    """Call `enqueue` in threads at fixed times; return the begin and the end of each call."""
+    calls = [(0.0, 0.0)] * count
+
+    def timed(number: int) -> None:
+        began = time.time()
+        enqueue(number)
+        calls[number] = (began, time.time())
+
+    first = time.time()
+    with ThreadPoolExecutor(16) as threads:
+        for number in range(count):
+            time.sleep(max(0, first + number / per_second - time.time()))
+            threads.submit(timed, number)
+    return calls
+
+
+# --- processes
+
+
 def run(result: Any) -> Any:
-    """What a function of a peer returns, whether it is `async` or not."""
+    """Return the result of a function of a peer, which may be `async`."""
     if not inspect.iscoroutine(result):
         return result
     import uvloop
@@ -64,7 +165,9 @@ def run(result: Any) -> Any:
 
 
 def start(peer: Any, dsn: str, works: list[Any]) -> list[Any]:
-    """One worker process for each of `works`."""
+    """Start one worker process for each of `works`, or the processes of a peer that starts them itself."""
+    if hasattr(peer, "start"):
+        return list(peer.start(dsn, works))
     fleet = [fork.Process(target=lambda work: run(peer.consume(dsn, work)), args=(work,)) for work in works]
     for process in fleet:
         process.start()
@@ -72,7 +175,7 @@ def start(peer: Any, dsn: str, works: list[Any]) -> list[Any]:
 
 
 def stop(fleet: list[Any]) -> None:
-    """Let all workers finish what they hold, and leave."""
+    """Let all workers finish their tasks and exit."""
     for process in fleet:
         process.terminate()
     for process in fleet:
@@ -81,32 +184,47 @@ def stop(fleet: list[Any]) -> None:
         sys.exit(f"workers ended with {[process.exitcode for process in fleet]}")
 
 
+def finish(peer: Any, dsn: str) -> None:
+    """End what the peer has started beside its workers."""
+    if hasattr(peer, "finish"):
+        peer.finish(dsn)
+
+
+# --- measurements
+
+
 def drain(peer: Any, dsn: str, tasks: int, procs: int, workload: str) -> None:
     """Run `procs` workers until `tasks` tasks are done."""
     done = fork.RawArray("q", procs)
-    fleet = start(peer, dsn, [peer.handler(workload, done, index) for index in range(procs)])
-    while sum(done) < tasks and all(process.is_alive() for process in fleet):
-        time.sleep(0.005)
-    stop(fleet)
+    try:
+        fleet = start(peer, dsn, [handler(peer, workload, done, index) for index in range(procs)])
+        while sum(done) < tasks and all(process.is_alive() for process in fleet):
+            time.sleep(0.005)
+        stop(fleet)
+    finally:
+        finish(peer, dsn)
 
 
 def latency(peer: Any, dsn: str, procs: int, per_second: float, seconds: float) -> None:
-    """Enqueue one by one at fixed times and see when each starts."""
+    """Enqueue one by one at fixed times, and time the start of each."""
     installed = fork.Process(target=lambda: run(peer.fill(dsn, 0, "noop")))  # threads do not survive a fork
     installed.start()
     installed.join()
-    count = WARM_UP + int(per_second * seconds)
-    starts = fork.RawArray("d", count)
-    fleet = start(peer, dsn, [peer.probe(starts)] * procs)
-    time.sleep(2)
-    calls = run(peer.produce(dsn, count, per_second))
-    time.sleep(1)
-    stop(fleet)
-    report(starts, calls)
+    try:
+        count = WARM_UP + int(per_second * seconds)
+        starts = fork.RawArray("d", count)
+        fleet = start(peer, dsn, [probe(peer, starts)] * procs)
+        time.sleep(getattr(peer, "BOOT_SECONDS", BOOT_SECONDS))
+        calls = run(peer.produce(dsn, count, per_second))
+        time.sleep(1)
+        stop(fleet)
+        report(starts, calls)
+    finally:
+        finish(peer, dsn)
 
 
-def report(starts: Any, calls: list[tuple[float, float]]) -> None:
-    """One line of JSON, in milliseconds, without the first few, which find everything cold."""
+def report(starts: Any, calls: Calls) -> None:
+    """Print one line of JSON, in milliseconds, without the first samples, which are slow because all is cold."""
     pairs = list(zip(starts, calls, strict=True))[WARM_UP:]
     waits = sorted((begun - began) * 1e3 for begun, (began, _) in pairs if begun)
     takes = sorted((ended - began) * 1e3 for _, (began, ended) in pairs)
@@ -121,7 +239,7 @@ def report(starts: Any, calls: list[tuple[float, float]]) -> None:
 
 
 def load(path: str) -> Any:
-    """The `peer.py` as a module, which imports this one as `fleet`."""
+    """Import a `peer.py`, which imports this module as `fleet`."""
     spec = importlib.util.spec_from_file_location("peer", path)
     assert spec is not None
     assert spec.loader is not None

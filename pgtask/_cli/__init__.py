@@ -1,1 +1,1 @@
-"""The two commands, `pgtask-supervisor` and `pgtask`."""
+"""The two commands, `pgtask` (main.py) and `pgtask-supervisor` (supervisor.py)."""

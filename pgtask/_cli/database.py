@@ -1,6 +1,7 @@
-"""What the settings name: the database a command works on, and the app.
+"""The database and the app of a command, as the settings name them.
 
-Invariant: the embedded server is started, with one line on stderr, and gets its schema unasked; no other server does.
+Invariants: only a command that `creates` makes a database where none exists; the embedded server is started with a
+line on stderr, and gets its schema without a command. No other server does.
 """
 
 from __future__ import annotations
@@ -8,20 +9,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from pgtask._cli.output import say
+from pgtask._cli.output import note
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate
 from pgtask._postgres.tasks import open_connection
+from pgtask._project import import_from_project, project_directory
 from pgtask.app import App, load_app
 from pgtask.config import load_config
-from pgtask.errors import ConfigError
+from pgtask.errors import ConfigError, EmbeddedError
 
 __all__ = ["Database", "configured_database", "find_database", "load_configured_app", "with_connection"]
 
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 
 class Database(msgspec.Struct, frozen=True):
-    """`is_pooled`: it is behind a transaction-pooling pgbouncer, as `no-listen` in the settings says."""
+    """The database of a command. `is_pooled`: it is behind a transaction-pooling pgbouncer (setting `no-listen`)."""
 
     dsn: str
     is_embedded: bool = False
@@ -37,27 +38,41 @@ class Database(msgspec.Struct, frozen=True):
 
 
 def configured_database(flags: Mapping[str, Any]) -> Database | None:
-    """The one that the flags, the environment or the file name; None for the embedded one. Raises `ConfigError`."""
+    """Return the database that the settings name; None for the embedded one. Raises `ConfigError`."""
     config = load_config({"dsn": flags.get("dsn")})
     return None if config.dsn is None else Database(config.dsn, is_pooled=not config.listen)
 
 
-def find_database(flags: Mapping[str, Any]) -> Database:
-    """As `configured_database`, but the embedded server is started if need be. Raises `EmbeddedError` too."""
+def find_database(flags: Mapping[str, Any], *, creates: bool = False) -> Database:
+    """Return the configured database, or the embedded one, whose server is started if it does not run. Raises
+    `ConfigError`, and `EmbeddedError`, also where no database exists and the command `creates` none."""
     database = configured_database(flags)
     if database is not None:
         return database
-    directory = Path.cwd()
+    directory = project_directory()
+    has_data = embedded.has_data(directory)
+    if not has_data and not creates:
+        raise EmbeddedError(_missing_database(directory))
     dsn = embedded.running_dsn(directory)
     if dsn is None:
-        where = directory / ".pgtask"
-        say(f"starting the embedded PostgreSQL in {where} (to end it: pgtask stop --server)")
+        which = "the" if has_data else "a new"
+        note(f"starting {which} embedded PostgreSQL in {directory / '.pgtask'} (to stop it: pgtask stop --server)")
         dsn = embedded.start(directory)
     return Database(dsn, is_embedded=True)
 
 
+def _missing_database(directory: Path) -> str:
+    """Return the message, with a database further up, which is not used because others can write there."""
+    above = next((parent for parent in directory.parents if os.path.isdir(parent / ".pgtask" / "data")), None)
+    hint = "" if above is None else f". There is one in {above}, which others can write to: change to it"
+    return (
+        f"there is no database in {directory}: name one by --dsn or DATABASE_URL, or make one here by: pgtask migrate"
+        + hint
+    )
+
+
 def with_connection(args: argparse.Namespace, work: Callable[[Any], Awaitable[T]], *, needs_schema: bool = True) -> T:
-    """Open the configured database for one piece of work. The embedded one is ours: it gets its schema unasked."""
+    """Open the configured database for `work`, and return its result. The embedded one gets its schema first."""
     database = find_database(vars(args))
 
     async def connect_and_work() -> T:
@@ -76,6 +91,5 @@ def load_configured_app(reference: str | None) -> App:
     reference = load_config({"app": reference}).app
     if reference is None:
         raise ConfigError("no app is configured: name it as module:attribute, in PGTASK_APP, or in pyproject.toml")
-    if sys.path[:1] != [os.getcwd()]:  # as the workers do: a console script has its own directory there
-        sys.path.insert(0, os.getcwd())
+    import_from_project()
     return load_app(reference)

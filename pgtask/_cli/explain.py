@@ -1,4 +1,4 @@
-"""Messages about the database, for a person: with who named it, and a remedy that can be typed as it is."""
+"""Messages about the database, for people: with the source of its DSN, and a remedy that can be typed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from pgtask._dsn import redact
 from pgtask.config import dsn_source
 
-__all__ = ["explained"]
+__all__ = ["with_dsn_source"]
 
 
-def explained(message: str, flags: Mapping[str, Any]) -> str:
-    """What the database has said, with the flag, variable or key that named it; the remedy with the `--dsn` given."""
+def with_dsn_source(message: str, flags: Mapping[str, Any]) -> str:
+    """Add the flag, variable or key that named the database to the message, and the given `--dsn` to its remedy."""
     found = dsn_source(flags)
     if found is None:
         return message
     source, shown = found[0], redact(found[1])
-    if message.endswith(": pgtask migrate"):
-        return f"{message} --dsn {shlex.quote(shown)}" if flags.get("dsn") else message
+    if message.endswith(": pgtask migrate") and flags.get("dsn"):
+        return f"{message} --dsn {shlex.quote(shown)}" if shown == found[1] else f"{message} with the same --dsn"
     return message.replace(f"[{shown}]", f"[{source}: {shown}]")

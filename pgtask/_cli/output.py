@@ -1,7 +1,7 @@
-"""Where the commands write: what was asked for to stdout, what is said beside it to stderr.
+"""The output of the commands: results go to stdout, notes about them to stderr.
 
-Invariants: what cannot be written is an error of one line, never a traceback; no descriptor that was closed for us is
-given to a socket, on which the output would then end.
+Invariants: a failure to write is an error of one line, never a traceback; a descriptor that the caller has closed is
+never given to a socket, which would then receive the output.
 """
 
 from __future__ import annotations
@@ -12,17 +12,35 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import msgspec
+
+from pgtask._postgres.times import FarTime
 from pgtask.errors import PgtaskError
 
-__all__ = ["BROKEN_PIPE", "CANNOT_WRITE", "OutputError", "let_go", "open_streams", "say", "show"]
+__all__ = [
+    "BROKEN_PIPE",
+    "CANNOT_WRITE",
+    "SOME_FAILED",
+    "OutputError",
+    "flush_streams",
+    "json_line",
+    "note",
+    "note_failures",
+    "open_streams",
+    "write_lines",
+]
 
 CANNOT_WRITE, BROKEN_PIPE = 74, 141
-"""Exit codes: as sysexits names it, and as a shell reports a death of SIGPIPE."""
+"""Exit codes: EX_IOERR of sysexits, and the code by which a shell reports a death of SIGPIPE."""
+
+SOME_FAILED = 1
+"""The exit code for "some of the tasks could not be found or changed"."""
 
 
 class OutputError(PgtaskError):
-    """What was to be written could not be. `code` is the exit code that says so."""
+    """A failure to write to stdout. `code` is the exit code of the program."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -30,9 +48,9 @@ class OutputError(PgtaskError):
 
 
 def open_streams(*, needs_stdout: bool) -> None:
-    """Open what the caller has closed (`>&-`), for us and for whoever inherits it.
+    """Open the standard streams that the caller has closed (`>&-`), for this process and for those that inherit them.
 
-    What is written there is dropped; to a stdout that is needed it cannot be written.
+    Output to such a stream is dropped; a stdout that is needed fails when it is written to.
     """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
@@ -48,7 +66,7 @@ def open_streams(*, needs_stdout: bool) -> None:
         setattr(sys, name, io.TextIOWrapper(buffered, encoding="utf-8", errors="backslashreplace"))
 
 
-def show(lines: Iterable[str], *, end: str = "\n") -> None:
+def write_lines(lines: Iterable[str], *, end: str = "\n") -> None:
     """Write lines to stdout, all of them at once. Raises `OutputError`."""
     try:
         for line in lines:
@@ -59,14 +77,36 @@ def show(lines: Iterable[str], *, end: str = "\n") -> None:
         raise OutputError(f"cannot write to stdout: {error.strerror}", code) from error
 
 
-def say(message: str, *, program: str = "pgtask") -> None:
-    """A line to the person, beside the output. There may be nobody to read it."""
+def json_line(fields: dict[str, Any]) -> str:
+    """Return an object of JSON. A time that no datetime can hold is written as Postgres shows it."""
+    return msgspec.json.encode(_encodable(fields)).decode()
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, FarTime):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _encodable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_encodable(inner) for inner in value]
+    return value
+
+
+def note(message: str, *, program: str = "pgtask") -> None:
+    """Write a line to stderr. A stderr that cannot be written to is no error."""
     with contextlib.suppress(OSError):
         print(f"{program}: {message}", file=sys.stderr, flush=True)
 
 
-def let_go() -> None:
-    """At the end: what a stream still holds and cannot get rid of is dropped, or Python would complain of it."""
+def note_failures(lines: Iterable[str]) -> int:
+    """Write a note for each task or run that was not found or changed; return the exit code that says so."""
+    for line in lines:
+        note(line)
+    return SOME_FAILED
+
+
+def flush_streams() -> None:
+    """Flush stdout and stderr at the end. Output that cannot be written is dropped, or Python would report it."""
     for stream in _streams():
         try:
             stream.flush()

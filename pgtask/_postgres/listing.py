@@ -1,44 +1,45 @@
-"""Lists of tasks, page by page, out of the indexes of the table.
+"""Lists of tasks, page by page, from the indexes of the table.
 
-Invariants: nothing scans or sorts the table. A page costs what it shows, and with a filter `SCAN_LIMIT` rows at most.
-The order is that of the indexes: among tasks of one time, such as a million enqueued at once, that of their places in
-the table, for which an index needs no sort.
+Invariants: no statement scans or sorts the table. A page reads the rows that it shows, and with a filter `SCAN_LIMIT`
+rows at most. The order is that of the indexes: among tasks of one time, such as a million enqueued at once, that of
+their places in the table, for which an index needs no sort.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID
 
 import msgspec
 
+from pgtask._postgres.lanes import lane_parameters
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import TaskRow, aware, describe, transaction
+from pgtask._postgres.times import from_microseconds, to_microseconds
 
 __all__ = ["SCAN_LIMIT", "STATES", "Cursor", "Page", "TaskFilter", "list_tasks"]
 
 STATES = ("leased", "ready", "scheduled", "parked")
-"""Each task is in one of them, and lists show them in this order: what runs, what runs next, what waits for a person.
+"""The states of a task, in the order of lists: running, next to run, waiting for a person.
 
-Parked tasks come last, because they alone may be many that a filter by queue must read to leave out.
+Parked tasks come last, because a filter by queue may have to read many of them to leave them out.
 """
 
 SCAN_LIMIT = 100_000
-"""Rows read at most for one page; a filter may leave most of them out."""
+"""The most rows that one page reads; a filter may leave most of them out."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# asyncpg takes the first and last of Python's times for the infinities, as which it also reads them.
+# The first and last of Python's times stand for the infinities.
 _NEVER, _LONG_AGO = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
-# Before and behind all rows of one time.
+# Places before and after all rows of one time.
 _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 
 
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tasks. `states` in the order of `STATES`; `task` and `step` are names in the envelope; None is any."""
+    """A choice of tasks. `states` in the order of `STATES`; `task` and `step` are names of the envelope; None: any."""
 
     states: tuple[str, ...] = STATES
     queue: str | None = None
@@ -47,21 +48,21 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pattern(self) -> str | None:
-        """The beginning of the envelope, as a regular expression of Postgres: a person may have put blanks in it."""
+        """The beginning of the envelope, as a regular expression of Postgres: one written by hand may hold blanks."""
         if self.task is None and self.step is None:
             return None
-        inner = "" if self.step is None else rf"{_quoted(self.step)}\s*:"
-        return rf"^\s*\{{\s*{_quoted(self.task)}\s*:\s*\{{\s*{inner}"
+        inner = "" if self.step is None else rf"{_quote_name(self.step)}\s*:"
+        return rf"^\s*\{{\s*{_quote_name(self.task)}\s*:\s*\{{\s*{inner}"
 
 
-def _quoted(name: str | None) -> str:
+def _quote_name(name: str | None) -> str:
     if name is None:
         return '"[^"]+"'
     return re.sub(r"([^\w\s])", r"\\\1", json.dumps(name, ensure_ascii=False))
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """A place in a list of tasks, just after one of them; as text it needs no quotes in a shell."""
+    """A place in a list of tasks, just after one of them. Its text needs no quotes in a shell."""
 
     state: str
     queue: str
@@ -72,13 +73,13 @@ class Cursor(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         numbers = f"{self.priority}.{self.microseconds}.{self.block}.{self.offset}"
-        # No dot at its end: said at the end of a sentence, it would be lost when it is copied.
+        # No dot at the end: a person who copies the cursor from the end of a sentence would leave it out.
         queue = quote(self.queue, safe="").replace(".", "%2E")
         return f"{self.state}.{numbers}.{queue}".removesuffix(".")
 
     @staticmethod
     def parse(text: str) -> Cursor:
-        """Raises `ValueError`."""
+        """Raise `ValueError` for a text that is no cursor."""
         state, priority, microseconds, block, offset, *rest = text.split(".", 5)
         queue = rest[0] if rest else ""
         cursor = Cursor(state, unquote(queue), int(priority), int(microseconds), int(block), int(offset))
@@ -90,14 +91,14 @@ class Cursor(msgspec.Struct, frozen=True):
     @property
     def time(self) -> datetime:
         try:
-            return _EPOCH + timedelta(microseconds=self.microseconds)
+            return from_microseconds(self.microseconds)
         except OverflowError:
             raise ValueError(str(self)) from None
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some tasks and their places. `following` is where the next page begins, None at the end of the list; `is_cut`
-    says that it was the scan that ended, not the page that was full."""
+    """Some tasks and their places. `following` is the place after which the next page begins, None at the end of the
+    list; `is_cut`: the scan reached its limit before the page was full."""
 
     rows: list[TaskRow]
     places: list[Cursor]
@@ -106,7 +107,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class _Section(msgspec.Struct, frozen=True):
-    """A part of the list that one index scan reads: a state, or of a waiting state one lane."""
+    """A part of the list that one index scan reads: a state, or one lane of a waiting state."""
 
     state: str
     queue: str = ""
@@ -120,28 +121,28 @@ class _Section(msgspec.Struct, frozen=True):
 async def list_tasks(
     connection: Any, wanted: TaskFilter, *, limit: int, after: Cursor | None = None, characters: int | None = None
 ) -> Page:
-    """A page of up to `limit` tasks, state by state; waiting ones lane by lane, in the order in which they are claimed.
-    Of steps and errors the first `characters`.
+    """Return a page of up to `limit` tasks, state by state; waiting ones lane by lane, in claim order. Of steps and
+    errors it holds the first `characters`.
 
     Each page is a snapshot of its own: a task that changes its place in between may show twice, or not at all.
     """
     async with transaction(connection, readonly=True) as now:
-        found, following, is_cut = await _scan(connection, wanted, limit, after, now)
+        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now)
         rows = await describe(connection, [task for task, _ in found], characters)
     return Page(rows, [place for _, place in found], following, is_cut)
 
 
-async def _scan(
+async def _scan_sections(
     connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None, now: datetime
 ) -> tuple[list[tuple[UUID, Cursor]], Cursor | None, bool]:
-    """The tasks of a page with their places; where the next page begins; and whether the scan was cut short."""
+    """Return the tasks of a page with their places, the place of the next page, and whether the scan was cut short."""
     found: list[tuple[UUID, Cursor]] = []
     is_filtered = wanted.pattern is not None or wanted.queue is not None
     left = SCAN_LIMIT if is_filtered else limit + 1
-    for section in await _sections(connection, wanted, after):
+    for section in await _list_sections(connection, wanted, after):
         start = after if after is not None and _section_of(after) == section else None
-        rows = await _fetch(connection, section, wanted, start, left, limit + 1 - len(found), now)
-        places = [_place(section, row) for row in rows]
+        rows = await _read_section(connection, section, wanted, start, left, limit + 1 - len(found), now)
+        places = [_cursor_of(section, row) for row in rows]
         found += [(row["id"], place) for row, place in zip(rows, places, strict=True) if row["matches"]]
         if len(found) > limit:
             return found[:limit], found[limit - 1][1], False
@@ -151,16 +152,16 @@ async def _scan(
     return found, None, False
 
 
-async def _sections(connection: Any, wanted: TaskFilter, after: Cursor | None) -> list[_Section]:
+async def _list_sections(connection: Any, wanted: TaskFilter, after: Cursor | None) -> list[_Section]:
     sections = [_Section(state) for state in wanted.states if state in ("parked", "leased")]
     waiting = [state for state in wanted.states if state in ("ready", "scheduled")]
-    if waiting and wanted.queue is None:
-        lanes = await connection.fetch(statement("lanes"))
-    elif waiting:
-        lanes = await connection.fetch(statement("lanes_of_queues"), [wanted.queue])
-    else:
-        lanes = []
-    sections += [_Section(state, queue, priority) for state in waiting for queue, priority, *_ in lanes]
+    lanes = []
+    if waiting:
+        queues = None if wanted.queue is None else [wanted.queue]
+        lanes = await connection.fetch(statement("lanes"), *lane_parameters(queues))
+    sections += [
+        _Section(state, queue, priority) for state in waiting for queue, priority, *_ in lanes if queue is not None
+    ]
     if after is not None:
         start = _section_of(after).rank
         sections = [section for section in sections if section.rank >= start]
@@ -171,31 +172,26 @@ def _section_of(cursor: Cursor) -> _Section:
     return _Section(cursor.state, cursor.queue, cursor.priority)
 
 
-async def _fetch(
+async def _read_section(
     connection: Any, section: _Section, wanted: TaskFilter, start: Cursor | None, scan: int, limit: int, now: datetime
 ) -> list[Any]:
-    """Rows (id, at, place, matches, nth) of a section, from `start` or its head; see list_parked.sql."""
-    place = _FIRST_PLACE if start is None else (start.block, start.offset)
+    """Return rows (id, at, place, matches, nth) of a section, from `start` or its head; see list_tasks.sql."""
     since = _LONG_AGO if start is None else start.time
-    if section.state == "parked":
-        until, place = (_NEVER, _LAST_PLACE) if start is None else (since, place)
-        return await _rows(connection, "list_parked", wanted, wanted.queue, until, place, scan, limit)
-    if section.state == "leased":
-        return await _rows(connection, "list_leased", wanted, wanted.queue, since, place, scan, limit)
-    if section.state == "ready":
-        until = now
-    else:
+    place = _FIRST_PLACE if start is None else (start.block, start.offset)
+    kind, queue, until = section.state, wanted.queue, now
+    if section.state == "parked" and start is None:
+        since, place = _NEVER, _LAST_PLACE
+    elif section.state in ("ready", "scheduled"):
+        kind, queue = "waiting", section.queue
+    if section.state == "scheduled":
         until = _NEVER
         since, place = (now, _LAST_PLACE) if start is None else (since, place)
-    lane = (section.queue, since, place, scan, limit, section.priority, until)
-    return await _rows(connection, "list_waiting", wanted, *lane)
-
-
-async def _rows(connection: Any, name: str, wanted: TaskFilter, *parameters: Any) -> list[Any]:
-    rows: list[Any] = await connection.fetch(statement(name), wanted.pattern, *parameters)
+    lane = (queue, section.priority, until)
+    rows: list[Any] = await connection.fetch(
+        statement("list_tasks"), kind, wanted.pattern, *lane, since, place, scan, limit
+    )
     return rows
 
 
-def _place(section: _Section, row: Any) -> Cursor:
-    microseconds = (aware(row["at"]) - _EPOCH) // timedelta(microseconds=1)
-    return Cursor(section.state, section.queue, section.priority, microseconds, *row["place"])
+def _cursor_of(section: _Section, row: Any) -> Cursor:
+    return Cursor(section.state, section.queue, section.priority, to_microseconds(aware(row["at"])), *row["place"])

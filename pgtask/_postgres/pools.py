@@ -1,39 +1,53 @@
-"""The two pools: the one that steps use for their own queries, and that of a client.
+"""The two pools: one for the queries of steps, and one for a client.
 
-Invariants: neither opens a connection before it is needed, save the client's first; all have keepalives.
+Invariants: neither opens a connection before it is needed, except the client's first; all have keepalives.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
 
-from pgtask._postgres.connection import CONNECT_TIMEOUT, keep_alive, map_errors
+from pgtask._backoff import Backoff
+from pgtask._postgres.connection import (
+    CONNECT_TIMEOUT,
+    PLAN_SETTINGS,
+    SESSION_SETTINGS,
+    map_errors,
+    register_connection,
+    valid_dsn,
+)
 from pgtask._postgres.migrate import check_schema
+from pgtask._postgres.step_pool import StepPool
+from pgtask._postgres.times import allow_far_times
 from pgtask.errors import DatabaseUnavailable
 
-__all__ = ["client_pool", "user_pool"]
+__all__ = ["client_pool", "release_quietly", "user_pool"]
+
+_CLIENT_SETTINGS = {"application_name": "pgtask client", **SESSION_SETTINGS, **PLAN_SETTINGS}
+
+INITIAL_PAUSE, MAX_PAUSE = 0.1, 5.0  # seconds between two tries to connect for a step
 
 
 @asynccontextmanager
 async def user_pool(dsn: str, *, size: int, pooled: bool = False) -> AsyncIterator[Any]:
-    """The asyncpg pool that steps reach as `ctx.db`: no connection until one is used, `size` at most.
+    """The asyncpg pool that steps use as `ctx.db`: no connection until a step needs one, `size` at most.
 
-    A step that needs a connection while the database is away waits for it, as the engine does.
-    Closing it waits a second for steps that were abandoned with a connection in their hands, then cuts them off.
+    A step that needs a connection while the database is unavailable waits for it, as the engine does. Closing the pool
+    waits a second for abandoned steps that still hold a connection, then cuts them off.
     """
-    pool = await asyncpg.create_pool(
-        dsn,
-        min_size=0,
-        max_size=size,
+    pool = StepPool(
+        valid_dsn(dsn),
+        size=size,
         statement_cache_size=0 if pooled else 100,
         server_settings=None if pooled else {"application_name": "pgtask step"},
-        connect=_connect_when_there,
+        connect=_connect_with_retries,
     )
+    await pool
     try:
         yield pool
     finally:
@@ -44,38 +58,38 @@ async def user_pool(dsn: str, *, size: int, pooled: bool = False) -> AsyncIterat
             pool.terminate()
 
 
-async def _connect_when_there(*args: Any, **options: Any) -> Any:
-    """`asyncpg.connect`, again and again for as long as the server is away or full."""
-    delay = 0.1
+async def _connect_with_retries(*args: Any, **options: Any) -> Any:
+    """Connect as `asyncpg.connect` does, again and again for as long as the server is unavailable or full."""
+    backoff = Backoff(INITIAL_PAUSE, MAX_PAUSE)
     while True:
         try:
             with map_errors():
                 return await _connect(*args, **options)
         except DatabaseUnavailable:
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 5.0)
+            await asyncio.sleep(backoff.next())
 
 
 async def _connect(*args: Any, **options: Any) -> Any:
     connection = await asyncpg.connect(*args, **options)
-    keep_alive(connection)
+    register_connection(connection)
     return connection
 
 
 async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
-    """The pool of a `Client`; connects once, so that a wrong DSN, and a schema that is not ours, are found now.
+    """Make the pool of a `Client`. It connects once, to find a wrong DSN or a schema that is not ours now.
 
     The caller closes it. Raises `SchemaError` and other `DatabaseError`s.
     """
     with map_errors(dsn):
         pool = await asyncpg.create_pool(
-            dsn,
+            valid_dsn(dsn),
             min_size=1,
             max_size=size,
             timeout=CONNECT_TIMEOUT,
             connect=_connect,
+            init=allow_far_times,
             statement_cache_size=0 if pooled else 100,
-            server_settings=None if pooled else {"application_name": "pgtask client"},
+            server_settings=None if pooled else _CLIENT_SETTINGS,
         )
     try:
         async with pool.acquire() as connection:
@@ -84,3 +98,9 @@ async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
         pool.terminate()
         raise
     return pool
+
+
+async def release_quietly(pool: Any, connection: Any) -> None:
+    """Release a connection to its pool. The caller has its answer, so a loss at this point is not its concern."""
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+        await pool.release(connection)

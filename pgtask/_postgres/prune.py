@@ -1,8 +1,8 @@
-"""Pruning: remove what has been kept for long enough.
+"""Pruning: the removal of old archived tasks, ended runs and parked tasks, in batches.
 
-Invariants: each batch is a transaction of its own and bounded, by tasks or runs and by what these have recorded, so
-that no lock is held for long; the cut is drawn once, by the clock of the server, so that it comes to an end; what
-somebody has locked is left.
+Invariants: each batch is a transaction of its own, bounded by tasks or runs and by their checkpoints, so that no lock
+is held for long; the cut is drawn once, by the clock of the server, so that pruning ends; rows that another session
+has locked are skipped.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["KINDS", "prune"]
 
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
-CHECKPOINTS = 10  # most in a batch, for each run that it may have
-_AHEAD = timedelta(days=1)  # that the clocks of those who make ids may be ahead of ours
+CHECKPOINTS_PER_RUN = 10  # in a batch, for each run that it may hold
+_MAX_AHEAD = timedelta(days=1)  # of our clock, for the clocks that make ids
 
 
 async def prune(
     connection: Any, kind: str, *, older_than: timedelta, batch: int, removed: Callable[[int], None]
 ) -> int:
-    """Remove all of a kind that is older; how many. `removed` is told after each batch how many they were so far."""
+    """Remove all older rows of a kind; return their number. `removed` receives the number so far after each batch."""
     async with transaction(connection) as now:
         before = _EARLIEST if now - _EARLIEST < older_than else now - older_than
     total = 0
@@ -38,7 +38,7 @@ async def prune(
 
 
 async def _prune_archive(connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
-    """The oldest first, by an index on their age."""
+    """Remove archived tasks, the oldest first, by an index on their age."""
     since = _EARLIEST
     count = batch
     while count >= batch:
@@ -49,12 +49,14 @@ async def _prune_archive(connection: Any, before: datetime, batch: int) -> Async
 
 
 async def _prune_parked(connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
-    """The same. When the task of a run is gone, what is left of it is that of an ended one."""
+    """Remove parked tasks in the same way. Once the task of a run is gone, its records are those of an ended run."""
     since = _EARLIEST
     is_more = True
     while is_more:
         async with transaction(connection):
-            row = await connection.fetchrow(statement("prune_parked"), before, batch, since, CHECKPOINTS * batch)
+            row = await connection.fetchrow(
+                statement("prune_parked"), before, batch, since, CHECKPOINTS_PER_RUN * batch
+            )
         count, reached, is_more, rest = row
         since = reached or since
         yield count
@@ -64,12 +66,12 @@ async def _prune_parked(connection: Any, before: datetime, batch: int) -> AsyncI
 
 
 async def _prune_runs(connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
-    """By their ids, which are made in the order of time, so that no run pays for an index on its end: those that began
-    after the cut are not looked at. Ids of another making may be anywhere, so what lies beyond the present is.
+    """Remove runs by their ids, which are made in the order of time: no run pays for an index on its end, and runs that
+    began after the cut are not read. Ids of another making may have any order, so those beyond the present are read.
 
-    Children come after their parents, and are free when these are gone: if not at once, by another round.
+    Children come after their parents, and can be removed when these are gone: at the latest in another round.
     """
-    beyond = earliest_id(datetime.now(UTC) + _AHEAD)
+    beyond = earliest_id(datetime.now(UTC) + _MAX_AHEAD)
     again = True
     while again:
         again = False
@@ -82,12 +84,14 @@ async def _prune_runs(connection: Any, before: datetime, batch: int) -> AsyncIte
 async def _prune_range(
     connection: Any, before: datetime, batch: int, first: UUID, end: UUID
 ) -> AsyncIterator[tuple[int, bool]]:
-    """Of each batch of the runs with ids from one on and before another: how many were removed, and whether a parent
-    was among them that might have gone on."""
+    """Remove the runs with ids from `first` on and before `end`. Yield for each batch the number of removed runs, and
+    whether one of them was a parent that might have gone on."""
     following: UUID | None = first
     while following is not None:
         async with transaction(connection):
-            row = await connection.fetchrow(statement("prune_runs"), before, batch, following, end, CHECKPOINTS * batch)
+            row = await connection.fetchrow(
+                statement("prune_runs"), before, batch, following, end, CHECKPOINTS_PER_RUN * batch
+            )
         count, frees, left, last = row
         following = left or (None if last is None else UUID(int=last.int + 1))
         yield count, frees
@@ -98,4 +102,4 @@ KINDS: dict[str, Callable[[Any, datetime, int], AsyncIterator[int]]] = {
     "runs": _prune_runs,
     "parked": _prune_parked,
 }
-"""What can be pruned, and how: generators that say of each batch how much they have removed."""
+"""The kinds of rows that can be pruned; each generator yields the number of rows that a batch has removed."""

@@ -1,4 +1,4 @@
-"""The statements about runs that are named, for clients and commands: how they are, and what is to become of them.
+"""The statements of clients and commands on runs that they name: status, list, cancel, resume, signal.
 
 Invariants: nothing here scans a table without bound; a run is cancelled with all its children or not at all.
 """
@@ -8,22 +8,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
+from pgtask._postgres.inserts import KEPT_OUT, MAX_KEY_TRIES, refusals
 from pgtask._postgres.store import statement
-from pgtask._postgres.tasks import again_after_deadlock, plain_values
-from pgtask.errors import EnqueueError, RunNotFound
+from pgtask._postgres.tasks import plain_values, retry_on_deadlock
+from pgtask._postgres.transactions import atomically, planned_by_index
+from pgtask.errors import DataRefused, EnqueueError, RunNotFound
+from pgtask.workflow import STEP, RunState
 
 __all__ = [
     "CheckpointRow",
     "Resumed",
-    "RunState",
     "RunStatus",
     "TakenKey",
     "cancel_runs",
+    "input_of",
     "list_runs",
     "read_checkpoints",
     "read_statuses",
@@ -31,9 +34,8 @@ __all__ = [
     "send_signal",
 ]
 
-RunState = Literal["QUEUED", "RUNNING", "PAUSED", "SUCCESS", "ERROR", "CANCELLED"]
-
-MOST_LOOKED_AT = 100_000
+MAX_RUNS_READ = 100_000
+MAX_UNBEGUN = 10_000
 _CHUNK = 1000
 _LATEST = UUID(int=2**128 - 1)
 
@@ -42,13 +44,16 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A run as it was at `seen_at`, by the clock of the database.
 
     - `name`, `version`: its workflow; the version is None before its first checkpoint.
-    - `state`: QUEUED (due, scheduled, or at `due_at` to be tried again that failed outside of steps), RUNNING, PAUSED
-      (it waits for `waits_on`, until `due_at`; the year 9999 is for ever), SUCCESS, ERROR (parked with `error`) or
-      CANCELLED.
-    - `last_step`, `recorded`: the last thing it recorded, and how many these are.
-    - `tried`: failed tries outside of steps since it last got a result; those of a step are in its checkpoint.
+    - `state`: QUEUED (due, scheduled, or waiting until `due_at` for another try after a failure outside of steps),
+      RUNNING, PAUSED (it waits for `waits_on`, until `due_at`; the year 9999 means forever), SUCCESS, ERROR (parked
+      with `error`) or CANCELLED.
+    - `last_step`, `recorded`: the name of its last checkpoint, and the count of its checkpoints.
+    - `tried`: failed tries outside of steps since it last got a result; those of a step are in its checkpoint. Of a run
+      that has ended as ERROR: the tries of the step, or of the function, that has failed.
     - `parent`: the run that has spawned it.
-    - `step`: the workflow and its input, as in `pg_task.step`. `output`: what it has returned, as JSON.
+    - `input`, `output`: its input and its result, as JSON. `step`: the workflow and its input, as in `pg_task.step`.
+    - `unread_signals`: the count of signals of each name that were sent to it and that it has not taken. A run that has
+      ended well or was cancelled takes no more of them, unless it is resumed.
     """
 
     id: UUID
@@ -66,12 +71,23 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime | None
     ended_at: datetime | None
     step: str | None
+    input: str | None
     output: str | None
+    unread_signals: dict[str, int]
     seen_at: datetime
 
 
+def input_of(step: str | None) -> str | None:
+    """Return the input of a run, as JSON, out of its step; None if the step has none."""
+    try:
+        (family,) = msgspec.json.decode(step or "", type=dict[str, dict[str, msgspec.Raw]]).values()
+        return bytes(family[STEP]).decode()
+    except (ValueError, KeyError):  # parked, for it cannot be read
+        return None
+
+
 class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that a run has recorded; see the comments on the columns of `pg_task_checkpoints`."""
+    """A checkpoint of a run; see the comments on the columns of `pg_task_checkpoints`."""
 
     number: int
     place: str
@@ -85,70 +101,102 @@ class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
     recorded_at: datetime
 
 
+_IN_STATE = f"SELECT * FROM ({statement('runs/status')}) AS status WHERE state = $2 LIMIT $3"
+
+
 async def read_statuses(connection: Any, runs: Sequence[UUID]) -> list[RunStatus]:
-    """Those of the runs that exist, in this order."""
+    """Read the status of those of the runs that exist, in this order."""
     rows = await connection.fetch(statement("runs/status"), runs)
-    return [RunStatus(**plain_values(row)) for row in rows]
+    return [_status(plain_values(row)) for row in rows]
+
+
+async def _read_in_state(connection: Any, runs: Sequence[UUID], state: RunState, limit: int) -> list[RunStatus]:
+    """Read the first of the runs that are in a state. Fetches nothing of the others, which may have large inputs."""
+    rows = await connection.fetch(_IN_STATE, runs, state, limit)
+    return [_status(plain_values(row)) for row in rows]
+
+
+def _status(values: dict[str, Any]) -> RunStatus:
+    unread = msgspec.json.decode(values.pop("unread_signals") or "{}")
+    return RunStatus(**values, input=input_of(values["step"]), unread_signals=unread)
 
 
 async def list_runs(
     connection: Any, *, name: str | None, state: RunState | None, limit: int, before: UUID | None
 ) -> tuple[list[RunStatus], UUID | None]:
-    """Up to `limit` runs of a workflow (None: of all) in a state (None: any), the latest first; and the id before which
-    to look on, None at the end. Looks at `MOST_LOOKED_AT` runs at most."""
+    """List up to `limit` runs of a workflow (None: of all) in a state (None: any), the latest first; and the id before
+    which to continue, None at the end. Reads `MAX_RUNS_READ` runs at most. Runs that plain SQL has triggered and that
+    no worker has begun have no record: they are found among the latest `MAX_UNBEGUN` tasks."""
     found: list[RunStatus] = []
     after = before or _LATEST
-    for _ in range(MOST_LOOKED_AT // _CHUNK):
+    unbegun = await _list_unbegun(connection, name, state, limit, after)
+    for _ in range(MAX_RUNS_READ // _CHUNK):
         chunk = _CHUNK if state is not None else min(_CHUNK, limit - len(found))
-        words = ("runs/list", after, chunk) if name is None else ("runs/list_named", after, chunk, name)
-        ids = [row[0] for row in await connection.fetch(statement(words[0]), *words[1:])]
-        for status in await read_statuses(connection, ids):
-            if state in (None, status.state):
-                found.append(status)
-                if len(found) == limit:
-                    return found, status.id
-        if len(ids) < chunk:
+        text, *args = ("runs/list", after, chunk) if name is None else ("runs/list_named", after, chunk, name)
+        ids = [UUID(int=row[0].int) for row in await connection.fetch(statement(text), *args)]
+        is_last, last = len(ids) < chunk, ids[-1] if ids else after
+        here = [id for id in unbegun if id < after and (is_last or id > last)]
+        ids = sorted({*ids, *here}, reverse=True)
+        left = limit - len(found)
+        if state is None:
+            found += await read_statuses(connection, ids[:left])
+        else:
+            found += await _read_in_state(connection, ids, state, left)
+        if len(found) == limit:
+            return found, found[-1].id
+        if is_last:
             return found, None
-        after = UUID(int=ids[-1].int)
+        after = last
     return found, after
 
 
+async def _list_unbegun(
+    connection: Any, name: str | None, state: RunState | None, limit: int, before: UUID
+) -> list[UUID]:
+    """List runs that have no record."""
+    if state in ("PAUSED", "SUCCESS", "CANCELLED"):  # these states need a record
+        return []
+    max_found = limit if state is None else MAX_UNBEGUN
+    rows = await connection.fetch(statement("runs/list_unbegun"), before, max_found, name, MAX_UNBEGUN)
+    return [UUID(int=row[0].int) for row in rows]
+
+
 async def read_checkpoints(connection: Any, run: UUID, characters: int | None = None) -> list[CheckpointRow]:
-    """What a run has recorded, in that order; of results and errors the first `characters`."""
+    """Read the checkpoints of a run, in their order; of results and errors the first `characters`."""
     rows = await connection.fetch(statement("runs/checkpoints"), run, characters)
     return [CheckpointRow(**plain_values(row)) for row in rows]
 
 
 async def cancel_runs(connection: Any, runs: Sequence[UUID], *, force: bool = True) -> list[UUID]:
-    """End runs and all their children that have not ended, in one transaction; those for which that was done. Without
-    `force` a run that a worker has is left alone, with its children.
+    """Cancel runs and all their children that have not ended, in one transaction; returns those that it has cancelled.
+    Without `force` it leaves a run alone that a worker holds, with its children.
 
-    Level by level: when a run is gone it spawns nothing any more, so its children are all there to be seen; but not by
-    a snapshot from before. Raises `EnqueueError` in a transaction of the caller's that has such a one.
+    It goes level by level: a run that is gone spawns nothing more, so all its children are visible then; but not to an
+    older snapshot. Raises `EnqueueError` in a transaction of the caller that has one.
     """
-    isolation = None if connection.is_in_transaction() else "read_committed"
-    if isolation is None and (level := await connection.fetchval("SHOW transaction_isolation")) != "read committed":
+    level = await connection.fetchval("SHOW transaction_isolation") if connection.is_in_transaction() else None
+    if level not in (None, "read committed", "read uncommitted"):
         raise EnqueueError(
             f"a run cannot be cancelled in a transaction that is {level.upper()}, which does not see what children the "
             "run has spawned since it began; make it READ COMMITTED"
         )
 
     async def cancel() -> list[UUID]:
-        async with connection.transaction(isolation=isolation):
+        async with atomically(connection), planned_by_index(connection):
             cancelled: list[UUID] = []
-            level: list[Any] = sorted(runs)
-            while level:
+            generation: list[Any] = sorted(runs)
+            while generation:
                 is_forced = force or bool(cancelled)
-                gone = [row[0] for row in await connection.fetch(statement("runs/cancel"), level, is_forced)]
+                gone = [row[0] for row in await connection.fetch(statement("runs/cancel"), generation, is_forced)]
                 cancelled += gone
-                level = sorted(row[0] for row in await connection.fetch(statement("runs/children"), gone))
+                generation = sorted(row[0] for row in await connection.fetch(statement("runs/children"), gone))
             return [UUID(int=run.int) for run in cancelled]
 
-    return await again_after_deadlock(connection, cancel)
+    return await retry_on_deadlock(connection, cancel)
 
 
 class TakenKey(NamedTuple):
-    """A cancelled run that cannot be put back, as another task has its key by now."""
+    """A cancelled run that cannot be put back, as another task now has its key."""
 
     run: UUID
     key: str
@@ -160,30 +208,34 @@ class TakenKey(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """What became of runs that were to be resumed; of those that are in neither list there was nothing to do."""
+    """The result of resuming runs: for a run that is in neither list there was nothing to do."""
 
     runs: list[UUID]
     taken: list[TakenKey]
 
 
 async def resume_runs(connection: Any, runs: Sequence[UUID]) -> Resumed:
-    """Let runs go on that have ended as ERROR or were cancelled, wake those that pause or are to be tried again."""
+    """Resume runs that have ended as ERROR or were cancelled; wake those that pause or wait for another try."""
     resumed: list[UUID] = []
     left = [UUID(int=run.int) for run in runs]
-    while True:
-        rows = await again_after_deadlock(connection, partial(connection.fetch, statement("runs/resume"), left))
-        resumed += [UUID(int=row[0].int) for row in rows]
-        left = [run for run in left if run not in resumed]
-        taken = await connection.fetch(statement("runs/taken_keys"), left) if left else []
+    for _ in range(MAX_KEY_TRIES):
+        async with planned_by_index(connection):
+            with refusals():
+                rows = await retry_on_deadlock(connection, partial(connection.fetch, statement("runs/resume"), left))
+            resumed += [UUID(int=row[0].int) for row in rows]
+            left = [run for run in left if run not in resumed]
+            taken = await connection.fetch(statement("runs/taken_keys"), left) if left else []
         if all(row[2] is not None for row in taken):
             return Resumed(resumed, [TakenKey(UUID(int=run.int), key, UUID(int=task.int)) for run, key, task in taken])
-        # A key was free again when we looked for who has it.
+        # A key was free again when we looked for the task that has it.
+    run = next(run for run, _, task in taken if task is None)
+    raise DataRefused(f"run {run} cannot be resumed, as its task was not inserted: {KEPT_OUT}")
 
 
 async def send_signal(connection: Any, run: UUID, name: str, payload: str) -> bool:
-    """Send a signal to a run that has not ended; whether it was there. Raises `RunNotFound` for a task that is no
-    run."""
-    is_run = await connection.fetchval(statement("runs/signal"), run, name, payload)
+    """Send a signal to a run; false if it has ended or never was. Raises `RunNotFound` for a task that is no run."""
+    async with planned_by_index(connection):
+        is_run = await connection.fetchval(statement("runs/signal"), run, name, payload)
     if is_run is False:
         raise RunNotFound(f"task {run} is not the run of a workflow; signal {name} was not sent")
     return is_run is not None

@@ -1,7 +1,7 @@
-"""What `pgtask stats` knows: bounded counts per lane, the weight of the table, and who holds vacuum back.
+"""The statistics of `pgtask stats`: bounded counts per lane, the size of the table, and its oldest transaction.
 
-Invariant: the price does not follow the size of the table. No number is counted further than `COUNT_LIMIT`, and with
-many lanes less far, so that a report reads about a million index entries at most.
+Invariant: the cost does not grow with the table. No number is counted further than `COUNT_LIMIT`, and with many lanes
+less far, so that a report reads about a million index entries at most.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import Any
 
 import msgspec
 
+from pgtask._postgres.lanes import lane_parameters
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import plain_values, transaction
 
-__all__ = ["COUNT_LIMIT", "LaneCount", "Report", "Transaction", "gather_statistics"]
+__all__ = ["COUNT_LIMIT", "LaneCount", "Report", "OpenTransaction", "gather_statistics"]
 
 COUNT_LIMIT = 100_000
-_WHOLE_LIMIT = 1_000_000
-_LOWEST_LIMIT = 1_000
+_TOTAL_LIMIT = 1_000_000
+_MIN_LIMIT = 1_000
 
 
 class LaneCount(msgspec.Struct, kw_only=True):
@@ -36,7 +37,7 @@ class LaneCount(msgspec.Struct, kw_only=True):
     next_due: datetime | None = None
 
 
-class Transaction(msgspec.Struct, frozen=True, kw_only=True):
+class OpenTransaction(msgspec.Struct, frozen=True, kw_only=True):
     """An open transaction; `pid` is None if it is a prepared one."""
 
     pid: int | None
@@ -46,7 +47,8 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """As of `seen_at`, by the clock of the server. `rows` is the planner's estimate, None before the first vacuum."""
+    """The statistics as of `seen_at`, by the clock of the server. `rows` is the planner's estimate, None before the
+    first vacuum."""
 
     lanes: list[LaneCount]
     rows: int | None
@@ -54,23 +56,24 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     table_bytes: int
     index_bytes: int
     vacuumed_at: datetime | None
-    oldest_transaction: Transaction | None
+    oldest_transaction: OpenTransaction | None
     seen_at: datetime
 
 
 async def gather_statistics(connection: Any) -> Report:
-    """Read it all in one snapshot."""
+    """Read all statistics in one snapshot."""
     async with transaction(connection, readonly=True):
-        lanes = await _count(connection)
+        lanes = await _count_lanes(connection)
         size = await connection.fetchrow(statement("table_size"))
         holder = await connection.fetchrow(statement("oldest_transaction"))
-    oldest = None if holder is None else Transaction(**plain_values(holder))
+    oldest = None if holder is None else OpenTransaction(**plain_values(holder))
     return Report(lanes=lanes, oldest_transaction=oldest, **plain_values(size))
 
 
-async def _count(connection: Any) -> list[LaneCount]:
-    lanes = [(queue, priority) for queue, priority, *_ in await connection.fetch(statement("lanes"))]
-    limit = max(_LOWEST_LIMIT, min(COUNT_LIMIT, _WHOLE_LIMIT // max(1, len(lanes))))
+async def _count_lanes(connection: Any) -> list[LaneCount]:
+    found = await connection.fetch(statement("lanes"), *lane_parameters(None))
+    lanes = [(queue, priority) for queue, priority, *_ in found if queue is not None]
+    limit = max(_MIN_LIMIT, min(COUNT_LIMIT, _TOTAL_LIMIT // max(1, len(lanes))))
     queues, priorities = [queue for queue, _ in lanes], [priority for _, priority in lanes]
     waiting = await connection.fetch(statement("count_lanes"), queues, priorities, limit)
     counts = {(row["queue"], row["priority"]): LaneCount(**plain_values(row)) for row in waiting}

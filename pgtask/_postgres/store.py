@@ -1,40 +1,41 @@
 """The statements, one file each, and a `Link` that carries them: one connection, one owner, reconnecting.
 
-Invariants: a link runs one statement at a time; each statement is its own transaction and may safely be sent again,
-so a link that lost its connection in the middle sends it once more. A statement never waits without bound: at its
-deadline the socket is dropped, since a cancel request could leave a commit half acknowledged.
+Invariants: a link runs one statement at a time; each statement is its own transaction and is safe to send again, so a
+link that lost its connection in the middle sends it once more. A statement never waits without bound: at its deadline
+the link drops the socket, since a cancel request could leave a commit half acknowledged.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pgtask._events import log_event
-from pgtask._postgres.connection import connect, map_errors, was_rolled_back
-from pgtask.errors import DatabaseUnavailable, RowsLocked
+from pgtask._backoff import Backoff
+from pgtask._log import EventLog
+from pgtask._postgres.connection import PLAN_SETTINGS, connect, fetch_in_transaction, map_errors, was_rolled_back
+from pgtask.errors import DatabaseRefused, DatabaseUnavailable, RowsLocked, StatementTimeout
 
 __all__ = ["HOT_SETTINGS", "Link", "statement"]
 
-log = logging.getLogger("pgtask.postgres")
+log = EventLog("pgtask.postgres")
 
-# The hot statements have one right plan each, an index scan; a plan made while the table was empty must not be another.
-HOT_SETTINGS = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_sort": "off",
-    "jit": "off",
+_TRANSACTION_SETTINGS = {
     "statement_timeout": "30s",
-    "lock_timeout": "2s",
+    # No statement waits for a row that it can skip. Those that write outcomes wait so long, and not at all in a trigger
+    # of ours.
+    "lock_timeout": "500ms",
+    "pgtask.nowait": "on",
     "idle_in_transaction_session_timeout": "10s",
+}
+
+HOT_SETTINGS = {
+    **PLAN_SETTINGS,
+    **_TRANSACTION_SETTINGS,
     "idle_session_timeout": "0",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
@@ -42,25 +43,40 @@ HOT_SETTINGS = {
 }
 
 DEADLINE = 35.0
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
+INITIAL_PAUSE, MAX_PAUSE = 0.1, 5.0  # seconds between two tries
 
-
-# Read at once: a worker must not mix its code with the statements of a version that is installed while it runs.
+# Read at import: a worker must not mix its code with the statements of a version that is installed while it runs.
 _SQL = Path(__file__).parent / "sql"
-_STATEMENTS = {
+_FILES = {
     path.relative_to(_SQL).with_suffix("").as_posix(): path.read_text(encoding="utf-8") for path in _SQL.rglob("*.sql")
 }
+_INCLUDE = re.compile(r"^ *-- include: (\S+)\.sql\n", re.MULTILINE)
+
+
+def _with_includes(text: str) -> str:
+    """Replace each line `-- include: NAME.sql` by the text of that file, without its heading comment."""
+
+    def included(match: re.Match[str]) -> str:
+        lines = _FILES[match[1]].splitlines(keepends=True)
+        heading = next(number for number, line in enumerate(lines) if not line.startswith("--"))
+        return "".join(lines[heading:])
+
+    return _INCLUDE.sub(included, text)
+
+
+_STATEMENTS = {name: _with_includes(text) for name, text in _FILES.items()}
 
 
 def statement(name: str) -> str:
-    """The text of `sql/<name>.sql`."""
+    """Return the text of `sql/<name>.sql`, with what it includes."""
     return _STATEMENTS[name]
 
 
 class Link:
-    """One connection that its owner alone uses; opened when first needed, and again after it was lost.
+    """A connection with one owner; opened when first needed, and again after a loss.
 
-    `on_open` is awaited with each new connection before anything else uses it (LISTEN, for one).
+    `on_open` is awaited with each new connection before anything else uses it (LISTEN, for one). `settings` are those
+    of its session that differ from `HOT_SETTINGS`.
     """
 
     def __init__(
@@ -70,17 +86,27 @@ class Link:
         *,
         pooled: bool = False,
         on_open: Callable[[Any], Awaitable[None]] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self._dsn = dsn
         self._name = name
         self._pooled = pooled
         self._on_open = on_open
+        self._settings = {**HOT_SETTINGS, **(settings or {})}
+        # Behind a pooler each statement brings these along.
+        self._local_settings = {name: self._settings[name] for name in (*PLAN_SETTINGS, *_TRANSACTION_SETTINGS)}
         self._connection: Any = None
         self.statements = 0
-        self.is_away = False
-        """Whether it is waiting for a database that is away."""
+        self._was_sent = False  # whether the last statement has reached a connection
+        self.outage: str | None = None
+        """The error of the last try, while the database is unavailable."""
         self.lost_at = float("-inf")
-        """When it last found its connection lost, or could not have one (monotonic seconds)."""
+        """The time at which it last was without a connection after a loss (monotonic seconds)."""
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Return whether its last try has found the database unavailable."""
+        return self.outage is not None
 
     @property
     def connection(self) -> Any:
@@ -93,9 +119,10 @@ class Link:
             self.drop()
         if self._connection is None:
             try:
-                connection = await connect(self._dsn, name=self._name, settings=HOT_SETTINGS, pooled=self._pooled)
-            except DatabaseUnavailable:
+                connection = await connect(self._dsn, name=self._name, settings=self._settings, pooled=self._pooled)
+            except DatabaseUnavailable as error:
                 self.lost_at = time.monotonic()
+                self._note_outage(error)
                 raise
             try:
                 if self._on_open is not None:
@@ -104,73 +131,116 @@ class Link:
             except BaseException:
                 connection.terminate()
                 raise
+            if self.lost_at > float("-inf"):
+                self.lost_at = time.monotonic()
             self._connection = connection
         return self._connection
 
     async def once(self, name: str, *args: Any, deadline: float = DEADLINE) -> list[Any]:
-        """Run a statement. On any error of the connection it is dropped, and `DatabaseUnavailable` raised."""
+        """Run a statement, without a retry. On an error of the connection, drop it and raise `DatabaseUnavailable`.
+
+        Raises `RowsLocked` if a lock, and `StatementTimeout` if the statement itself, took longer than the session
+        allows; the connection is as good as before then. Cancelling it drops the connection; the server may or may not
+        carry the statement out.
+        """
+        self._was_sent = False
         connection = await self.open()
+        self._was_sent = True
         watchdog = asyncio.get_running_loop().call_later(deadline, connection.terminate)
         self.statements += 1
+        text = statement(name)
         try:
             with map_errors():
-                rows: list[Any] = await connection.fetch(statement(name), *args)
-                return rows
-        except RowsLocked:
-            raise  # the connection is as good as before
-        except (DatabaseUnavailable, asyncio.CancelledError):
+                if self._pooled:
+                    rows = await fetch_in_transaction(connection, self._local_settings, text, *args)
+                else:
+                    rows = await connection.fetch(text, *args)
+        except (RowsLocked, StatementTimeout):
+            if self.outage is not None:
+                self._note_recovery()
+            raise
+        except DatabaseUnavailable as error:
+            self.drop()
+            self._note_outage(error)
+            raise
+        except DatabaseRefused as error:
+            log.error("database.refused", connection=self._name, statement=name, error=str(error))
+            raise
+        except asyncio.CancelledError:
             self.drop()
             raise
         finally:
             watchdog.cancel()
+        if self.outage is not None:
+            self._note_recovery()
+        return rows
 
     async def run(
-        self, name: str, *args: Any, on_loss: Callable[[], None] | None = None, waits_for_rows: bool = True
+        self,
+        name: str,
+        *args: Any,
+        on_loss: Callable[[], None] | None = None,
+        raises: tuple[type[RowsLocked | StatementTimeout], ...] = (),
     ) -> list[Any]:
-        """Run a statement, waiting with backoff for as long as the database is away.
+        """Run a statement, waiting with backoff for as long as the database is unavailable.
 
-        `on_loss` is called when an attempt has failed in such a way that it may or may not have been carried out.
-        Raises `DatabaseRefused` and `DataRefused`; unless it `waits_for_rows`, `RowsLocked` too.
+        It calls `on_loss` when an attempt has failed and the server may or may not have carried it out. Raises
+        `DatabaseRefused`, `DataRefused`, and those errors to which the caller has an answer: `raises`.
         """
-        backoff = Backoff()
+        backoff = Backoff(INITIAL_PAUSE, MAX_PAUSE)
         while True:
             try:
-                rows = await self.once(name, *args)
+                return await self.once(name, *args)
             except DatabaseUnavailable as error:
-                if isinstance(error, RowsLocked):
-                    if not waits_for_rows:
-                        raise
-                else:
-                    self.is_away = True
-                if on_loss is not None and not was_rolled_back(error):
+                if on_loss is not None and self._was_sent and not was_rolled_back(error):
                     on_loss()
-                await backoff.wait(self._name, error)
-                continue
-            backoff.over(self._name)
-            self.is_away = False
-            return rows
+                if isinstance(error, raises):
+                    raise
+                if isinstance(error, RowsLocked | StatementTimeout) and backoff.is_reset:
+                    event = "database.locked" if isinstance(error, RowsLocked) else "database.slow"
+                    log.warning(event, connection=self._name, statement=name, error=str(error))
+            await _pause(backoff)
 
-    async def connected(self) -> Any:
-        """`open`, waiting with backoff for as long as the database is away. Raises `DatabaseRefused`."""
-        backoff = Backoff()
+    async def connected(self, check: Callable[[Any], Awaitable[None]] | None = None) -> Any:
+        """Open the connection and `check` it, waiting with backoff for as long as the database is unavailable.
+
+        A pooler may let a client in while the server behind it is unavailable: then the `check` fails, and runs again
+        on a new connection. Raises `DatabaseRefused`, and other errors of `check`.
+        """
+        backoff = Backoff(INITIAL_PAUSE, MAX_PAUSE)
         while True:
             try:
                 connection = await self.open()
+                if check is not None:
+                    await check(connection)
             except DatabaseUnavailable as error:
-                await backoff.wait(self._name, error)
+                self.drop()
+                self._note_outage(error)
+                await _pause(backoff)
                 continue
-            backoff.over(self._name)
+            if self.outage is not None:
+                self._note_recovery()
             return connection
 
+    def _note_outage(self, error: DatabaseUnavailable) -> None:
+        """Log the first failure of an outage, not each attempt."""
+        if self.outage is None:
+            log.warning("database.unavailable", connection=self._name, error=str(error))
+        self.outage = str(error)
+
+    def _note_recovery(self) -> None:
+        self.outage = None
+        log.warning("database.recovered", connection=self._name)
+
     def drop(self) -> None:
-        """Cut the connection without ceremony. Safe to call from another task of the same loop."""
+        """Abort the connection. Safe to call from another task of the same loop."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self.lost_at = time.monotonic()
             connection.terminate()
 
     async def close(self) -> None:
-        """Say goodbye to the server, for two seconds at most."""
+        """Close gracefully, waiting at most two seconds."""
         connection, self._connection = self._connection, None
         if connection is not None and not connection.is_closed():
             try:
@@ -179,19 +249,6 @@ class Link:
                 connection.terminate()
 
 
-class Backoff:
-    """Waits that double from 0.1 to 5 s, with jitter; logs the first failure and the recovery, not each attempt."""
-
-    def __init__(self) -> None:
-        self._delay = 0.0
-
-    async def wait(self, name: str, error: DatabaseUnavailable) -> None:
-        if not self._delay:
-            log_event(log, logging.WARNING, "database.away", connection=name, error=str(error))
-        self._delay = min(max(FIRST_BACKOFF, self._delay * 2), LONGEST_BACKOFF)
-        await asyncio.sleep(self._delay * random.uniform(0.5, 1.0))
-
-    def over(self, name: str) -> None:
-        if self._delay:
-            log_event(log, logging.WARNING, "database.back", connection=name)
-            self._delay = 0.0
+async def _pause(backoff: Backoff) -> None:
+    """Wait before the next attempt, with jitter."""
+    await asyncio.sleep(backoff.next() * random.uniform(0.5, 1.0))

@@ -1,7 +1,7 @@
-"""The operator's statements on tasks that are named: show them, retry them, cancel them; and stop the workers.
+"""The operator's statements on named tasks: show, retry and cancel them; and stop the workers.
 
-Invariants: nothing here scans the table. A task under a live lease is changed by force only; the token of its worker
-then matches no row, and the outcome is dropped.
+Invariants: no statement scans the table. Only `force` changes a task under a live lease; the token of its worker then
+matches no row, and the outcome is dropped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -19,18 +19,22 @@ import msgspec
 from pgtask._postgres.connection import connect, map_errors
 from pgtask._postgres.migrate import check_schema
 from pgtask._postgres.store import statement
+from pgtask._postgres.times import allow_far_times
+from pgtask.errors import DatabaseRefused, SchemaError
 
 __all__ = [
+    "KeyHolder",
+    "TaskChange",
     "TaskRow",
-    "Verdict",
-    "again_after_deadlock",
     "aware",
-    "cancel",
+    "cancel_tasks",
     "describe",
+    "find_holder",
     "find_ids",
     "open_connection",
     "plain_values",
-    "retry",
+    "retry_on_deadlock",
+    "retry_tasks",
     "show_tasks",
     "stop_workers",
     "transaction",
@@ -38,10 +42,12 @@ __all__ = [
 
 
 T = TypeVar("T")
+MAX_TRIES = 20  # of work that the server undoes: each time another transaction has made progress
 
 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `pg_task` as it was at `seen_at`, by the clock of the server. An infinite time is the year 9999 or 1."""
+    """A row of `pg_task` as it was at `seen_at`, by the clock of the server. An infinite time is the year 9999 or 1,
+    and one that Python cannot hold is a `FarTime`."""
 
     id: UUID
     state: str
@@ -51,6 +57,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None
     tried: int
     claims: int
+    position: int
     wakeup_at: datetime
     created_at: datetime
     updated_at: datetime
@@ -60,8 +67,8 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     seen_at: datetime
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What became of one task that was to be changed: nothing unless `is_done`. The rest is how it was just before."""
+class TaskChange(msgspec.Struct, frozen=True):
+    """The change of one named task: `is_done` or not. The other fields show the task just before."""
 
     id: UUID
     is_done: bool
@@ -74,12 +81,13 @@ class Verdict(msgspec.Struct, frozen=True):
 async def open_connection(
     dsn: str, *, name: str, pooled: bool = False, needs_schema: bool = True
 ) -> AsyncIterator[Any]:
-    """A connection to a database that has our schema. Raises `SchemaError` and other `DatabaseError`s."""
+    """Open a connection to a database that has our schema. Raises `SchemaError` and other `DatabaseError`s."""
     connection = await connect(dsn, name=name, pooled=pooled)
     try:
         if needs_schema:
             await check_schema(connection)
         with map_errors():
+            await allow_far_times(connection)
             yield connection
     finally:
         try:
@@ -90,88 +98,126 @@ async def open_connection(
 
 @asynccontextmanager
 async def transaction(connection: Any, *, readonly: bool = False) -> AsyncIterator[datetime]:
-    """A transaction that reads tables by their indexes only and does not wait for ever. Yields its time."""
+    """Open a transaction that reads tables by their indexes only and waits for a bounded time. Yields its time."""
     isolation = "repeatable_read" if readonly else "read_committed"
     async with connection.transaction(isolation=isolation, readonly=readonly):
         settings = await connection.fetchrow(statement("index_scans"))
         yield settings["now"]
 
 
-async def again_after_deadlock(connection: Any, work: Callable[[], Awaitable[T]]) -> T:
-    """Do it once more whenever the server has undone it to end a deadlock; not in a transaction of the caller's, which
-    has failed with it. Whoever names several tasks locks them in the order of their ids; who parks a child, the child
+async def retry_on_deadlock(connection: Any, work: Callable[[], Awaitable[T]]) -> T:
+    """Repeat `work` each time that the server has undone it to end a deadlock, or because another transaction came
+    first; not in a transaction of the caller's, which has failed with it.
+
+    A statement that names several tasks locks them in the order of their ids; one that parks a child locks the child
     and then its parent."""
-    while True:
+    for _ in range(MAX_TRIES - 1):
         try:
             return await work()
-        except asyncpg.DeadlockDetectedError:
+        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
             if connection.is_in_transaction():
                 raise
+    return await work()
 
 
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-async def find_ids(connection: Any, first: UUID, last: UUID, *, limit: int) -> list[UUID]:
-    """The ids between two, in their order."""
+async def find_ids(
+    connection: Any, first: UUID, last: UUID, ending: str | None, *, limit: int, runs: bool = False
+) -> list[UUID]:
+    """Return the ids of tasks, or of `runs`, that lie between two or have this ending, in their order."""
+    where = "runs/" if runs else ""
     async with transaction(connection, readonly=True):
-        rows = await connection.fetch(statement("find_prefix"), first, last, limit)
-    return [row["id"] for row in rows]
+        rows = await connection.fetch(statement(f"{where}find_prefix"), first, last, limit)
+        if ending is not None:
+            rows += await connection.fetch(statement(f"{where}find_ending"), ending, limit)
+    return sorted({UUID(int=row["id"].int) for row in rows})
 
 
 async def show_tasks(connection: Any, ids: Sequence[UUID]) -> list[TaskRow]:
-    """All of the tasks that are there, in the order of `ids`."""
+    """Return whole rows of the tasks that exist, in the order of `ids`."""
     async with transaction(connection, readonly=True):
         return await describe(connection, ids, None)
 
 
 async def describe(connection: Any, ids: Sequence[UUID], characters: int | None) -> list[TaskRow]:
-    """As `show_tasks`, within the caller's transaction; of steps and errors only the first `characters`."""
+    """Return rows as `show_tasks` does, in the caller's transaction, with `characters` of steps and errors."""
     rows = await connection.fetch(statement("describe"), ids, characters)
     return [TaskRow(**plain_values(row)) for row in rows]
 
 
 def plain_values(row: Any) -> dict[str, Any]:
-    """The columns of a row as values of the standard library, infinite times as ones that can be compared."""
-    return {name: _plain(value) for name, value in row.items()}
+    """Return the columns of a row as values of the standard library, with infinite times that can be compared."""
+    return {name: _plain_value(value) for name, value in row.items()}
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if isinstance(value, UUID):
         return UUID(int=value.int)
     return aware(value) if isinstance(value, datetime) else value
 
 
 def aware(time: datetime) -> datetime:
-    """asyncpg's infinities are naive, all other times are not."""
+    """Return the time with a zone: the infinities of asyncpg have none, all other times do."""
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+class KeyHolder(NamedTuple):
+    """The step of the task that has a key; `is_new` if this transaction has inserted it."""
+
+    step: str
+    is_new: bool
+
+
+async def find_holder(connection: Any, task: UUID) -> KeyHolder | None:
+    row = await connection.fetchrow(statement("key_holder"), task)
+    return None if row is None else KeyHolder(row["step"], row["is_new"])
 
 
 # --- changing -----------------------------------------------------------------------------------------------
 
 
-async def retry(connection: Any, ids: Sequence[UUID]) -> list[Verdict]:
+async def retry_tasks(connection: Any, ids: Sequence[UUID]) -> list[TaskChange]:
     """Make tasks due, without an error and with all their retries, unless leased. In the order of `ids`."""
-    return await _change(connection, ids, "retry", ids)
+    return await _change_tasks(connection, ids, "retry", ids)
 
 
-async def cancel(connection: Any, ids: Sequence[UUID], *, force: bool) -> list[Verdict]:
+async def cancel_tasks(connection: Any, ids: Sequence[UUID], *, force: bool) -> list[TaskChange]:
     """Remove tasks, leased ones only by `force`. In the order of `ids`."""
-    return await _change(connection, ids, "cancel", ids, force)
+    return await _change_tasks(connection, ids, "cancel", ids, force)
 
 
-async def _change(connection: Any, ids: Sequence[UUID], name: str, *args: Any) -> list[Verdict]:
-    async def change() -> list[Any]:
+async def _change_tasks(connection: Any, ids: Sequence[UUID], name: str, *args: Any) -> list[TaskChange]:
+    async def send_change() -> list[Any]:
         async with transaction(connection):
             rows: list[Any] = await connection.fetch(statement(name), *args)
             return rows
 
-    by_id = {row["id"]: row for row in await again_after_deadlock(connection, change)}
-    names = Verdict.__struct_fields__
-    return [Verdict(**{name: _plain(by_id[task][name]) for name in names}) for task in dict.fromkeys(ids)]
+    by_id = {row["id"]: row for row in await retry_on_deadlock(connection, send_change)}
+    names = TaskChange.__struct_fields__
+    return [TaskChange(**{name: _plain_value(by_id[task][name]) for name in names}) for task in dict.fromkeys(ids)]
 
 
-async def stop_workers(connection: Any) -> None:
-    """Tell all workers of this database, on every host, to drain."""
+async def stop_workers(connection: Any) -> tuple[str | None, int]:
+    """Tell all workers of this schema, on every host, to drain. Return the name of the schema, if workers of other
+    schemas go on, and the number of workers of the database that listen.
+
+    Where the table has not been migrated that far, all workers of the database are told, as in pg_task. Raises
+    `DatabaseRefused` for a role that may not, and `SchemaError` where only other schemas have a table.
+    """
     async with asyncio.timeout(30):
-        await connection.execute(statement("stop_workers"))
+        try:
+            with map_errors():
+                payload = str(await connection.fetchval(statement("stop_workers")))
+        except DatabaseRefused as error:
+            if not isinstance(error.__cause__, asyncpg.UndefinedFunctionError):
+                raise
+            if not await connection.fetchval(statement("stop_all_workers")):
+                raise SchemaError(
+                    "no schema of the search_path has a table pg_task, but others have; name one in the DSN: "
+                    "?options=-csearch_path%3DNAME"
+                ) from None
+            payload = ""
+        listening = int(await connection.fetchval(statement("count_listening")))
+    return payload.partition(" ")[2] or None, listening

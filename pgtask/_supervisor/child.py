@@ -1,104 +1,65 @@
-"""A forked worker as the parent holds it, and what the child does before and after its work.
+"""A forked worker as its parent holds it: from the fork to `waitpid`, its pipe and its messages.
 
-Invariants: the child holds no descriptor of the parent or of a sibling, so the end of the parent is seen by all.
-Whatever went wrong leaves as one line in `Gone` and an exit code.
+Invariants: a child holds no descriptor of the parent or of a sibling, so all children see the end of the parent.
+Each failure of a child leaves as one line in `ExitNotice` and an exit code.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import logging
 import mmap
 import os
 import select
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
-from pgtask._events import log_event
 from pgtask._fastpath import Marks
-from pgtask._supervisor.fork import fork
-from pgtask._supervisor.source import directories, import_app
-from pgtask._supervisor.states import ExitCode
-from pgtask._worker.orphan import end_with_parent
-from pgtask._worker.status import (
-    Gone,
-    Message,
-    Ready,
-    Sources,
-    Stack,
-    StatusPipe,
-    Tick,
-    Totals,
-    as_message,
-    decode_messages,
-)
-from pgtask._worker.suspects import MOST_HELD
-from pgtask.app import App
+from pgtask._log import EventLog
+from pgtask._status import ExitNotice, Message, Ready, Stack, Tick, Totals, WorkerSpec, decode_messages
+from pgtask._supervisor.death import Death
+from pgtask._supervisor.fork import fork, plain_handlers
+from pgtask._supervisor.states import Slot, classify_exit
 from pgtask.config import Config
-from pgtask.errors import AppLoadError, DatabaseRefused, PgtaskError
 
-__all__ = ["DUMP", "Order", "Process", "RunWorker", "combine", "fork_child"]
+__all__ = ["ChildProcess", "StartWorker", "combine_totals", "fork_child"]
 
-log = logging.getLogger("pgtask.supervisor")
+log = EventLog("pgtask.supervisor")
 
-CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)  # of which faulthandler tells
-MOST_STACK = 4096  # characters of the stacks of a crash
-MOST_STACKS = 64 * 1024
-
-DUMP = signal.SIGUSR2
-"""Makes a worker write what its threads are doing, however busy it is."""
-DUMP_TAKES, DUMP_LINES = 20, 100  # milliseconds between two of its lines, and how often those are waited for
+# The signals that faulthandler writes stacks for.
+CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+MAX_STACK = 4096  # characters of the stacks of a crash
+MAX_STACKS = 64 * 1024
+DUMP_WAIT, MAX_DUMP_WAITS = 20, 100  # milliseconds for the next line of a dump, and the number of such waits
+NO_EXEC = 0x8  # MFD_NOEXEC_SEAL of Linux 6.3: without it a hardened kernel refuses the file
 
 
-class RunWorker(Protocol):
-    """The worker: works until it has a reason to leave, and returns the exit code of its process."""
+class StartWorker(Protocol):
+    """A worker's program: runs in the child, and returns the exit code of the process.
 
-    def __call__(
-        self,
-        config: Config,
-        app: App,
-        *,
-        status: StatusPipe,
-        parent_fd: int,
-        counts_waiting: bool,
-        embedded: bool,
-        worker: bytes,
-        marks: Marks,
-    ) -> int: ...
+    `plain` maps signals to the handlers of a plain Python program, for processes that user code forks.
+    """
+
+    def __call__(self, config: Config, spec: WorkerSpec, plain: Mapping[signal.Signals, Any]) -> int: ...
 
 
-class Order(msgspec.Struct, frozen=True):
-    """What a new child is to be. `parent_fd` is the end of a pipe that reads EOF when the parent is gone."""
+class ChildProcess:
+    """One process of a worker, from the fork to `collect`.
 
-    number: int
-    parent_fd: int
-    counts_waiting: bool
-    embedded: bool
-    cpu: int | None = None
-    """The one CPU to run on."""
-
-
-class Process:
-    """One process in the eyes of its parent, from the fork to `waitpid`: its pipe, and what it said on it.
-
-    `ended` says that nothing more can come; `was_ready` that it may hold leases; `gone` is its last message. The rest
-    is drawn before the fork, so that it can be known of a process that says nothing: its `worker`, with which all
-    tokens of its leases begin; its `marks`, in shared memory; and the file in which a crash leaves its stacks.
+    `worker`, `marks` and the crash file exist before the fork, so that they are known of a process that sends nothing.
+    `ended`: the pipe is at its end. `was_ready`: the process may hold leases. `notice` is its last message.
     """
 
     def __init__(self, concurrency: int) -> None:
         self.pid = 0
         self.started = time.monotonic()
         self.worker = os.urandom(8)
-        self.marks = Marks(mmap.mmap(-1, Marks.size(concurrency + MOST_HELD)))
-        self.crash = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
+        self.marks = Marks(mmap.mmap(-1, Marks.size(2 * concurrency)))
+        self.crash = _open_crash_file()
         try:
             self.pipe, self.writer = os.pipe()
         except OSError:
@@ -106,79 +67,128 @@ class Process:
             raise
         self.ended = False
         self.was_ready = False
-        self.gone: Gone | None = None
-        self.stack = ""
+        self.was_killed = False
+        """By us, since it did not stop in time."""
+        self.notice: ExitNotice | None = None
+        self.dump = ""
         """The last stacks that it wrote on demand."""
         self.totals = Totals()
         self._buffer = bytearray()
 
-    def last_stacks(self, code: int) -> str:
-        """What faulthandler wrote when the process ended with `code`; empty if that was no crash. The thread that
-        caused it comes first; faulthandler begins with the youngest."""
-        if -code not in CRASHES:
-            return ""
-        self.crash.seek(0)
-        parts = self.crash.read(MOST_STACKS).decode(errors="replace").split("\n\n")
-        parts[1:] = sorted(parts[1:], key=lambda part: not part.startswith("Current thread"))
-        return "\n\n".join(parts)[:MOST_STACK]
+    def read_messages(self) -> list[Message | Stack]:
+        """Return the messages that have arrived. Waits for nothing but the rest of stacks that are being written."""
+        self._fill_buffer()
+        more = select.poll()
+        more.register(self.pipe, select.POLLIN)
+        for _ in range(MAX_DUMP_WAITS):
+            if self.ended or b" 0x" not in self._buffer or not more.poll(DUMP_WAIT):
+                break
+            self._fill_buffer()
+        messages = decode_messages(self._buffer, self._report_bad_message)
+        for message in messages:
+            if isinstance(message, Stack):
+                self.dump = message.text[:MAX_STACK]
+            if isinstance(message, Tick | ExitNotice):
+                self.totals = combine_totals(max, self.totals, message.totals)
+            if isinstance(message, ExitNotice):
+                self.notice = message
+            self.was_ready |= isinstance(message, Ready)
+        return messages
+
+    def kill(self) -> None:
+        self.was_killed = True
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Cannot hit a stranger: the kernel does not reuse the pid of a child before we reap it."""
+        os.kill(self.pid, number)
+
+    def collect(self, status: int, slot: Slot) -> Death:
+        """Return the end of this process, after `waitpid` gave its status, and close what we hold of it."""
+        code = os.waitstatus_to_exitcode(status)
+        death = Death(
+            pid=self.pid,
+            worker=self.worker,
+            slot=slot,
+            event=classify_exit(slot.state, code, self.notice.reason if self.notice else None),
+            code=code,
+            notice=self.notice,
+            stacks=self._crash_stacks() if -code in CRASHES else "",
+            dump=self.dump,
+            was_ready=self.was_ready,
+            was_killed=self.was_killed,
+            totals=self.totals,
+            executing=self.marks.implicated(),
+        )
+        self.close()
+        return death
 
     def close(self) -> None:
         os.close(self.pipe)
         self.crash.close()
 
-    def read(self) -> list[Message | Stack]:
-        """Take the messages that have come; waits for nothing but the rest of a stack that is being written."""
-        self._take()
-        more = select.poll()
-        more.register(self.pipe, select.POLLIN)
-        for _ in range(DUMP_LINES):
-            if self.ended or b" 0x" not in self._buffer or not more.poll(DUMP_TAKES):
-                break
-            self._take()
-        messages = decode_messages(self._buffer, self._say_garbled)
-        for message in messages:
-            if isinstance(message, Stack):
-                self.stack = message.text[:MOST_STACK]
-            if isinstance(message, Tick | Gone):
-                self.totals = combine(max, self.totals, message.totals)
-            if isinstance(message, Gone):
-                self.gone = message
-            self.was_ready |= isinstance(message, Ready)
-        return messages
+    def _crash_stacks(self) -> str:
+        """Return the text of faulthandler with the thread that crashed first; it begins with the youngest."""
+        self.crash.seek(0)
+        parts = self.crash.read(MAX_STACKS).decode(errors="replace").split("\n\n")
+        parts[1:] = sorted(parts[1:], key=lambda part: not part.startswith("Current thread"))
+        return "\n\n".join(parts)[:MAX_STACK]
 
-    def _say_garbled(self, error: msgspec.DecodeError) -> None:
+    def _report_bad_message(self, error: msgspec.DecodeError) -> None:
         """User code wrote to a descriptor that is not its own."""
-        log_event(log, logging.WARNING, "worker.garbled", pid=self.pid, error=error)
+        log.warning("worker.bad_message", pid=self.pid, error=error)
 
-    def _take(self) -> None:
+    def _fill_buffer(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self.pipe, 65536):
                 self._buffer += chunk
             self.ended = True
 
 
-def combine(how: Callable[[int, int], int], one: Totals, other: Totals) -> Totals:
-    """Field by field: the `max` of two reports of one process, the sum of two processes."""
-    return Totals(*(how(getattr(one, name), getattr(other, name)) for name in Totals.__struct_fields__))
+def _open_crash_file() -> Any:
+    """Open a file in memory where the system can, since a read-only file system has no place for one."""
+    for flags in (NO_EXEC, 0):
+        with contextlib.suppress(OSError, AttributeError):
+            return open(os.memfd_create("pgtask crash", os.MFD_CLOEXEC | flags), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
-def fork_child(config: Config, work: RunWorker, order: Order, *, close: Iterable[int]) -> Process:
+def combine_totals(combine: Callable[[int, int], int], one: Totals, other: Totals) -> Totals:
+    """Combine field by field: by `max` two reports of one process, by addition two processes."""
+    return Totals(*(combine(getattr(one, name), getattr(other, name)) for name in Totals.__struct_fields__))
+
+
+def fork_child(
+    config: Config,
+    start: StartWorker,
+    number: int,
+    *,
+    parent_fd: int,
+    counts_waiting: bool,
+    embedded: bool,
+    cpu: int | None,
+    close: Iterable[int],
+) -> ChildProcess:
     """Fork a worker. The child closes the descriptors in `close`; the parent owns the process and its pipe.
 
-    Raises OSError when there is no room for a process, a pipe or a file.
+    See `WorkerSpec` for the others. Raises OSError if the system has no process, pipe or file to spare.
     """
-    process = Process(config.concurrency)
-
-    def main() -> int:
-        faulthandler.enable(process.crash.fileno())
-        faulthandler.register(DUMP, process.writer, chain=False)
-        os.register_at_fork(after_in_child=_be_no_worker)
-        end_with_parent(order.parent_fd)
-        _pin(order)
-        return _boot_and_work(config, work, order, process)
-
+    process = ChildProcess(config.concurrency)
+    spec = WorkerSpec(
+        number=number,
+        worker=process.worker,
+        marks=process.marks,
+        parent_fd=parent_fd,
+        status_fd=process.writer,
+        crash_fd=process.crash.fileno(),
+        counts_waiting=counts_waiting,
+        embedded=embedded,
+        cpu=cpu,
+    )
     try:
-        process.pid = fork(f"pgtask w{order.number}", main, close=[*close, process.pipe])
+        process.pid = fork(
+            f"pgtask w{number}", lambda: start(config, spec, plain_handlers()), close=[*close, process.pipe]
+        )
     except OSError:
         process.close()
         raise
@@ -186,75 +196,3 @@ def fork_child(config: Config, work: RunWorker, order: Order, *, close: Iterable
         os.close(process.writer)
     os.set_blocking(process.pipe, False)
     return process
-
-
-def _be_no_worker() -> None:
-    """In a process that user code has forked: its stacks are not those of the worker."""
-    faulthandler.disable()
-    faulthandler.unregister(DUMP)
-
-
-def _pin(order: Order) -> None:
-    if order.cpu is not None:
-        try:
-            os.sched_setaffinity(0, {order.cpu})
-        except OSError as error:  # it was taken from us since the start
-            log_event(log, logging.WARNING, "worker.not_pinned", worker=order.number, cpu=order.cpu, error=error)
-
-
-def _boot_and_work(config: Config, work: RunWorker, order: Order, process: Process) -> int:
-    status = _Status(process.writer)
-    try:
-        app = _import(config, status)
-        return work(
-            config,
-            app,
-            status=status,
-            parent_fd=order.parent_fd,
-            counts_waiting=order.counts_waiting,
-            embedded=order.embedded,
-            worker=process.worker,
-            marks=process.marks,
-        )
-    except AppLoadError as error:
-        return _fail(status, ExitCode.APP, str(error), error)
-    except DatabaseRefused as error:
-        return _fail(status, ExitCode.DATABASE, str(error), error)
-    except PgtaskError as error:
-        return _fail(status, ExitCode.BOOT, str(error), error)
-    except BaseException as error:
-        return _fail(status, ExitCode.BOOT, f"{type(error).__name__}: {error}", error, expected=False)
-
-
-def _import(config: Config, status: _Status) -> App:
-    """With `--reload`, say where the code is, also if it cannot be loaded: the next try may come soon."""
-    if not config.reload:
-        return import_app(config.app)
-    sys.dont_write_bytecode = True  # it is found stale by a time in seconds: too coarse for a quick second change
-    try:
-        return import_app(config.app)
-    finally:
-        for directory in directories():
-            status.send(Sources(directory))
-
-
-class _Status(StatusPipe):
-    """Remembers whether the worker was ever ready, since what goes wrong later is no boot failure; and whether it has
-    said why it leaves."""
-
-    was_ready = False
-    was_gone = False
-
-    def send(self, message: Message) -> None:
-        self.was_ready = self.was_ready or isinstance(message, Ready)
-        super().send(message)
-        self.was_gone = self.was_gone or isinstance(message, Gone)
-
-
-def _fail(status: _Status, code: ExitCode, text: str, error: BaseException, *, expected: bool = True) -> int:
-    """Tell the parent, which prints the line once for all children. The traceback is for whoever debugs."""
-    surprise = status.was_ready and not expected
-    log_event(log, logging.ERROR if surprise else logging.DEBUG, "worker.failed", exc_info=error)
-    if not status.was_gone:
-        status.send(Gone(reason="failed", message=as_message(text)))
-    return code

@@ -1,45 +1,79 @@
-"""burst: whether there is anything left to do, for a worker that leaves when there is not.
+"""burst: the end of a burst, for a worker that leaves when no work is left.
 
-Invariant: a burst is over when nobody holds a task, here or elsewhere, and nothing falls due within the horizon.
+Invariant: a burst is over when no task of this app is leased, here or elsewhere, and none falls due within the horizon.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
 
 from pgtask._postgres.store import Link
+from pgtask._status import MAX_PARKED
 from pgtask._worker.claim import Claim
-from pgtask._worker.status import MOST_PARKED
 
 __all__ = ["Burst"]
 
 
 class Burst:
-    """To be asked when this worker holds nothing; shares the connection of the claims."""
+    """The check for the end, made while this worker holds no lease. It shares the connection of the claims.
 
-    def __init__(self, link: Link, claim: Claim, *, queues: Sequence[str], horizon: float) -> None:
+    `names` are the tasks that this app answers for (None: all). `foreign` matches the envelopes of other apps' tasks
+    (None: no such tasks): a burst does not wait for their leases.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        claim: Claim,
+        *,
+        names: Collection[str] | None,
+        foreign: str | None,
+        queues: Sequence[str],
+        horizon: float,
+    ) -> None:
         self._link, self._claim = link, claim
+        self._foreign = foreign
+        self._names = names
         self._queues = list(queues) or None
         self._horizon = horizon
         self.is_over = False
         self.parked_left = 0
-        """How many tasks with an error it has left, 1,000 for so many or more."""
+        """The number of tasks of this app that it has left parked, `MAX_PARKED` for so many or more."""
+        self.parked_others = 0
+        """The same for tasks that this app does not know."""
 
-    async def look(self) -> bool:
-        """Find out whether it is over; false if others are at work, or something is still to come."""
-        if self._claim.wanted or self._more_to_come():
+    async def check_end(self) -> bool:
+        """Set `is_over` if the burst is over. Return False if a task is leased, or one falls due within the horizon."""
+        if self._claim.may_find_tasks or self._expects_more():
             return False
-        ((leased, some_parked),) = await self._link.run("burst_left", self._queues)
+        ((leased, some_parked),) = await self._link.run("burst_left", self._queues, self._foreign)
         if leased:
             return False
-        await self._claim.look()  # for what came back from the last lease since we looked
-        if not self._claim.wanted and not self._more_to_come():
+        await self._claim.poll_lanes(is_complete=True)  # a task of the last lease may have been released since
+        if not self._claim.may_find_tasks and not self._expects_more():
             if some_parked:
-                ((self.parked_left,),) = await self._link.run("parked_left", self._queues, MOST_PARKED)
+                self._count_parked(await self._link.run("parked_left", self._queues, MAX_PARKED))
             self.is_over = True
         return True
 
-    def _more_to_come(self) -> bool:
+    def _count_parked(self, rows: Iterable[tuple[str | None, int]]) -> None:
+        """Count a row without an envelope as ours: a worker of this app may have parked it for that."""
+        for name, tasks in rows:
+            if name is None or self._names is None or _unescape(name) in self._names:
+                self.parked_left += tasks
+            else:
+                self.parked_others += tasks
+
+    def _expects_more(self) -> bool:
         due = self._claim.next_due
         return due is not None and due - time.monotonic() <= self._horizon
+
+
+def _unescape(name: str) -> str:
+    try:
+        return msgspec.json.decode(f'"{name}"', type=str)
+    except msgspec.DecodeError:
+        return name

@@ -1,7 +1,9 @@
-"""dispatch: run the steps that are ready, and gather what comes of them.
+"""dispatch: run the steps that are ready, and gather their outcomes.
 
-Invariants: at most `concurrency` steps are suspended at once; an error of one step stays its own. What is done for each
-task is `Dispatcher` in `_fastpath`; here is what is slow or rare: threads, texts of errors, logs.
+Invariants: at most `concurrency` steps are suspended at once; an error of one step stays its own; a step that waits for
+a thread is checked on until it has one, or has left this worker.
+
+`Dispatcher` in `_fastpath` does the work of each task; the code here is slow or rare: threads, texts of errors, logs.
 """
 
 from __future__ import annotations
@@ -9,23 +11,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pgtask._events import log_event
-from pgtask._fastpath import Dispatcher, Lease, Leases, Marks, Table
+from pgtask._backoff import Backoff
+from pgtask._current import current_lease
+from pgtask._error_text import describe, summary
+from pgtask._fastpath import Dispatcher, Leases, Marks, StepEntry, Table, TaskLease
+from pgtask._log import EventLog
 from pgtask._postgres.connection import is_connection_loss
-from pgtask._worker.error_text import describe
+from pgtask._worker.forked import called_in_thread
+from pgtask._worker.threads import MIN_SAMPLE, CallKind, StepThreads, ThreadCall
+from pgtask.outcome import Next
 from pgtask.task import Context, Task
 
 __all__ = ["Dispatch"]
 
-log = logging.getLogger("pgtask.dispatch")
+log = EventLog("pgtask.dispatch")
+
+INTERRUPT_WINDOW = 2.0  # seconds after a Ctrl-C in which the failure of a step may be its effect
+MAX_CHECK_PAUSE = 0.1  # seconds between two checks on the steps that wait for a thread
 
 
 class Dispatch(Dispatcher):
-    """The dispatcher of one worker. `wake` is called when there is something to flush or room to claim; `broke` when
+    """The dispatcher of one worker. It calls `wake` when there is something to flush or room to claim, and `broke` when
     the engine itself has failed."""
 
     def __init__(
@@ -38,6 +48,7 @@ class Dispatch(Dispatcher):
         marks: Marks | None = None,
         wake: Callable[[], None],
         unknown: Callable[[str], float | None],
+        is_foreign: Callable[[TaskLease, str], bool] = lambda lease, family: False,
         broke: Callable[[BaseException], None],
     ) -> None:
         super().__init__(
@@ -47,61 +58,148 @@ class Dispatch(Dispatcher):
             concurrency=concurrency,
             max_step_bytes=max_step_bytes,
             marks=marks,
+            logs_finished=log.is_enabled_for(logging.DEBUG),
         )
-        self.threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pgtask-step")
+        self.threads = StepThreads(concurrency)
+        self._kinds: defaultdict[StepEntry, CallKind] = defaultdict(lambda: CallKind(concurrency))
+        self._check: asyncio.TimerHandle | None = None  # the next check on the steps that wait for a thread
+        self._check_at = 0.0
+        self._check_pauses = Backoff(MIN_SAMPLE, MAX_CHECK_PAUSE)
+        self._check_pause = MIN_SAMPLE
         self._loop = asyncio.get_running_loop()
         self._wake = wake
         self._unknown = unknown
+        self._is_foreign = is_foreign
         self._broke = broke
-        self._said: dict[str, float] = {}  # when the last failure of a step was logged
+        self._interrupted_at = float("-inf")
+        self._logged_at: dict[str, float] = {}  # by step: when its last failure was logged
 
-    def wake(self) -> None:
+    def wake_pump(self) -> None:
         self._wake()
 
-    def unknown(self, name: str) -> float | None:
+    def unknown_delay(self, name: str) -> float | None:
         return self._unknown(name)
 
-    def broke(self, error: BaseException) -> None:
+    def is_foreign(self, lease: TaskLease, family: str) -> bool:
+        return self._is_foreign(lease, family)
+
+    def fail_worker(self, error: BaseException) -> None:
         self._broke(error)
 
-    def describe(self, error: BaseException | str) -> str:
+    def describe_error(self, error: BaseException | str) -> str:
         return describe(error)
 
-    def interrupted(self, error: BaseException) -> bool:
-        return is_connection_loss(error)
+    def is_interruption(self, error: BaseException) -> bool:
+        return is_connection_loss(error) or self._may_follow_interrupt()
 
-    def failed(self, lease: Lease, error: BaseException, delay: float, tried: int) -> None:
-        """A try has failed and will be repeated: said once a second for each step, however many there are."""
-        now = time.monotonic()
-        if loud := now - self._said.get(lease.label, 0.0) >= 1:
-            self._said[lease.label] = now
-        elif not log.isEnabledFor(logging.DEBUG):
-            return
-        words = describe(error).partition("\n")[0][:200]
+    def note_interrupt(self) -> None:
+        """Note a Ctrl-C. The terminal interrupts the whole process group, with the programs and processes of steps."""
+        self._interrupted_at = time.monotonic()
+
+    def _may_follow_interrupt(self) -> bool:
+        """Return whether a step that fails now may fail because of a Ctrl-C: shortly after it, or while it stops this
+        worker."""
+        since = time.monotonic() - self._interrupted_at
+        return since < INTERRUPT_WINDOW or (self.draining and since < float("inf"))
+
+    def log_finished(self, lease: TaskLease, label: str, outcome: Any, seconds: float, **more: Any) -> None:
+        name = outcome if isinstance(outcome, str) else type(outcome).__name__
+        if isinstance(outcome, Next):
+            name = f"Next({type(outcome.step).__name__})"
         fields: dict[str, Any] = {
             "task": lease.id,
-            "step": lease.label,
-            "tried": tried,
-            "retry": f"in {delay:.3g} s",
+            "step": label,
+            **more,
+            "outcome": name,
+            "seconds": round(seconds, 6),
         }
-        log_event(log, logging.WARNING if loud else logging.DEBUG, "step.failed", **fields, error=words)
+        log.debug("step.done", **fields)
 
-    def parked(self, lease: Lease, text: str) -> None:
-        log_event(
-            log, logging.WARNING, "task.parked", task=lease.id, step=lease.label, error=text.partition("\n")[0][:200]
+    def log_failed(self, lease: TaskLease, error: BaseException, delay: float | None, tried: int, **more: Any) -> None:
+        """Log a failed try that will be repeated: at most once a second for each step, however many fail. Without a
+        delay it was the final one, and the workflow decides what follows."""
+        now = time.monotonic()
+        debugs = log.is_enabled_for(logging.DEBUG)
+        warns = delay is not None and now - self._logged_at.get(lease.label, 0.0) >= 1
+        if warns:
+            self._logged_at[lease.label] = now
+        elif not debugs:
+            return
+        fields: dict[str, Any] = {"task": lease.id, "step": lease.label, **more, "tried": tried}
+        fields |= {"retry": "none" if delay is None else f"in {delay:.3g} s", "error": summary(describe(error))}
+        trace = error if debugs else None
+        log.log(logging.WARNING if warns else logging.DEBUG, "step.failed", exc_info=trace, trimmed=True, **fields)
+
+    def log_parked(self, lease: TaskLease, text: str, error: BaseException | None = None) -> None:
+        fields: dict[str, Any] = {"task": lease.id, "step": lease.label, "error": summary(text)}
+        log.warning("task.parked", exc_info=error, trimmed=True, **fields)
+
+    # --- threads
+
+    @property
+    def is_stuck(self) -> bool:
+        """True while steps wait for a thread and the first checks have not found one."""
+        return bool(self.set_aside) and self._check_pause > 2 * MIN_SAMPLE
+
+    @property
+    def waits_for_threads(self) -> bool:
+        """True while so many steps wait for a thread that this worker should claim no more: as a rule one, since idle
+        workers may take the others. A task that came back found no idle worker; the ones behind it must not wait."""
+        now = time.monotonic()
+        returned = sum(self.released.get(lease.id, (0, 0.0))[1] > now for lease in self.set_aside)
+        return len(self.set_aside) > 2 * returned
+
+    def may_start_thread(self, lease: TaskLease, at_once: bool) -> bool:
+        assert lease.entry is not None
+        if (at_once or self._kinds[lease.entry].has_room()) and self.threads.has_room():
+            return True
+        if self._check is None:
+            self._check_pauses.reset()
+            self._schedule_check()
+        return False
+
+    def _schedule_check(self) -> None:
+        self._check_pause = self._check_pauses.next()
+        self._check_at = time.monotonic() + self._check_pause
+        self._check = self._loop.call_later(self._check_pause, self._check_set_aside)
+
+    def _check_set_aside(self) -> None:
+        """Allow more calls where the running ones wait, and start the steps that may now have a thread."""
+        late = time.monotonic() - self._check_at
+        waiting = len(self.set_aside)
+        for entry in {lease.entry for lease in self.set_aside if lease.entry is not None}:
+            self._kinds[entry].sample(late=late)
+        self.start_set_aside()
+        if not self.set_aside:
+            self._check = None
+            return
+        if len(self.set_aside) < waiting:
+            self._check_pauses.reset()
+        self._schedule_check()
+        if self.is_stuck:
+            self._wake()
+
+    def start_thread(self, lease: TaskLease, run: Callable[[Task, Context], Any], context: Context) -> None:
+        assert lease.entry is not None
+        kind = self._kinds[lease.entry]
+        call = kind.begin_call()
+        variables = self.context.copy()
+        variables.run(current_lease.set, lease)
+        future = self.threads.submit(called_in_thread, variables.run, call.run_timed, run, lease.step, context)
+        future.add_done_callback(
+            lambda done: self._loop.call_soon_threadsafe(self._end_thread, lease, kind, call, done)
         )
 
-    def start_thread(self, lease: Lease, run: Callable[[Task, Context], Any], context: Context) -> None:
-        future = self.threads.submit(self.context.copy().run, run, lease.step, context)
-        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._end_thread, lease, done))
-
-    def _end_thread(self, lease: Lease, future: Any) -> None:
+    def _end_thread(self, lease: TaskLease, kind: CallKind, call: ThreadCall, future: Any) -> None:
         try:
+            kind.end_call(call)
             error = future.exception()
-            self.end(lease, None if error is not None else future.result(), error)
-        except BaseException as broken:  # nobody else would hear of it, and the slot would stay taken
+            self.end_step(lease, None if error is not None else future.result(), error)
+        except BaseException as broken:  # else no part of the worker would learn of it, and the slot would stay taken
             self._broke(broken)
 
     def close(self) -> None:
-        """Take no more threads; those still running are left to themselves."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        """Take no more steps for threads. Running ones continue, and nothing waits for them."""
+        if self._check is not None:
+            self._check.cancel()
+        self.threads.shutdown(cancel_futures=True)

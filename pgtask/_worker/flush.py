@@ -1,156 +1,295 @@
 """flush: write outcomes in batches, one statement each.
 
-Invariants: an outcome is written under the token of its lease or not at all; it stays in this worker's hands until the
-database has answered, however long that takes; one outcome that the database refuses does not hold up the others.
+Invariants: an outcome is written under the token of its lease or not at all; this worker keeps it until the database
+has answered, however long that takes; an outcome that the database refuses does not delay the others.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
 
-from pgtask._events import log_event
-from pgtask._fastpath import Lease, Leases, Outcomes
+from pgtask._fastpath import Leases, Outcomes, TaskLease
+from pgtask._log import EventLog
 from pgtask._postgres.store import Link
-from pgtask.errors import DataRefused, RowsLocked
+from pgtask._postgres.writer import Aside, Batch, Writer
+from pgtask._sparing import SparingLog
+from pgtask.errors import DataRefused
 
 __all__ = ["Flush"]
 
-log = logging.getLogger("pgtask.flush")
+log = EventLog("pgtask.flush")
 
-RETRY_LOCKED = 1.0  # seconds between two looks at rows that somebody else has locked
+LOCKED_RETRY = 1.0  # seconds between two tries to release leases whose rows another session has locked
+MAX_REASON = 2000  # characters of the error that parks a task
+
+
+class _FlushBatch(Batch):
+    """Leases that a flush ends or keeps. It counts as blocked from the time that it was set aside."""
+
+    def __init__(self, flush: Flush) -> None:
+        self._flush = flush
+        self._is_aside = False
+
+    def inherit(self, whole: Batch) -> None:
+        super().inherit(whole)
+        assert isinstance(whole, _FlushBatch)
+        self._is_aside = whole._is_aside
+
+    def go_aside(self) -> None:
+        self._is_aside = True
+        self._flush.blocked += len(self)
+
+    def _come_back(self) -> None:
+        if self._is_aside:
+            self._flush.blocked -= len(self)
+            self._flush.wake()
+
+
+class _OutcomeBatch(_FlushBatch):
+    """Outcomes of one flush, or a part of them."""
+
+    def __init__(self, flush: Flush, outcomes: Outcomes, position: int) -> None:
+        super().__init__(flush)
+        self._outcomes = outcomes
+        self._position = position  # a batch that is sent again, or in parts, keeps its own
+        self._is_rejection = False
+
+    def _of(self, outcomes: Outcomes) -> _OutcomeBatch:
+        part = _OutcomeBatch(self._flush, outcomes, self._position)
+        part.inherit(self)
+        part._is_rejection = self._is_rejection
+        return part
+
+    @property
+    def statement(self) -> str:
+        return self._outcomes.statement
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    @property
+    def size(self) -> int:
+        return self._outcomes.size
+
+    def parameters(self) -> tuple[Any, ...]:
+        return self._outcomes.parameters(self._position)
+
+    def task_ids(self) -> list[UUID]:
+        return [lease.id for lease in self._outcomes.leases()]
+
+    def halves(self) -> tuple[_OutcomeBatch, _OutcomeBatch]:
+        first, second = self._outcomes.halves()
+        return self._of(first), self._of(second)
+
+    def divide(self, ids: set[UUID]) -> tuple[_OutcomeBatch, _OutcomeBatch]:
+        among, others = self._outcomes.divide(ids)
+        return self._of(among), self._of(others)
+
+    async def answer(self, rows: list[Any], link: Link) -> None:
+        going_on = self._flush.end_written(self._outcomes, *rows[0][:3], is_certain=self.is_certain)
+        (self._flush.returned if self._is_aside else self._flush.continuing).extend(going_on)
+        self._come_back()
+
+    def reject(self, error: DataRefused) -> _OutcomeBatch | None:
+        (lease,) = self._outcomes.leases()
+        log.error("outcome.refused", task=lease.id, step=lease.label, error=str(error))
+        if self._is_rejection:  # the task cannot even be parked: let its lease expire
+            self._flush.give_up(lease)
+            self._come_back()
+            return None
+        reason = f"the outcome of {lease.label} was refused by the database: {error}"
+        reason = reason.encode("ascii", "replace").decode()[:MAX_REASON]
+        parked = Outcomes()
+        parked.add_rescheduled(lease, None, lease.tried + 1, reason, 0.0)
+        rejection = self._of(parked)
+        rejection._is_rejection = True
+        return rejection
+
+
+class _ReleaseBatch(_FlushBatch):
+    """Leases that are released untouched."""
+
+    statement = "release"
+    size = 0
+
+    def __init__(self, flush: Flush, leases: list[TaskLease]) -> None:
+        super().__init__(flush)
+        self._leases = leases
+
+    def _of(self, leases: list[TaskLease]) -> _ReleaseBatch:
+        part = _ReleaseBatch(self._flush, leases)
+        part.inherit(self)
+        return part
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def parameters(self) -> tuple[Any, ...]:
+        return [lease.id for lease in self._leases], [lease.token for lease in self._leases]
+
+    def task_ids(self) -> list[UUID]:
+        return [lease.id for lease in self._leases]
+
+    def halves(self) -> tuple[_ReleaseBatch, _ReleaseBatch]:
+        middle = len(self._leases) // 2
+        return self._of(self._leases[:middle]), self._of(self._leases[middle:])
+
+    def divide(self, ids: set[UUID]) -> tuple[_ReleaseBatch, _ReleaseBatch]:
+        return (
+            self._of([lease for lease in self._leases if lease.id in ids]),
+            self._of([lease for lease in self._leases if lease.id not in ids]),
+        )
+
+    async def answer(self, rows: list[Any], link: Link) -> None:
+        self._flush.end_released(self._leases, set(rows[0][3] or ()))
+        self._come_back()
+
+    def reject(self, error: DataRefused) -> None:
+        log.warning("leases.abandoned", leases=1, error=str(error))
+        self._flush.give_up(self._leases[0])
+        self._come_back()
 
 
 class Flush:
-    """Writes `Outcomes` over `link` and strikes what is written off `leases`."""
+    """The writer of `Outcomes` over `link`. It removes written leases from `leases`, and calls `wake` when an outcome
+    that was set aside is written."""
 
-    def __init__(self, link: Link, leases: Leases) -> None:
+    def __init__(self, link: Link, leases: Leases, aside: Aside, wake: Callable[[], None]) -> None:
         self._link = link
         self._leases = leases
+        self._writer = Writer(link, aside)
+        self.wake = wake
         self.done = 0
         """Tasks that are finished, in the database."""
         self.parked = 0
         """Tasks that are parked with an error, in the database."""
-        self.waiting = Outcomes()
-        """Outcomes whose row somebody else has locked: they hold up no other, and are tried again every second."""
-        self._try_waiting_at = 0.0
+        self.blocked = 0
+        """Outcomes that were set aside, as their rows are locked for one, and are not written yet."""
+        self._lost_log = SparingLog(log, logging.WARNING, "lease.lost")
         self.lost = 0
-        """Leases that were lost; what came of their steps was dropped."""
-        self._lost: list[tuple[float, Lease]] = []  # and when each of them ends for the others as well
+        """Leases that were lost; the outcomes of their steps were dropped."""
+        self.continuing: list[TaskLease] = []
+        self.returned: list[TaskLease] = []
+        self._lost: list[tuple[float, TaskLease]] = []  # and when each lease expires in the database
+        self._locked: list[TaskLease] = []  # to be released once no other session locks their rows
+        self._retry_locked_at = 0.0
+        self._position = 0  # of the last flush
 
-    async def flush(self, outcomes: Outcomes, *, waits_for_rows: bool = False) -> list[Lease]:
-        """Write a batch and return the leases whose next step may now run. Waits out a database that is away.
+    async def flush(self, outcomes: Outcomes) -> None:
+        """Write a batch. What would hold up the others is set aside. Waits while the database is unavailable.
 
-        Raises `DatabaseRefused`. If it is cancelled the batch may or may not be written; the leases then run out.
+        Raises `DatabaseRefused`. If it is cancelled the batch may or may not be written; the leases then expire.
         """
-        if outcomes.archived and len(outcomes) > len(outcomes.archived):
-            await self.flush(outcomes.take_archived(), waits_for_rows=waits_for_rows)
-        attempts = 0
+        if 0 < len(outcomes.archived) < len(outcomes):
+            await self.flush(outcomes.take_archived())
+        self._position += 1
+        await self._writer.write(_OutcomeBatch(self, outcomes, self._position))
 
-        def again() -> None:
-            nonlocal attempts
-            attempts += 1
+    def take_continuing(self) -> list[TaskLease]:
+        """Return the leases that a flush has written since the last call, and whose next step may run now."""
+        continuing, self.continuing = self.continuing, []
+        return continuing
 
-        try:
-            ((done, kept, moved, _),) = await self._link.run(
-                outcomes.statement, *outcomes.parameters(), on_loss=again, waits_for_rows=waits_for_rows
-            )
-        except RowsLocked:
-            return await self._flush_unlocked(outcomes)
-        except DataRefused as error:
-            return await self._isolate(outcomes, error)
-        # Sent twice, an outcome that is no longer there was probably written by the first attempt.
-        certain = attempts == 0
+    def take_returned(self) -> list[TaskLease]:
+        """Return the same of the outcomes that had been set aside."""
+        returned, self.returned = self.returned, []
+        return returned
+
+    def end_written(
+        self,
+        outcomes: Outcomes,
+        done: list[UUID] | None,
+        continued: list[UUID] | None,
+        rescheduled: list[UUID] | None,
+        *,
+        is_certain: bool,
+    ) -> list[TaskLease]:
+        """Count outcomes that a statement has written, and end their leases, but those whose next step may run, which
+        it returns. `done`, `continued` and `rescheduled` are the tasks that the statement found; None is all."""
         finished = outcomes.done + outcomes.archived
-        self.done += len(finished) - self._strike(finished, done, certain)
-        parked = [
-            lease for lease, error in zip(outcomes.moved, outcomes.moved_errors, strict=True) if error is not None
-        ]
-        if self._strike(outcomes.moved, moved, certain) and moved is not None:
-            written = set(moved)
+        self.done += len(finished) - self._remove_ended(finished, done, is_certain)
+        gone = [row.lease for row in outcomes.rescheduled]
+        parked = [row.lease for row in outcomes.rescheduled if row.error is not None]
+        if self._remove_ended(gone, rescheduled, is_certain) and rescheduled is not None:
+            written = set(rescheduled)
             parked = [lease for lease in parked if lease.id in written]
         self.parked += len(parked)
-        if kept is None:
-            return outcomes.kept
-        written = set(kept)
-        self._strike([lease for lease in outcomes.kept if lease.id not in written], [], certain=True)
-        return [lease for lease in outcomes.kept if lease.id in written]
+        going_on = [lease for lease, _ in outcomes.continued]
+        if continued is not None:
+            written = set(continued)
+            self._remove_ended([lease for lease in going_on if lease.id not in written], [], True)
+            going_on = [lease for lease in going_on if lease.id in written]
+        return going_on
 
-    async def flush_waiting(self) -> list[Lease]:
-        """Write what waits for its row and can be written now; the leases whose next step may run."""
-        if not len(self.waiting) or time.monotonic() < self._try_waiting_at:
-            return []
-        outcomes, self.waiting = self.waiting, Outcomes()
-        return await self._flush_unlocked(outcomes)
+    def _remove_ended(self, leases: list[TaskLease], written: list[UUID] | None, is_certain: bool) -> int:
+        """Remove leases that have ended. Return how many were lost before: `written`, if not None, lacks those.
 
-    async def _flush_unlocked(self, outcomes: Outcomes) -> list[Lease]:
-        """Write all but the outcomes whose row is locked; those wait."""
-        locked = {row[0] for row in await self._link.run("locked", outcomes.ids())}
-        waiting, ready = outcomes.divide(locked)
-        if len(waiting):
-            log_event(log, logging.WARNING, "outcome.waits", tasks=len(waiting), reason="somebody has locked the row")
-            self.waiting.extend(waiting, set(), among=False)
-            self._try_waiting_at = time.monotonic() + RETRY_LOCKED
-        # If no row is locked, the whole table was: that is waited for.
-        return await self.flush(ready, waits_for_rows=not len(waiting)) if len(ready) else []
-
-    def _strike(self, leases: list[Lease], written: list[object] | None, certain: bool) -> int:
-        """Forget leases that have ended; those not among `written` (None: all were) were lost before. How many."""
+        An outcome that a repeated statement does not find was probably written by the first one."""
         self._leases.remove_all(leases)
-        if written is None or not certain:
+        if written is None or not is_certain:
             return 0
         found = set(written)
         lost = 0
         for lease in leases:
             if lease.id not in found:
                 lost += 1
-                log_event(log, logging.WARNING, "lease.lost", task=lease.id, step=lease.label, outcome="dropped")
+                self._lost_log.log_or_count(task=lease.id, step=lease.label, outcome="dropped")
         self.lost += lost
         return lost
 
-    async def _isolate(self, outcomes: Outcomes, error: DataRefused) -> list[Lease]:
-        """The database refuses the batch for its data: find the culprit by halves; park it with what was said."""
-        if len(outcomes) > 1:
-            first, second = outcomes.halves()
-            return await self.flush(first) + await self.flush(second)
-        (lease,) = outcomes.done + outcomes.archived + outcomes.kept + outcomes.moved
-        log_event(log, logging.ERROR, "outcome.refused", task=lease.id, step=lease.label, error=str(error))
-        refused = Outcomes()
-        reason = f"the outcome of {lease.label} was refused by the database: {error}"
-        refused.add_moved(lease, None, lease.tried + 1, reason.encode("ascii", "replace").decode()[:2000], 0.0)
-        try:
-            ((_, _, moved, _),) = await self._link.run("flush", *refused.parameters())
-        except DataRefused as again:  # not even that: let go of it, its lease runs out
-            log_event(log, logging.ERROR, "outcome.refused", task=lease.id, step=lease.label, error=str(again))
-            self._leases.remove(lease)
-            self.lost += 1
-            return []
-        self.parked += 1 - self._strike([lease], moved, certain=True)
-        return []
+    def give_up(self, lease: TaskLease) -> None:
+        """Let a lease expire whose outcome the database takes in no form."""
+        self._leases.remove(lease)
+        self.lost += 1
 
-    def wait(self) -> float:
-        """Seconds until there is something to write or to give back that nobody will bring up."""
-        retry = RETRY_LOCKED if len(self.waiting) else float("inf")
+    def log_suppressed(self) -> None:
+        """Log how many leases were lost without a line of their own."""
+        self._lost_log.log_count()
+
+    def seconds_to_wait(self) -> float:
+        """Return the seconds until there is something to release of which no event tells the pump."""
+        retry = LOCKED_RETRY if self._locked else float("inf")
         return min(retry, self._lost[0][0] - time.monotonic()) if self._lost else retry
 
-    def lose(self, lease: Lease, *, ends_in: float) -> None:
-        """Somebody else may have this task, in `ends_in` seconds at the latest."""
+    def add_lost(self, lease: TaskLease, *, ends_in: float) -> None:
+        """Count a lost lease. Another worker may have its task now, or in `ends_in` seconds at the latest."""
+        self._lost_log.log_or_count(task=lease.id, step=lease.label, outcome="cancelled")
         self.lost += 1
         self._lost.append((time.monotonic() + ends_in, lease))
 
-    def take_lost(self, *, before: float | None = None) -> list[Lease]:
-        """The lost leases that have ended by now. If nobody was there to take their tasks, as while the database is
-        away, they are released like others: this worker lives, so these tasks are under no suspicion."""
-        if not self._lost:
+    def take_releasable(self, *, before: float | None = None) -> list[TaskLease]:
+        """Return the lost leases that have expired, and those whose row was locked when they were to be released.
+
+        If no worker could claim a lost task, as while the database is unavailable, it is released like others: this
+        worker lives, so the task is no suspect."""
+        if not self._lost and not self._locked:
             return []
         now = time.monotonic() if before is None else before
-        ended = [lease for ends, lease in self._lost if ends <= now]
-        self._lost = [entry for entry in self._lost if entry[0] > now]
-        return ended
+        leases = [lease for ends_at, lease in self._lost if ends_at <= now]
+        self._lost = [lost for lost in self._lost if lost[0] > now]
+        if self._locked and self._retry_locked_at <= now:
+            leases += self._locked
+            self._locked = []
+        return leases
 
-    async def release(self, leases: list[Lease]) -> None:
-        """Give leases back untouched, as if they had never been claimed; other workers are told."""
-        if not leases:
-            return
-        await self._link.run("release", [lease.id for lease in leases], [lease.token for lease in leases])
-        self._leases.remove_all(leases)
+    @property
+    def locked(self) -> int:
+        """The number of leases that are released once another session unlocks their rows."""
+        return len({lease.id for lease in self._locked if self._leases.get(lease.id) is lease})
+
+    async def release(self, leases: list[TaskLease]) -> None:
+        """Release leases untouched, as if never claimed, and tell other workers. Does not wait for a row that another
+        session has locked: its lease is kept, and `take_releasable` returns it later."""
+        if leases:
+            await self._writer.write(_ReleaseBatch(self, leases))
+
+    def end_released(self, leases: list[TaskLease], locked: set[UUID]) -> None:
+        """Remove leases that a statement has released, but those whose rows are locked."""
+        self._leases.remove_all([lease for lease in leases if lease.id not in locked])
+        if locked:
+            self._locked += [lease for lease in leases if lease.id in locked]
+            self._retry_locked_at = time.monotonic() + LOCKED_RETRY

@@ -1,4 +1,4 @@
-"""The lifespan of an app, entered and left by a worker, so that its errors say whose they are."""
+"""The lifespan of an app, entered and left by a worker, with errors that name it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pgtask._place import one_line
+from pgtask._error_text import one_line
 from pgtask.app import App
 from pgtask.errors import LifespanError
 
@@ -18,10 +18,10 @@ OVERDUE = "the lifespan did not end within the grace"
 
 @asynccontextmanager
 async def opened_resources(app: App) -> AsyncIterator[Any]:
-    """What the lifespan yields, None without one. Raises `LifespanError` for what it raises at its start and end, a
-    call of sys.exit() among it, and if it was cancelled at its end, which means that its time was up.
+    """Enter the lifespan and yield its resources, None without one.
 
-    What is raised in between passes through it, as through any context manager.
+    Raises `LifespanError` for an error at its start or end, including sys.exit(), and for a cancellation at its end,
+    which means that the grace was over. An error in between passes through it, as through any context manager.
     """
     if app.lifespan is None:
         yield None

@@ -1,44 +1,50 @@
-"""The worker's process: opens what the loop needs, listens to signals and to its parent, and sees to it that it ends.
+"""process: a worker at work: opens connections and lifespan, reacts to signals and its parent, and ends in time.
 
-Invariants: it says `Ready` when all is open and `Gone` when it leaves. A stop always ends, at the latest four seconds
-after its grace, whatever the database or the user's code does: the leases then run out. So does a burst, even if the
-end of the lifespan blocks the loop; a step that does so is left to the supervisor.
+Invariants: it sends `Ready` when all is open and `ExitNotice` when it leaves. A stop always ends, at the latest four
+seconds after its grace, also if the database or user code blocks: the leases then expire. So does a burst, even if the
+end of the lifespan blocks the loop; the supervisor handles a step that blocks it. The end of the program follows, by
+`at_exit`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
-import logging
 import os
 import signal
 import threading
+import time
 from contextlib import AsyncExitStack
 from typing import Any
 
 import uvloop
 
-from pgtask._events import log_event
+from pgtask._backoff import Backoff
 from pgtask._fastpath import Marks
+from pgtask._log import EventLog
 from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
-from pgtask._worker import orphan
+from pgtask._status import ExitCode, ExitNotice, Ready, Reason, StatusPipe, StopNotice, Tick, fit_message
+from pgtask._worker import parent_watch
+from pgtask._worker.at_exit import AFTER_GRACE, abandon_threads, end_children, set_grace_end
+from pgtask._worker.forked import protect_loop
+from pgtask._worker.leaving import UNWIND
 from pgtask._worker.lifespan import OVERDUE, opened_resources
-from pgtask._worker.loop import UNWIND, Loop
-from pgtask._worker.status import Gone, Notified, Ready, Reason, StatusPipe, Tick, as_message
+from pgtask._worker.pipeline import Pipeline
+from pgtask._worker.to_thread import ToThreadExecutor
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import LifespanError, SchemaError
 
 __all__ = ["run_worker"]
 
-log = logging.getLogger("pgtask.worker")
+log = EventLog("pgtask.worker")
 
 TICK = 0.5  # seconds between two messages to the supervisor
-IDLE_TICK = 2.0  # the same while there is nothing new to tell
-CANCEL_AFTER, GIVE_UP_AFTER = 2 * UNWIND + 0.5, 2 * UNWIND + 1.0  # seconds after the grace
-FAILED = 3  # the exit code of a worker that could not start, or whose lifespan could not end
+MAX_TICK = 2.0  # the same while the totals do not change
+CANCEL_AFTER, GIVE_UP_AFTER = 2 * UNWIND + 0.5, AFTER_GRACE  # seconds after the grace
 
 
 def run_worker(
@@ -52,19 +58,30 @@ def run_worker(
     worker: bytes,
     marks: Marks,
 ) -> int:
-    """Run one worker in this process until it is told to leave, or a burst is over; returns the exit code, 0.
+    """Run one worker in this process until it is told to leave, or a burst is over; return the exit code, 0.
 
-    SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Tells
-    `status`. With `embedded` a missing schema is created. All its tokens begin with the eight bytes `worker`; what it
-    executes is in `marks`. Raises `DatabaseRefused` for what waiting will not mend, and `LifespanError`.
+    SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Sends its
+    messages to `status`. With `embedded` it creates a missing schema. All its tokens begin with the eight bytes
+    `worker`; `marks` hold the tasks that it executes. Raises `DatabaseRefused` on permanent errors, and
+    `LifespanError`.
     """
-    process = _Process(config, app, status, worker, marks, embedded=embedded, counts_waiting=counts_waiting)
-    # The loop is not closed: that would wait for steps which ignore their cancellation, and the process ends here.
+    process = _WorkerProcess(config, app, status, worker, marks, embedded=embedded, counts_waiting=counts_waiting)
+    # The loop is not closed: that would wait for steps that ignore their cancellation, and the process ends here.
     uvloop.new_event_loop().run_until_complete(process.run(parent_fd))
     return 0
 
 
-class _Process:
+async def check_or_create(dsn: str, connection: Any) -> None:
+    """Check the schema, and create it or upgrade it where that helps."""
+    try:
+        await check_schema(connection)
+    except SchemaError:
+        await migrate(dsn)
+
+
+class _WorkerProcess:
+    """The pipeline of one worker, and its signals, ticks and end."""
+
     def __init__(
         self,
         config: Config,
@@ -90,88 +107,98 @@ class _Process:
         self._waiting: int | None = None
 
     async def run(self, parent_fd: int) -> None:
-        """Work until it is time to leave, and say why."""
+        """Work until it is time to leave, and send the exit notice."""
         self._main = asyncio.current_task()
-        self._loop = Loop(
+        self._threads = ToThreadExecutor(thread_name_prefix="asyncio")
+        asyncio.get_running_loop().set_default_executor(self._threads)
+        self._pipeline = Pipeline(
             self._config,
             self._app,
             worker=self._worker,
             marks=self._marks,
-            stopped=self._be_notified,
+            stopped=self._handle_stop_worker,
         )
         self._handle_signals(parent_fd)
-        ticking = asyncio.create_task(self._watch(self._tick()))  # from the start: who waits for a database is not dead
+        # Tick while connecting too, so that a slow database does not look like a hang.
+        ticking = asyncio.create_task(self._fail_with(self._send_ticks()))
         try:
             async with AsyncExitStack() as stack:
-                await self._open(stack)
+                await self._open_all(stack)
                 self._status.send(Ready())
-                await self._work()
+                await self._run_pump()
                 self._closing = True
                 self._end_in_time()
-            await self._loop.link.close()
+            await self._pipeline.link.close()
         except asyncio.CancelledError:
-            if self._loop.leaving is None:
+            if self._pipeline.leaving is None:
                 raise
         except LifespanError as error:
-            if self._loop.leaving is not None:  # its work is done: only its end has failed
-                self._say_gone(str(error))
+            if self._pipeline.leaving is not None:  # the work is done: only the end of the lifespan has failed
+                self._send_exit_notice(str(error))
             raise
         finally:
+            abandon_threads([self._threads])
             ticking.cancel()
             if self._overtime is not None:
                 self._overtime.cancel()
-        self._say_gone(None)
+        self._send_exit_notice(None)
 
-    def _say_gone(self, message: str | None) -> None:
-        loop = self._loop
-        message = None if message is None else as_message(message)
-        self._status.send(Gone(loop.leaving or "drained", loop.totals(), loop.burst.parked_left, message, loop.held))
+    def _send_exit_notice(self, message: str | None) -> None:
+        pipeline = self._pipeline
+        self._status.send(
+            ExitNotice(
+                reason=pipeline.leaving or "drained",
+                totals=pipeline.totals(),
+                parked_left=pipeline.burst.parked_left,
+                message=None if message is None else fit_message(message),
+                held=pipeline.held,
+                parked_others=pipeline.burst.parked_others,
+            )
+        )
 
-    async def _open(self, stack: AsyncExitStack) -> None:
-        """The connections, the schema, the user's pool and resources; in the order in which they depend."""
-        loop = self._loop
+    async def _open_all(self, stack: AsyncExitStack) -> None:
+        """Open the connections, the schema, the user's pool and resources, in the order of their dependencies."""
+        pipeline = self._pipeline
         assert self._config.dsn is not None
-        try:
-            await check_schema(await loop.link.connected())
-        except SchemaError:
-            if not self._embedded:
-                raise
-            await migrate(self._config.dsn)
-        if loop.wake is not None:
-            await loop.wake.open()
-        loop.renew.start()
-        stack.callback(loop.renew.stop)
-        stack.callback(loop.dispatch.close)
+        create = functools.partial(check_or_create, self._config.dsn)
+        await pipeline.link.connected(create if self._embedded else check_schema)
+        if pipeline.wake is not None:
+            await pipeline.wake.open()
+        pipeline.renew.start()
+        stack.callback(pipeline.renew.stop)
+        stack.callback(pipeline.dispatch.close)
         pool = user_pool(self._config.dsn, size=self._config.pool_size, pooled=not self._config.listen)
-        loop.dispatch.db = await stack.enter_async_context(pool)
-        loop.dispatch.resources = await stack.enter_async_context(opened_resources(self._app))
+        pipeline.dispatch.db = await stack.enter_async_context(pool)
+        pipeline.dispatch.resources = await stack.enter_async_context(opened_resources(self._app))
 
-    async def _work(self) -> None:
-        """The pump, and what goes on beside it."""
+    async def _run_pump(self) -> None:
+        """Run the pump, and the services beside it."""
         services = []
-        if self._loop.wake is not None:
-            services.append(self._loop.wake.run())
-        if self._loop.journal is not None:
-            services.append(self._loop.journal.run())
+        if self._pipeline.wake is not None:
+            services.append(self._pipeline.wake.run())
+        if self._pipeline.journal is not None:
+            services.append(self._pipeline.journal.run())
+        services.append(self._pipeline.aside.run())
         if self._counts_waiting:
             services.append(self._count_waiting())
-        background = [asyncio.create_task(self._watch(service)) for service in services]
+        background = [asyncio.create_task(self._fail_with(service)) for service in services]
         self._working = True
-        gc.freeze()  # the modules and the app are here to stay: spare the collector looking at them again and again
-        gc.set_threshold(10_000)  # a batch of leases comes and goes without cycles
+        gc.freeze()  # the modules and the app stay: exempt them from garbage collection
+        gc.set_threshold(10_000)  # the leases of a batch make no cycles
         try:
-            await self._loop.pump()
-            await self._loop.leave()
+            await self._pipeline.pump()
+            await self._pipeline.leave()
         finally:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
 
-    async def _watch(self, service: Any) -> None:
+    async def _fail_with(self, service: Any) -> None:
+        """Run a service; its error ends the worker."""
         try:
             await service
         except Exception as error:
-            self._loop.fail(error)
+            self._pipeline.fail(error)
 
     # --- stopping
 
@@ -179,64 +206,77 @@ class _Process:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._drain, "drained")
         loop.add_signal_handler(signal.SIGQUIT, self._stop_now)
-        loop.add_reader(parent_fd, self._parent_gone, parent_fd)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and a shell's background have it
+            # Not by the loop: there it would wait behind the step that fails because of the same Ctrl-C.
+            signal.signal(signal.SIGINT, lambda *_: self._pipeline.dispatch.note_interrupt())
+            signal.siginterrupt(signal.SIGINT, False)
+        protect_loop(loop, self._pipeline.renew.loop)
+        loop.add_reader(parent_fd, self._handle_parent_end, parent_fd)
 
-    def _parent_gone(self, parent_fd: int) -> None:
+    def _handle_parent_end(self, parent_fd: int) -> None:
         asyncio.get_running_loop().remove_reader(parent_fd)
-        log_event(log, logging.WARNING, "parent.gone")
+        log.warning("supervisor.lost")
         self._drain("drained")
-        asyncio.get_running_loop().call_later(orphan.GRACE, self._stop_now)
+        asyncio.get_running_loop().call_later(parent_watch.GRACE, self._stop_now)
 
-    def _be_notified(self) -> None:
-        self._status.send(Notified())
+    def _handle_stop_worker(self) -> None:
+        self._status.send(StopNotice())
         self._drain("notified")
 
     def _drain(self, reason: Reason) -> None:
-        """Claim no more, and let what runs come to its end within the grace."""
+        """Stop claiming, and let the running steps finish within the grace."""
         self._end_in_time()
-        self._loop.drain(reason)
-        if self._main is not None and (not self._working or self._loop.is_idle_and_away):
-            self._main.cancel()  # nothing is held, and it may be waiting for a database that is away
+        self._pipeline.drain(reason)
+        if self._main is not None and (not self._working or self._pipeline.is_idle_in_outage):
+            self._main.cancel()  # it holds no lease, and may be waiting for an unavailable database
 
     def _stop_now(self) -> None:
-        """Running steps are cancelled and their leases given back; if even that takes too long, leave as it is."""
+        """Cancel the running steps and release their leases; if that takes too long, cancel the whole worker."""
         self._drain("drained")
-        self._loop.stop_now()
+        self._pipeline.stop_now()
+        set_grace_end(time.monotonic())
         if not self._stopping:
             self._stopping = True
             assert self._main is not None
             asyncio.get_running_loop().call_later(CANCEL_AFTER, self._main.cancel)
 
     def _end_in_time(self) -> None:
-        """From the first reason to leave on. A thread sees to it at last: the end of a lifespan may block the loop."""
+        """Bound the time from the first reason to leave. A thread enforces it, since a lifespan may block the loop."""
         if self._overtime is None:
             grace = self._config.grace
+            set_grace_end(time.monotonic() + grace)
             asyncio.get_running_loop().call_later(grace, self._stop_now)
             self._overtime = threading.Timer(grace + GIVE_UP_AFTER, self._give_up)
             self._overtime.daemon = True
-            self._overtime.start()
+            try:
+                self._overtime.start()
+            except RuntimeError as error:  # the system has no more threads: the loop's timer must suffice
+                log.warning("threads.scarce", error=str(error))
 
     def _give_up(self) -> None:
         if self._closing:
-            self._say_gone(OVERDUE)
-            os._exit(FAILED)
+            self._send_exit_notice(OVERDUE)
+            end_children()
+            os._exit(ExitCode.BOOT)
 
-    # --- telling the supervisor
+    # --- messages to the supervisor
 
-    async def _tick(self) -> None:
-        """From the loop, so that the supervisor also knows that the loop lives."""
-        told: Tick | None = None
+    async def _send_ticks(self) -> None:
+        """Send ticks from the loop, so that they also show that the loop is alive."""
+        previous: Tick | None = None
         stall = self._config.stall or float("inf")
-        pause, longest = TICK, max(TICK, min(IDLE_TICK, stall / 4))
+        pauses = Backoff(TICK, max(TICK, min(MAX_TICK, stall / 4)))
         while True:
-            tick = Tick(self._loop.totals(), self._waiting)
+            error = self._pipeline.link.outage
+            tick = Tick(self._pipeline.totals(), self._waiting, None if error is None else fit_message(error))
             self._status.send(tick)
-            pause = TICK if tick != told else min(2 * pause, longest)
-            told = tick
-            await asyncio.sleep(pause)
+            if tick != previous:
+                pauses.reset()
+            previous = tick
+            await asyncio.sleep(pauses.next())
 
     async def _count_waiting(self) -> None:
-        """For the progress of a burst: how much there was to do when it began, counted once beside the work."""
+        """Count the tasks that are due at the start of a burst, once and beside the work, for its progress."""
         assert self._config.dsn is not None
         link = Link(self._config.dsn, f"pgtask worker {os.getpid()} count", pooled=not self._config.listen)
         queues = list(self._config.queue) or None

@@ -1,35 +1,48 @@
-"""renew: prolong the leases of long steps, from a thread of its own.
+"""renew: prolong the leases of long steps, from a thread of its own, and release leases that wait for too long.
 
 Invariants: renewal does not depend on user code: a step that blocks the worker's loop keeps its lease, because this
-thread has its own loop and its own connection. A lease counts from when its renewal was *sent*, by the local monotonic
-clock; one that could not be renewed in time is given up here before the database lets somebody else have it.
+thread has its own loop and its own connection. A lease counts from when its renewal was *sent*, by `lease_clock`, which
+also runs while the machine is suspended; this thread gives up a lease that it could not renew in time, before the
+database lets another worker have it. A task that was claimed ahead and cannot start, since a step blocks the loop or
+steps that last have all slots, is released within a second: another worker may be idle.
 
-What stops this thread is code that holds the interpreter's lock without pause (a C extension that never releases it).
+Only code that holds the interpreter's lock without pause (a C extension that never releases it) stops this thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable
+from uuid import UUID
 
-from pgtask._events import log_event
-from pgtask._fastpath import Lease, Leases
+from pgtask._fastpath import Leases, TaskLease
+from pgtask._lease_clock import lease_clock
+from pgtask._log import EventLog
 from pgtask._postgres.store import Link
-from pgtask.errors import DatabaseRefused, DatabaseUnavailable
+from pgtask.errors import DatabaseRefused, DatabaseUnavailable, RowsLocked
 
 __all__ = ["Renew"]
 
-log = logging.getLogger("pgtask.renew")
+log = EventLog("pgtask.renew")
+
+LOCK_TIMEOUT = 50  # milliseconds for a row that another session has locked, one at a time
+MAX_WAIT = 0.7  # seconds that a lease may wait for its turn
+WATCH_INTERVAL = 0.2  # seconds between two searches for such leases, while the worker holds any
+RETRY_INTERVAL = 1.0  # seconds
 
 
 class Renew:
-    """Renews `leases`; `lost` is called, in the renewing thread, with those that are no longer ours.
+    """Renews `leases`, from its own thread, in which it calls all callbacks.
 
-    Leases younger than `heartbeat_interval` are not touched, so short steps never pay for a renewal.
+    `lost` gets the leases that this worker has lost; `refused` the error that ends renewal; `released` the leases that
+    it has released, and how many it could not release since their rows are locked. Without `released` it releases none.
+    `call_soon` has the worker's loop call a function, which shows whether it is blocked; `abandon_claim` names a claim
+    whose answer a blocked loop cannot read.
+
+    It does not touch leases younger than `heartbeat_interval`, so short steps never pay for a renewal.
     """
 
     def __init__(
@@ -41,87 +54,182 @@ class Renew:
         pooled: bool,
         lease_timeout: float,
         heartbeat_interval: float,
-        lost: Callable[[list[Lease]], None],
+        lost: Callable[[list[TaskLease]], None],
         refused: Callable[[BaseException], None],
+        released: Callable[[list[TaskLease], int], None] | None = None,
+        call_soon: Callable[[Callable[[], None]], None] | None = None,
+        abandon_claim: Callable[[float], UUID | None] | None = None,
     ) -> None:
         self._dsn, self._name, self._pooled = dsn, name, pooled
         self._leases = leases
         self._lease_timeout = lease_timeout
         self._heartbeat_interval = heartbeat_interval
-        # Given up this long before its end, checked this often: the rest is for the step to be cancelled in.
+        # Given up this long before its end, checked this often: the step is cancelled in the remaining time.
         self._tick = min(heartbeat_interval, lease_timeout - heartbeat_interval) / 4
         self.margin = 2 * self._tick
+        self._max_delay = max(1.0, self._tick)  # seconds for a statement that renewal has to wait for
         self._lifetime = lease_timeout - self.margin
         self._lost = lost
         self._refused = refused
+        self._released = released
+        self._call_soon, self._abandon_claim = call_soon, abandon_claim
+        self._called_at: float | None = None  # the time of a call that the loop has not made yet
+        self._is_watching = False  # whether it searches for leases that wait
         self._thread = threading.Thread(target=self._main, name="pgtask-renew", daemon=True)
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
+        self._holding = asyncio.Event()
+        self._turn = asyncio.Lock()  # of the connection
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of the thread."""
+        return self._loop
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and its connection; waits three seconds for it at most."""
+        """End the thread and its connection; wait three seconds for it at most."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(3)
+
+    def watch_waiting(self) -> None:
+        """Search for leases that wait from now on, since leases were added. Call it on the worker's loop; it costs
+        nothing while the search goes on."""
+        if not self._is_watching and self._thread.is_alive():
+            self._is_watching = True
+            self._loop.call_soon_threadsafe(self._holding.set)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._run())
-        except BaseException as error:  # without renewal the worker must not go on
+        except BaseException as error:  # without renewal the worker must not continue
             self._refused(error)
         finally:
             self._loop.close()
 
     async def _run(self) -> None:
         link = Link(self._dsn, self._name, pooled=self._pooled)
-        watch = asyncio.create_task(self._give_up_late())
-        away = False
+        beside = [asyncio.create_task(self._give_up_late())]
+        if self._released is not None:
+            beside.append(asyncio.create_task(self._release_waiting(link, self._released)))
+        has_failed = False
         while not self._stopping.is_set():
             try:
                 await self._renew_due(link)
-                if away:
-                    log_event(log, logging.WARNING, "renew.back")
-                away = False
+                if has_failed:
+                    log.warning("renew.recovered")
+                has_failed = False
             except DatabaseUnavailable as error:
-                if not away:
-                    log_event(log, logging.WARNING, "renew.failed", error=str(error))
-                away = True
+                if not has_failed:
+                    log.warning("renew.failed", error=str(error))
+                has_failed = True
             except DatabaseRefused as error:
                 self._refused(error)
                 break
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(self._tick, 0.5) if away else self._tick):
+                async with asyncio.timeout(min(self._tick, 0.5) if has_failed else self._tick):
                     await self._stopping.wait()
-        watch.cancel()
+        async with self._turn:
+            for task in beside:
+                task.cancel()
         await link.close()
 
     async def _renew_due(self, link: Link) -> None:
-        """Renew what is older than the heartbeat interval (less half a tick, so that none just misses its turn)."""
-        sent = time.monotonic()
-        due = self._leases.due(sent - self._heartbeat_interval + self._tick / 2)
+        """Renew the leases older than the heartbeat interval, less half a tick, so that none just misses its turn."""
+        sent = lease_clock()
+        due = self._leases.renewed_before(sent - self._heartbeat_interval + self._tick / 2)
         if not due:
             return
-        rows = await link.once(
-            "renew",
-            [lease.id for lease in due],
-            [lease.token for lease in due],
-            self._lease_timeout,
-            deadline=max(1.0, self._heartbeat_interval),
-        )
+        async with self._turn:
+            rows = await link.once(
+                "renew",
+                [lease.id for lease in due],
+                [lease.token for lease in due],
+                self._lease_timeout,
+                deadline=max(1.0, self._heartbeat_interval),
+            )
         ours = {row[0]: row[1] for row in rows}
-        self._leases.renewed([lease for lease in due if ours.get(lease.id)], sent)
+        self._leases.mark_renewed([lease for lease in due if ours.get(lease.id)], sent)
         gone = [lease for lease in due if lease.id not in ours and lease.is_open]
         if gone:
             self._lost(gone)
+        await self._renew_locked(link, [lease for lease in due if ours.get(lease.id) is False])
+
+    async def _renew_locked(self, link: Link, skipped: list[TaskLease]) -> None:
+        """Renew leases whose rows were locked a second time, one by one, the oldest first: our own journal may have
+        locked them, again and again. Stop when it is time to renew the others again."""
+        until = lease_clock() + self._tick
+        for lease in sorted(skipped, key=lambda lease: lease.renewed):
+            sent = lease_clock()
+            if sent > until:
+                return
+            with contextlib.suppress(RowsLocked):
+                parameters = (lease.id, lease.token, self._lease_timeout, LOCK_TIMEOUT)
+                async with self._turn:
+                    rows = await link.once("renew_locked", *parameters, deadline=max(1.0, self._heartbeat_interval))
+                if rows:
+                    self._leases.mark_renewed([lease], sent)
 
     async def _give_up_late(self) -> None:
-        """Beside the renewal, which may hang: a lease ends here before the database gives it to somebody else."""
+        """Give up leases before the database gives them to another worker; beside the renewal, which may hang."""
         while True:
-            late = [lease for lease in self._leases.due(time.monotonic() - self._lifetime) if lease.is_open]
+            late = [lease for lease in self._leases.renewed_before(lease_clock() - self._lifetime) if lease.is_open]
             if late:
                 self._lost(late)
             await asyncio.sleep(self._tick)
+
+    async def _release_waiting(self, link: Link, released: Callable[[list[TaskLease], int], None]) -> None:
+        """Release leases that have waited for their turn for too long. A lease whose row is locked is tried again."""
+        taken: list[TaskLease] = []
+        reported = 0  # of `taken`, the leases that `released` knows to be locked
+        try:
+            while True:
+                if not len(self._leases):
+                    self._is_watching = False
+                    if not len(self._leases):  # else they were added just before
+                        await self._holding.wait()
+                    self._is_watching = True
+                self._holding.clear()
+                await asyncio.sleep(WATCH_INTERVAL)
+                await self._recover_claim(link)
+                taken += self._leases.take_overdue(MAX_WAIT)
+                if not taken:
+                    continue
+                try:
+                    locked = await self._release(link, taken)
+                except DatabaseUnavailable:  # no other worker could claim them now
+                    await asyncio.sleep(RETRY_INTERVAL)
+                    continue
+                free = [lease for lease in taken if lease.id not in locked]
+                taken = [lease for lease in taken if lease.id in locked]
+                if free or len(taken) != reported:
+                    reported = len(taken)
+                    released(free, reported)
+        except DatabaseRefused as error:
+            self._refused(error)
+
+    async def _recover_claim(self, link: Link) -> None:
+        """Release what a claim took whose answer the loop cannot read, since it is blocked."""
+        if self._call_soon is None or self._abandon_claim is None:
+            return
+        if self._called_at is None:
+            self._called_at = time.monotonic()
+            self._call_soon(self._answer_call)
+        elif time.monotonic() - self._called_at > MAX_WAIT and (token := self._abandon_claim(MAX_WAIT)) is not None:
+            with contextlib.suppress(DatabaseUnavailable):  # the worker's loop does it too, once it reads the answer
+                async with self._turn:
+                    await link.once("claim_recover", token, deadline=self._max_delay)
+
+    def _answer_call(self) -> None:
+        self._called_at = None
+
+    async def _release(self, link: Link, leases: list[TaskLease]) -> set[UUID]:
+        """Release leases; return the ids of those that stay ours, since another session has locked their rows."""
+        ids, tokens = [lease.id for lease in leases], [lease.token for lease in leases]
+        async with self._turn:
+            ((_, _, _, locked),) = await link.once("release", ids, tokens, deadline=self._max_delay)
+        return set(locked or ())

@@ -1,181 +1,236 @@
-"""suspects: tasks whose last claim ended without an outcome, because a worker died or lost its lease, run alone.
+"""suspects: the tasks that the death of their worker implicates run again in groups, each alone in its process.
 
-Theory of operation. `claims` of a row counts the claims of its step that ended without an outcome, and the one that is
-made now. A task with more than one may have killed its process, or only been beside the one that did. So it is run
-with nothing beside it in its process: the next death convicts exactly one. Any outcome clears the count.
+Theory of operation. The column `claims` counts the claims of a step that ended without an outcome, and the present one.
+A task with more than one is a *suspect*: it killed its process, or ran beside the task that did. The tasks that were
+executing when a process died are one *group*. The statement that releases these rows (release_orphaned.sql, expire.sql)
+divides them into two halves, and gives each half a `wakeup_at` of its own. So the suspects of one claim that fall due
+at the very same time are one group, and a group that dies again is halved again, until the poison is alone in its
+process. A death parks only a task that was alone. Any outcome clears the count.
 
-To be alone, a worker starts nothing else (it is *hushed*) and waits for what runs to end. The price is bounded:
+A worker runs one group at a time and nothing beside it. For that it goes into *quarantine*: it claims nothing, and the
+steps that execute come to their end. The cost for other tasks is bounded:
 
-- A hush takes at most as long as the normal work that follows it, so half of the time is for the others, if there are
-  any. Suspects of one crash are tried one after the other within one hush, without a write in between: one that has
-  ended stays marked until it is written, since a callback that it left behind may be what kills the process under the
-  next. Behind a long one the rest is put back for other workers.
-- What runs may be long: if it does not end within a patience, which doubles each time, the suspects are put back for
-  other workers.
-- A suspect of one crash that is still alive after `SOLITUDE` gets company again; another suspect is not started beside
-  it, since that one would not be alone. Who dies in company is charged, but never convicted (handover.sql). One of two
-  crashes is alone from before its first line until its outcome is written: for it, the next death is the verdict.
-- A worker holds as many suspects as one crash makes, but one of two crashes at most, since all that it holds is charged
-  if its host dies. The rest goes back for a short time, drawn at random, so that they do not meet again.
+- A busy worker releases a group that it has not met before at once, and claims no suspects for a second: idle workers
+  have that time. If it meets the same group again, it enters quarantine with it. If it is not empty within `MAX_HOLD`,
+  it releases the group untouched. It tries again after one second, then two, four, up to a minute.
+- After a group has run, the worker claims no suspects for as long as the quarantine took.
+- A worker that has nothing else to do claims suspects at once.
+- After the first death of its members a group has company again when `ISOLATION_TIME` has passed. A death then
+  implicates that company as well. From the second death on a group is alone to its end, so that each further death
+  leaves half of it.
 
-Invariants: what was executing before the first suspect of a hush, or before one of two crashes, has ended and is
-flushed; while one executes, nothing else does, and nothing but another suspect begins before its outcome is written;
-nothing is convicted but by a death alone, or by three claims lost to hosts, of which two were alone.
+Invariants: when a group starts, all that executed before has ended, and its outcome is written or waits for a locked
+row; until the group is over, nothing starts but its members. A group is over when the code of its members has ended,
+also that of a thread whose task has its outcome. A member stays marked until then, since what it left behind may kill
+the process under another task. So if the marks name one task, it was alone in its process. Two groups are never joined.
 """
 
 from __future__ import annotations
 
-import logging
-import random
 import time
-from collections import deque
 
-from pgtask._events import log_event
-from pgtask._fastpath import Lease
+from pgtask._backoff import Backoff
+from pgtask._fastpath import TaskLease
+from pgtask._log import EventLog
 from pgtask._worker.dispatch import Dispatch
 
 __all__ = ["Suspects"]
 
-log = logging.getLogger("pgtask.suspects")
+log = EventLog("pgtask.suspects")
 
-MOST_CLAIMS = 3  # the claim after these parks the task unseen
-MOST_HELD = 100
-SESSION = 1.0  # seconds of one hush in which another suspect may be started
-SOLITUDE = 5.0
-PATIENCE, LONGEST_PATIENCE = 1.0, 60.0
-PUT_OFF = (1.0, 5.0)  # seconds
+MAX_CLAIMS = 3  # of a task: after that many losses, the last one alone, it is parked without another try
+ISOLATION_TIME = 5.0  # seconds
+MAX_HOLD = 1.0  # seconds for which a busy worker holds a group, and claims nothing, to become empty
+INITIAL_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds until a busy worker tries again
 
 
 class Suspects:
-    """Holds the suspects of one worker, and decides when one of them has the process to itself."""
+    """The group of suspects that one worker holds, and its quarantine. `max_group`: tasks in a group."""
 
-    def __init__(self, dispatch: Dispatch) -> None:
+    def __init__(self, dispatch: Dispatch, *, max_group: int) -> None:
         self._dispatch = dispatch
-        self._held: deque[Lease] = deque()
-        self._trials: deque[Lease] = deque()  # started; the first of them is executing, or about to
-        self._hushed_since: float | None = None
-        self._tried_some = False  # in this hush
-        self._alone_since = 0.0
-        self._patience = PATIENCE
+        self._max_group = max_group
+        self._group: list[TaskLease] = []
+        self._unwanted: list[TaskLease] = []  # to be released
+        self._marked: list[TaskLease] = []  # members of groups that have started, until their marks are released
+        self._entered_at = 0.0  # of the quarantine
+        self._started_at: float | None = None  # of the group
+        self._over_since: float | None = None  # when the last member of the group stopped executing
+        self.is_filling = False
+        """True if the next claim is to bring the rest of the group."""
+        self._has_more = False  # the last such claim brought as many members as it asked for
+        self._put_off: float | None = None  # due time of the group that was released last
+        self._backoff = Backoff(INITIAL_PAUSE, MAX_PAUSE)  # of this group, each time that it is put off
         self._not_before = 0.0
 
     def __len__(self) -> int:
-        """How many leases it holds that have not been started."""
-        return len(self._held)
+        """The number of unstarted leases that it holds."""
+        return len(self._unwanted) + (len(self._group) if self._started_at is None else 0)
 
     @property
-    def is_hushed(self) -> bool:
-        return self._hushed_since is not None
+    def may_claim(self) -> bool:
+        """True if a claim may bring suspects."""
+        return self.is_filling or time.monotonic() >= self._not_before
 
-    def receive(self, suspects: list[Lease]) -> None:
-        """Hold newly claimed suspects, as far as there is room."""
-        for lease in suspects:
-            if lease.claims > MOST_CLAIMS:
-                self._dispatch.convict(lease, f"was running when its worker was lost {lease.claims - 1} times")
-            elif len(self._held) >= MOST_HELD or (lease.claims == MOST_CLAIMS and self._has_last_chance()):
-                self._put_off(lease)
-            else:
-                self._held.append(lease)
+    @property
+    def is_exclusive(self) -> bool:
+        """True while the worker is in quarantine and must claim nothing."""
+        return bool(self._group) and not self.is_filling
 
-    def _has_last_chance(self) -> bool:
-        return any(lease.claims == MOST_CLAIMS and lease.is_open for lease in [*self._held, *self._trials])
+    @property
+    def fills_from(self) -> float | None:
+        """The due time of the group of which the next claim is to bring the rest."""
+        return self._group[0].due if self.is_filling else None
 
-    def take(self) -> list[Lease]:
-        """Those that have not been started; none is held afterwards."""
-        held = [lease for lease in self._held if lease.is_open]
-        self._held.clear()
-        return held
+    def sort_claimed(
+        self, leases: list[TaskLease], suspects: list[TaskLease], *, requested: int, is_empty: bool
+    ) -> list[TaskLease]:
+        """Sort the leases of a claim for `requested` tasks, the `suspects` among them. Return those that may start.
+        `is_empty`: no other step executes here or is about to."""
+        others = [lease for lease in leases if lease.claims == 1] if suspects else leases
+        if self._group:
+            due = self._group[0].due
+            self._has_more = sum(lease.due == due for lease in suspects) >= requested
+        suspects = [lease for lease in suspects if not self._park_poisoned(lease)]
+        if self._group:  # the rest of the group
+            self._add_members(suspects, due)
+            self._unwanted += others
+            return []
+        if suspects:
+            self._receive_group(suspects, is_empty=is_empty and not others)
+        return others
 
-    def turn(self, *, is_quiet: bool, is_idle: bool = False) -> None:
-        """See what there is to do; `is_quiet` when no step is executing here and every outcome is in the database,
-        `is_idle` when there is also no other task to be had."""
-        now = time.monotonic()
-        self._dispatch.unmark_written()
-        while self._trials and not (self._trials[0].is_open and self._trials[0].claims > 1):
-            self._trials.popleft()  # it has ended, or gone on to another step
-            self._alone_since = now
-        if self._trials:
-            self._go_on_with_trials(now)
-            return
-        while self._held and not self._held[0].is_open:
-            self._held.popleft()
-        if not self._held or (self._tried_some and self._is_session_over(now)):
-            if len(self._dispatch.outcomes):
-                return  # until they are written
-            self._end_hush(now)
-        if self._held and (self._hushed_since is not None or now >= self._not_before or is_idle):
-            self._try_held(now, is_quiet)
+    def _park_poisoned(self, lease: TaskLease) -> bool:
+        """Park a task that was lost alone too often. Return whether it was."""
+        if lease.claims <= MAX_CLAIMS:
+            return False
+        self._dispatch.park_unstarted(lease, f"was running when its worker was lost {lease.claims - 1} times")
+        return True
 
-    def _is_session_over(self, now: float) -> bool:
-        return self._hushed_since is not None and now >= self._hushed_since + SESSION
+    def _receive_group(self, suspects: list[TaskLease], *, is_empty: bool) -> None:
+        """Enter quarantine with the first group, or leave all to another worker.
 
-    def _go_on_with_trials(self, now: float) -> None:
-        in_company = now >= self._in_company_at()
-        if in_company or self._is_session_over(now):
-            while len(self._trials) > 1:
-                self._put_off(self._trials.pop())
-            for lease in self.take():
-                self._put_off(lease)
-        if in_company:
-            self._put_off(self._trials.pop())  # unless it is executing
-            self._end_hush(now)
-
-    def _in_company_at(self) -> float:
-        """When the first trial has been alone for long enough; or could not start, since a thread that was given up
-        by its timeout still executes."""
-        first = self._trials[0]
-        if not first.is_running:
-            return self._alone_since + PATIENCE
-        return self._alone_since + SOLITUDE if first.claims < MOST_CLAIMS else float("inf")
-
-    def _try_held(self, now: float, is_quiet: bool) -> None:
-        if self._hushed_since is None:
-            self._hushed_since = now
-        if is_quiet:
-            self._patience = PATIENCE
-            self._start_held(now)
-        elif now >= self._hushed_since + self._patience:
-            log_event(log, logging.INFO, "suspects.put_off", tasks=len(self._held), waited=self._patience)
-            self._patience = min(2 * self._patience, LONGEST_PATIENCE)
-            for lease in self.take():
-                self._put_off(lease)
-            self._end_hush(now)
+        The record of a group that was put off does not count for another one. It stays when a claim brings no suspects:
+        such a claim may be from another lane, or from behind the group in its own."""
+        now, due = time.monotonic(), suspects[0].due
+        if is_empty or self._put_off == due:
+            self._enter_exclusive(now)
+            self._add_members(suspects, due)
         else:
-            self._dispatch.hush(0)
+            self._unwanted += suspects
+            self._put_off = due
+            self._backoff.reset()
+            self._not_before = now + INITIAL_PAUSE
 
-    def _start_held(self, now: float) -> None:
-        """Before whatever else is ready. With one executing at most, each is alone in its turn; one that has its last
-        chance is the only one."""
-        while self._held and (not self._trials or self._held[0].claims < MOST_CLAIMS):
-            self._trials.append(self._held.popleft())
-            if self._trials[0].claims == MOST_CLAIMS:
-                break
-        self._alone_since = now
-        self._tried_some = True
-        for lease in reversed(self._trials):
-            log_event(log, logging.DEBUG, "suspect.runs_alone", task=lease.id, crashes=lease.claims - 1)
-            self._dispatch.start_first(lease)
-        self._dispatch.hush(1)
+    def _add_members(self, suspects: list[TaskLease], due: float) -> None:
+        for lease in suspects:
+            fits = lease.due == due and len(self._group) < self._max_group
+            (self._group if fits else self._unwanted).append(lease)
 
-    def _end_hush(self, now: float) -> None:
-        if self._hushed_since is not None:
-            self._not_before = now + (now - self._hushed_since)
-            self._hushed_since = None
-            self._tried_some = False
-            self._dispatch.end_hush()
+    def take_unwanted(self) -> list[TaskLease]:
+        """Return the leases to be released at once; none is held afterwards."""
+        unwanted, self._unwanted = self._unwanted, []
+        return [lease for lease in unwanted if lease.is_open]
 
-    def _put_off(self, lease: Lease) -> None:
-        self._dispatch.put_off(lease, random.uniform(*PUT_OFF))
+    def take_unstarted(self) -> list[TaskLease]:
+        """Return all leases that have not started; none is held afterwards."""
+        if self._started_at is None:
+            self._unwanted += self._group
+            self._group = []
+            self.is_filling = False
+        return self.take_unwanted()
 
-    def wait(self) -> float:
-        """Seconds until `turn` has something to do, unless a step ends before."""
+    def advance(self, *, is_empty: bool, is_idle: bool) -> None:
+        """Take the next step after a claim: start the group, end it, or put it off. `is_empty`: no step executes here,
+        none waits for its turn, and no outcome is unwritten but those that wait for a locked row; `is_idle`: the claim
+        brought nothing either."""
         now = time.monotonic()
-        if self._trials:
-            others = len(self._trials) > 1 or self._held
-            put_off_at = (self._hushed_since or now) + SESSION if others else float("inf")
-            return min(self._in_company_at(), put_off_at) - now
-        if not self._held:
+        if self._started_at is not None:
+            self._end_if_over(now)
+        elif self._group:
+            self._start_if_empty(now, is_empty)
+        elif is_idle:
+            self._not_before = now
+        if self._started_at is None:
+            self._release_marks()
+
+    def _start_if_empty(self, now: float, is_empty: bool) -> None:
+        self._group = [lease for lease in self._group if lease.is_open]
+        if not self._group:
+            self._leave_exclusive(now)
+        elif is_empty and (len(self._group) >= self._max_group or (self.is_filling and not self._has_more)):
+            self._start_group(now)
+        elif is_empty or now < self._entered_at + MAX_HOLD:
+            self.is_filling = is_empty  # the claim that brought the first members may have had no room for more
+            self._has_more = False
+        else:
+            self._put_off_group(now)
+
+    def _put_off_group(self, now: float) -> None:
+        waited = round(now - self._entered_at, 3)
+        pause = self._backoff.next()
+        log.info("suspects.put_off", tasks=len(self._group), waited=waited, again_in=pause)
+        self._put_off = self._group[0].due
+        self._unwanted += self._group
+        self._leave_exclusive(now)
+        self._not_before = now + max(pause, waited)
+
+    def _start_group(self, now: float) -> None:
+        self.is_filling = self._has_more = False
+        self._put_off = None
+        self._backoff.reset()
+        self._started_at = now
+        log.debug("suspects.run", tasks=len(self._group), first=self._group[0].id)
+        self._marked += self._group
+        self._dispatch.admit(self._group)
+
+    def _end_if_over(self, now: float) -> None:
+        """Leave quarantine when the outcomes of all members are written and their code has ended, or when the group has
+        been alone for long enough."""
+        if any(lease.is_open and lease.claims > 1 for lease in self._group):
+            self._over_since = None
+        elif self._over_since is None:
+            self._over_since = now
+        has_ended = self._over_since is not None and not self._dispatch.suspended
+        is_over = has_ended or now >= self._company_at()
+        if is_over and (self._over_since is None or not len(self._dispatch.outcomes)):
+            self._leave_exclusive(now)
+
+    def _company_at(self) -> float:
+        """Return the time from which others may start, though code of the group executes. Code without a lease may be
+        a thread that a timeout has given up, which may never end."""
+        assert self._started_at is not None
+        if self._over_since is not None:
+            return self._over_since + ISOLATION_TIME
+        is_first = all(lease.claims < MAX_CLAIMS for lease in self._group)
+        return self._started_at + ISOLATION_TIME if is_first else float("inf")
+
+    def _enter_exclusive(self, now: float) -> None:
+        self._entered_at = now
+        self._dispatch.quarantined = True
+
+    def _leave_exclusive(self, now: float) -> None:
+        self._group = []
+        self._started_at = self._over_since = None
+        self.is_filling = self._has_more = False
+        self._not_before = now + (now - self._entered_at)
+        self._dispatch.quarantined = False
+
+    def _release_marks(self) -> None:
+        """Release the marks of members whose code has ended, and whose outcome is in the database or dropped."""
+        marked, self._marked = self._marked, []
+        for lease in marked:
+            is_held = self._dispatch.leases.get(lease.id) is lease
+            if lease.is_executing or (is_held and (lease.claims > 1 or not lease.is_open)):
+                self._marked.append(lease)
+            else:
+                self._dispatch.marks.release(lease)
+
+    def seconds_to_wait(self) -> float:
+        """Return the seconds until `advance` has something to do, unless a step ends before."""
+        if self._unwanted or self.is_filling:
+            return 0.0
+        if not self._group:
             return float("inf")
-        if self._hushed_since is not None:
-            return self._hushed_since + self._patience - now
-        return self._not_before - now
+        until = self._entered_at + MAX_HOLD if self._started_at is None else self._company_at()
+        return until - time.monotonic()

@@ -1,11 +1,11 @@
-// Graphile Worker as its documentation sets it up for throughput, in any number of processes.
+// Graphile Worker, set up for throughput as its documentation advises, in any number of processes.
 //
 //     node peer.mjs version
 //     node peer.mjs fill DSN TASKS WORKLOAD
 //     node peer.mjs drain DSN TASKS PROCS WORKLOAD
 //     node peer.mjs latency DSN PROCS PER_SECOND SECONDS
 //
-// The processes tell the parent how many tasks they have finished, so that nobody asks the database while it works.
+// The processes tell the parent how many tasks they have finished, so that no query disturbs the database meanwhile.
 
 import { fork } from "node:child_process";
 import { randomBytes } from "node:crypto";
@@ -91,12 +91,12 @@ async function fill(dsn, tasks, workload) {
   await utils.release();
 }
 
-// One worker process. It says how far it is, and at its end when each measured task started.
+// One worker process. It sends its parent the count of its finished tasks, and at its end the start of each measured one.
 async function work(dsn) {
   const runner = await run({ preset: preset(dsn), taskList, noHandleSignals: true });
-  let said = 0;
+  let sent = 0;
   const timer = setInterval(() => {
-    if (finished > said) process.send({ finished: (said = finished) });
+    if (finished > sent) process.send({ finished: (sent = finished) });
   }, REPORT_MS);
   process.send({ ready: true });
   await once(process, "message");

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any
 
-from fleet import SIZES, pace, payload
+from fleet import SIZES, Body, Calls, batches, pace, payload
 from oban import Oban, worker
 from oban.job import Job
 from oban.schema import install
@@ -23,57 +20,31 @@ LIMIT = 1_000
 
 @worker(queue="work")
 class Work:
-    """A job; each worker process sets what it does."""
+    """A job, whose body each worker process sets."""
 
-    run: Callable[[Job], Awaitable[None]]
+    run: Body
 
     async def process(self, job: Job) -> None:
         await Work.run(job)
 
 
 async def fill(dsn: str, tasks: int, workload: str) -> None:
-    """Its schema and `tasks` jobs, in batches of about 10 MB at most."""
+    """Create its schema and `tasks` jobs, in batches of about 10 MB at most."""
     pool = await Oban.create_pool(dsn)
     await install(pool)
     oban = Oban(pool=pool)
     size = SIZES.get(workload, 0)
-    batch = min(5_000, 10_000_000 // max(size, 1))
-    for begin in range(0, tasks, batch):
-        numbers = range(begin, min(begin + batch, tasks))
+    for numbers in batches(tasks, size, 5_000):
         await oban.enqueue_many([Work.new(payload(number, size)) for number in numbers])
     await pool.close()
 
 
-def handler(workload: str, done: Any, index: int) -> Callable[[Job], Awaitable[None]]:
-    """What a job does; the count of each process has its own slot, so no lock is needed."""
-
-    async def noop(job: Job) -> None:
-        done[index] += 1
-
-    async def sleep0(job: Job) -> None:
-        await asyncio.sleep(0)
-        done[index] += 1
-
-    async def cpu1ms(job: Job) -> None:
-        until = time.thread_time() + 0.001
-        while time.thread_time() < until:
-            pass
-        done[index] += 1
-
-    return {"sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
+def number(job: Job, more: None) -> int:
+    return int(job.args["number"])
 
 
-def probe(starts: Any) -> Callable[[Job], Awaitable[None]]:
-    """Notes when a job started."""
-
-    async def note(job: Job) -> None:
-        starts[int(job.args["number"])] = time.time()
-
-    return note
-
-
-async def consume(dsn: str, work: Callable[[Job], Awaitable[None]]) -> None:
-    """One process, until SIGTERM."""
+async def consume(dsn: str, work: Body) -> None:
+    """Run one process until SIGTERM."""
     Work.run = work
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
@@ -83,8 +54,8 @@ async def consume(dsn: str, work: Callable[[Job], Awaitable[None]]) -> None:
     await pool.close()
 
 
-async def produce(dsn: str, count: int, per_second: float) -> list[tuple[float, float]]:
-    """When each call of enqueue began and ended."""
+async def produce(dsn: str, count: int, per_second: float) -> Calls:
+    """Return the begin and the end of each call of enqueue."""
     pool = await Oban.create_pool(dsn)
     oban = Oban(pool=pool)
 

@@ -4,10 +4,16 @@ use std::{env, path::PathBuf, process::Command};
 
 fn main() {
     let cargo = env::var("CARGO").expect("CARGO");
+    let target = env::var("TARGET").expect("TARGET");
+    // Of this platform alone: a build downloads no crates of the others, and a listing of all of them would need those.
     let listing = Command::new(cargo)
         .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        .args(["--filter-platform", &target])
         .output()
         .expect("cargo metadata");
+    if !listing.status.success() {
+        panic!("cargo metadata: {}", String::from_utf8_lossy(&listing.stderr));
+    }
     let text = String::from_utf8(listing.stdout).expect("utf-8");
     // "manifest_path":"/.../pg_task-1.0.0/Cargo.toml"; no other package's directory is named like that.
     let path = text

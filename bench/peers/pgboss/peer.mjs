@@ -24,7 +24,7 @@ const OPTIONS = {
 
 const now = () => performance.timeOrigin + performance.now();
 
-/** The client; one that only sends does no upkeep and listens to nothing. */
+/** Open a client. One that only sends does no upkeep and does not listen. */
 async function open(dsn, worker) {
   const boss = new PgBoss({
     connectionString: dsn,
@@ -37,7 +37,7 @@ async function open(dsn, worker) {
   return await boss.start();
 }
 
-/** Its schema and `tasks` jobs, in batches of about 10 MB at most. */
+/** Create its schema and `tasks` jobs, in batches of about 10 MB at most. */
 async function fill(dsn, tasks, workload) {
   const boss = await open(dsn, false);
   await boss.createQueue(QUEUE, { partition: true, notify: true });
@@ -62,7 +62,7 @@ const HANDLERS = {
   },
 };
 
-/** One worker process; tells its parent how many jobs of a batch are done, or when each started. */
+/** Run one worker process, which tells its parent how many jobs of a batch are done, or when each started. */
 async function work(dsn, workload) {
   const boss = await open(dsn, true);
   const handler = HANDLERS[workload] ?? HANDLERS.noop;
@@ -82,14 +82,14 @@ async function work(dsn, workload) {
   process.send("ready");
 }
 
-/** `procs` workers; `hear` is called with what they tell once all are ready. */
-async function start(dsn, procs, workload, hear) {
+/** Start `procs` workers; `receive` is called with each message but that they are ready. */
+async function start(dsn, procs, workload, receive) {
   const file = fileURLToPath(import.meta.url);
   const fleet = Array.from({ length: procs }, () => fork(file, ["work", dsn, workload]));
   const readies = fleet.map(
     (child) =>
       new Promise((resolve) => {
-        child.on("message", (message) => (message === "ready" ? resolve() : hear(message)));
+        child.on("message", (message) => (message === "ready" ? resolve() : receive(message)));
         child.on("exit", (code) => {
           if (code) {
             console.error(`a worker ended with ${code}`);
@@ -101,7 +101,7 @@ async function start(dsn, procs, workload, hear) {
   return { fleet, ready: Promise.all(readies) };
 }
 
-/** Let all workers finish what they hold, and leave. */
+/** Let all workers finish their jobs and exit. */
 async function stop(fleet) {
   const ends = fleet.map((child) => new Promise((resolve) => child.on("exit", resolve)));
   for (const child of fleet) child.kill("SIGTERM");
@@ -121,7 +121,7 @@ async function drain(dsn, tasks, procs, workload) {
   await stop(fleet);
 }
 
-/** Enqueue one by one at fixed times and see when each starts. */
+/** Enqueue one by one at fixed times, and time the start of each. */
 async function latency(dsn, procs, perSecond, seconds) {
   await fill(dsn, 0, "noop");
   const starts = new Map();

@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pgqrs
-from fleet import SIZES, pace, payload
+from fleet import SIZES, Body, Calls, batches, pace, payload
 from pgqrs import QueueMessage
 
 BATCH = 2_000
 RUNS = 500
 POLL = 0.02
 
-Handler = Callable[[pgqrs.Store, QueueMessage], Awaitable[None]]
-
 
 async def connect(dsn: str) -> pgqrs.Store:
-    """Without limits on the rate, and on the length of messages."""
+    """Connect without limits on the rate and on the length of messages."""
     config = pgqrs.Config(dsn)
     config.max_enqueue_per_second = 10_000_000
     config.max_enqueue_burst = 10_000_000
@@ -38,7 +34,7 @@ async def connect(dsn: str) -> pgqrs.Store:
 
 
 async def fill(dsn: str, tasks: int, workload: str) -> None:
-    """Its schema and `tasks` messages, in batches of about 10 MB at most."""
+    """Create its schema and `tasks` messages, in batches of about 10 MB at most."""
     store = await connect(dsn)
     await pgqrs.admin(store).install()
     if workload == "chain5":
@@ -47,53 +43,28 @@ async def fill(dsn: str, tasks: int, workload: str) -> None:
         await store.queue("work")
     producer = await store.producer("work")
     size = SIZES.get(workload, 0)
-    batch = min(5_000, 10_000_000 // max(size, 1))
-    for begin in range(0, tasks, batch):
-        numbers = range(begin, min(begin + batch, tasks))
+    for numbers in batches(tasks, size, 5_000):
         await pgqrs.enqueue_batch(producer, [payload(number, size) for number in numbers])
 
 
-def handler(workload: str, done: Any, index: int) -> Handler:
-    """What a job does; the count of each process has its own slot, so no lock is needed."""
-
-    async def noop(store: pgqrs.Store, message: QueueMessage) -> None:
-        done[index] += 1
-
-    async def sleep0(store: pgqrs.Store, message: QueueMessage) -> None:
-        await asyncio.sleep(0)
-        done[index] += 1
-
-    async def cpu1ms(store: pgqrs.Store, message: QueueMessage) -> None:
-        until = time.thread_time() + 0.001
-        while time.thread_time() < until:
-            pass
-        done[index] += 1
-
-    @pgqrs.decorators.workflow(name="work")
-    async def five_steps(run: pgqrs.Run, body: Any) -> None:
-        for step in range(5):
-            acquired = await run.acquire_step(f"step{step}")
-            await acquired.guard.success(None)
-
-    async def chain5(store: pgqrs.Store, message: QueueMessage) -> None:
-        run = await pgqrs.run().message(message).store(store).execute()
-        await five_steps.run(run, message.payload)
-        done[index] += 1
-
-    return {"chain5": chain5, "sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
+def number(store: pgqrs.Store, message: QueueMessage) -> int:
+    return int(message.payload["number"])
 
 
-def probe(starts: Any) -> Handler:
-    """Notes when a job started."""
-
-    async def note(store: pgqrs.Store, message: QueueMessage) -> None:
-        starts[int(message.payload["number"])] = time.time()
-
-    return note
+@pgqrs.decorators.workflow(name="work")
+async def five_steps(run: pgqrs.Run, body: Any) -> None:
+    for step in range(5):
+        acquired = await run.acquire_step(f"step{step}")
+        await acquired.guard.success(None)
 
 
-async def consume(dsn: str, work: Handler) -> None:
-    """One process, until SIGTERM."""
+async def chain(store: pgqrs.Store, message: QueueMessage) -> None:
+    run = await pgqrs.run().message(message).store(store).execute()
+    await five_steps.run(run, message.payload)
+
+
+async def consume(dsn: str, work: Body) -> None:
+    """Run one process until SIGTERM."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     store = await connect(dsn)
@@ -113,8 +84,8 @@ async def consume(dsn: str, work: Handler) -> None:
             await asyncio.sleep(POLL)
 
 
-async def produce(dsn: str, count: int, per_second: float) -> list[tuple[float, float]]:
-    """When each call of enqueue began and ended."""
+async def produce(dsn: str, count: int, per_second: float) -> Calls:
+    """Return the begin and the end of each call of enqueue."""
     store = await connect(dsn)
     producer = await store.producer("work")
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import asyncpg
-from fleet import SIZES, body, pace
+from fleet import SIZES, Body, Calls, batches, body, pace
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver, AsyncpgPoolDriver
 from pgqueuer.models import Job
@@ -25,50 +22,24 @@ BATCH = 250
 
 
 async def fill(dsn: str, tasks: int, workload: str) -> None:
-    """Its schema and `tasks` jobs, in batches of about 10 MB at most."""
+    """Create its schema and `tasks` jobs, in batches of about 10 MB at most."""
     connection = await asyncpg.connect(dsn)
     queries = Queries(AsyncpgDriver(connection))
     await queries.install()
     await queries.optimize_autovacuum()
     size = SIZES.get(workload, 0)
-    batch = min(10_000, 10_000_000 // max(size, 1))
-    for begin in range(0, tasks, batch):
-        numbers = range(begin, min(begin + batch, tasks))
+    for numbers in batches(tasks, size, 10_000):
         bodies: list[bytes | None] = [body(size).encode() if size else b"%d" % number for number in numbers]
         await queries.enqueue(["work"] * len(bodies), bodies, [0] * len(bodies))
     await connection.close()
 
 
-def handler(workload: str, done: Any, index: int) -> Callable[[Job], Awaitable[None]]:
-    """What a job does; the count of each process has its own slot, so no lock is needed."""
-
-    async def noop(job: Job) -> None:
-        done[index] += 1
-
-    async def sleep0(job: Job) -> None:
-        await asyncio.sleep(0)
-        done[index] += 1
-
-    async def cpu1ms(job: Job) -> None:
-        until = time.thread_time() + 0.001
-        while time.thread_time() < until:
-            pass
-        done[index] += 1
-
-    return {"sleep0": sleep0, "cpu1ms": cpu1ms}.get(workload, noop)
+def number(job: Job, more: None) -> int:
+    return int(job.payload or b"0")
 
 
-def probe(starts: Any) -> Callable[[Job], Awaitable[None]]:
-    """Notes when a job started."""
-
-    async def note(job: Job) -> None:
-        starts[int(job.payload or b"0")] = time.time()
-
-    return note
-
-
-async def consume(dsn: str, work: Callable[[Job], Awaitable[None]]) -> None:
-    """The consumers of one process, until SIGTERM."""
+async def consume(dsn: str, work: Body) -> None:
+    """Run the consumers of one process until SIGTERM."""
     queues = [PgQueuer(AsyncpgDriver(await asyncpg.connect(dsn))) for _ in range(CONSUMERS)]
 
     def stop() -> None:
@@ -81,8 +52,8 @@ async def consume(dsn: str, work: Callable[[Job], Awaitable[None]]) -> None:
     await asyncio.gather(*(queue.run(batch_size=BATCH) for queue in queues))
 
 
-async def produce(dsn: str, count: int, per_second: float) -> list[tuple[float, float]]:
-    """When each call of enqueue began and ended."""
+async def produce(dsn: str, count: int, per_second: float) -> Calls:
+    """Return the begin and the end of each call of enqueue."""
     pool = await asyncpg.create_pool(dsn, min_size=4)  # its performance guide: a pool for producers
     queries = Queries(AsyncpgPoolDriver(pool))
 

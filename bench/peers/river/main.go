@@ -32,12 +32,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// warmUp is how many of the first are not counted, since they find everything cold.
+// warmUp is the number of first jobs that do not count, since they are slow while all is cold.
 const warmUp = 10
 
 var sizes = map[string]int{"payload1k": 1_000, "payload100k": 100_000}
 
-// Args of a job: its number, and a body where the workload is about one.
+// Args of a job: its number, and a body in the workloads that have one.
 type Args struct {
 	Number int    `json:"number"`
 	Body   string `json:"body,omitempty"`
@@ -46,7 +46,7 @@ type Args struct {
 // Kind is the name of the job.
 func (Args) Kind() string { return "work" }
 
-// Work is what a job does.
+// Work is the worker of the jobs.
 type Work struct {
 	river.WorkerDefaults[Args]
 	do func(number int)
@@ -58,7 +58,7 @@ func (w *Work) Work(_ context.Context, job *river.Job[Args]) error {
 	return nil
 }
 
-// fill makes its schema and `tasks` jobs, in batches of about 10 MB at most.
+// fill creates its schema and `tasks` jobs, in batches of about 10 MB at most.
 func fill(ctx context.Context, dsn string, tasks int, workload string) error {
 	pool, err := pgxpool.New(ctx, dsn)
 	if err != nil {
@@ -155,15 +155,15 @@ func work(ctx context.Context, dsn, workload string) error {
 	}
 }
 
-// said is a line of a worker.
-type said struct {
+// workerLine is a line of output of a worker.
+type workerLine struct {
 	worker int
 	line   string
 }
 
-// start runs `procs` workers; what they say comes over the channel, which is closed when all have ended.
-func start(dsn string, procs int, workload string) ([]*exec.Cmd, <-chan said, error) {
-	lines := make(chan said, 1024)
+// start runs `procs` workers; their output comes over the channel, which is closed when all have exited.
+func start(dsn string, procs int, workload string) ([]*exec.Cmd, <-chan workerLine, error) {
+	lines := make(chan workerLine, 1024)
 	var open atomic.Int64
 	open.Store(int64(procs))
 	var fleet []*exec.Cmd
@@ -180,7 +180,7 @@ func start(dsn string, procs int, workload string) ([]*exec.Cmd, <-chan said, er
 		fleet = append(fleet, child)
 		go func() {
 			for scanner := bufio.NewScanner(pipe); scanner.Scan(); {
-				lines <- said{worker, scanner.Text()}
+				lines <- workerLine{worker, scanner.Text()}
 			}
 			if open.Add(-1) == 0 {
 				close(lines)
@@ -190,8 +190,8 @@ func start(dsn string, procs int, workload string) ([]*exec.Cmd, <-chan said, er
 	return fleet, lines, nil
 }
 
-// stop lets all workers finish what they hold, and leave.
-func stop(fleet []*exec.Cmd, lines <-chan said) error {
+// stop lets all workers finish their jobs and exit.
+func stop(fleet []*exec.Cmd, lines <-chan workerLine) error {
 	for _, child := range fleet {
 		child.Process.Signal(syscall.SIGTERM)
 	}
@@ -223,7 +223,7 @@ func drain(dsn string, tasks, procs int, workload string) error {
 	return errors.Join(errors.New("the workers ended before the work was done"), stop(fleet, lines))
 }
 
-// latency enqueues one by one at fixed times and sees when each starts.
+// latency enqueues one by one at fixed times, and times the start of each.
 func latency(ctx context.Context, dsn string, procs int, perSecond, seconds float64) error {
 	if err := fill(ctx, dsn, 0, "noop"); err != nil {
 		return err
@@ -271,7 +271,7 @@ func latency(ctx context.Context, dsn string, procs int, perSecond, seconds floa
 	})
 }
 
-// produce says when each call of Insert began and ended, in microseconds.
+// produce returns the begin and the end of each call of Insert, in microseconds.
 func produce(ctx context.Context, dsn string, count int, perSecond float64) (begins, ends []int64, err error) {
 	pool, err := pgxpool.New(ctx, dsn)
 	if err != nil {
@@ -297,7 +297,7 @@ func produce(ctx context.Context, dsn string, count int, perSecond float64) (beg
 	return begins, ends, calls.Wait()
 }
 
-// version of River, as it was built in.
+// version returns the version of River in this build.
 func version() {
 	info, _ := debug.ReadBuildInfo()
 	for _, module := range info.Deps {

@@ -1,10 +1,12 @@
--- May a burst over the queues $1 (null: all) end? Whether some task is leased, here or elsewhere, and so may come back,
--- and whether some task is parked.
+-- Decide whether a burst over the queues $1 (null: all) may end. Returns whether some task is leased, here or
+-- elsewhere, and so may come back, except tasks of other apps, whose envelopes $2 matches (null: there are none); and
+-- whether some task is parked.
 SELECT
     EXISTS (
         SELECT FROM pg_task
         WHERE locked_by IS NOT NULL
           AND ($1::text[] IS NULL OR queue = ANY ($1))
+          AND ($2::text IS NULL OR left(step, 2000) !~ $2)
     ),
     EXISTS (
         SELECT FROM pg_task

@@ -1,8 +1,10 @@
 -- Remove the tasks $1, those under a live lease only if $2. The outcome of a worker that holds the lease of a removed
--- task no longer matches a row and is dropped. What comes back is as in retry.sql.
-WITH asked AS (
+-- task no longer matches a row and is dropped. Returns the columns of retry.sql.
+--
+-- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
+WITH requested AS (
     SELECT DISTINCT id
-    FROM unnest($1::uuid[]) AS asked (id)
+    FROM unnest($1::uuid[]) AS requested (id)
 ),
 free AS MATERIALIZED (
     SELECT id
@@ -13,17 +15,15 @@ free AS MATERIALIZED (
     FOR UPDATE
 ),
 cancelled AS (
-    DELETE FROM pg_task AS task
-    USING free
-    WHERE task.id = free.id
-    RETURNING task.id
+    DELETE FROM pg_task
+    WHERE id = ANY (ARRAY (SELECT id FROM free))
+    RETURNING id
 )
 SELECT
-    asked.id,
-    cancelled.id IS NOT NULL AS is_done,
+    requested.id,
+    requested.id IN (SELECT id FROM cancelled) AS is_done,
     task.id IS NOT NULL AS was_there,
     task.lock_expires_at AS leased_until,
     now() AS seen_at
-FROM asked
-LEFT JOIN cancelled USING (id)
-LEFT JOIN pg_task AS task USING (id)
+FROM requested
+LEFT JOIN LATERAL (SELECT * FROM pg_task WHERE pg_task.id = requested.id OFFSET 0) AS task ON true

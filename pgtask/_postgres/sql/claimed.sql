@@ -1,5 +1,5 @@
--- What a consumer is told of the tasks $1 beside what their claim under the token $2 has said.
+-- Describe the tasks $1 of the token $2 for a consumer, beyond the columns of the claim. Plan: as in renew_locked.sql.
 SELECT id, queue, priority, key, created_at
 FROM pg_task
 WHERE id = ANY ($1::uuid[])
-  AND locked_by = $2
+  AND locked_by IS NOT DISTINCT FROM $2

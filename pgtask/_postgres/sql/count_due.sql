@@ -1,4 +1,4 @@
--- How many tasks of the queues $1 (null: all) are leased or due within $2 seconds; counts no further than $3.
+-- Count the tasks of the queues $1 (null: all) that are leased or due within $2 seconds, no further than $3.
 SELECT count(*)
 FROM (
     SELECT

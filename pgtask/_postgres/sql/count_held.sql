@@ -1,5 +1,5 @@
--- How many tasks of each lane are leased, how many of these leases have run out, and how many are parked. Counts $1
--- leased and $1 parked tasks at most.
+-- Count the leased tasks, the expired leases and the parked tasks of each lane: at most $1 leased and $1 parked tasks
+-- in all.
 SELECT
     queue,
     priority,

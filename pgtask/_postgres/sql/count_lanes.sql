@@ -1,5 +1,5 @@
--- How many tasks wait in each of the lanes (queues $1, priorities $2), counting no further than $3 for each number, and
--- since when the oldest has been due, and when the next one will be.
+-- Count the waiting tasks of each lane (queues $1, priorities $2), no further than $3 for each number, with the time at
+-- which the oldest fell due, and the time at which the next one will.
 SELECT
     lane.queue,
     lane.priority,

@@ -1,7 +1,9 @@
 -- All columns of the tasks $1, in that order, with their states by the clock of this server. Of steps and errors the
 -- first $2 characters (null: all).
+--
+-- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
 SELECT
-    id,
+    task.id,
     CASE
         WHEN error IS NOT NULL THEN 'parked'
         WHEN locked_by IS NOT NULL THEN 'leased'
@@ -14,6 +16,7 @@ SELECT
     key,
     tried,
     claims,
+    position,
     wakeup_at,
     created_at,
     updated_at,
@@ -21,6 +24,6 @@ SELECT
     lock_expires_at,
     coalesce(left(error, $2), error) AS error,
     now() AS seen_at
-FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, place)
-JOIN pg_task USING (id)
+FROM unnest($1::uuid[]) WITH ORDINALITY AS requested (id, place)
+CROSS JOIN LATERAL (SELECT * FROM pg_task WHERE pg_task.id = requested.id OFFSET 0) AS task
 ORDER BY place

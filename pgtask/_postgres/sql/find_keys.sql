@@ -1,4 +1,4 @@
--- The tasks that have one of the keys $1.
+-- Find the tasks that have one of the keys $1.
 SELECT key, id
 FROM pg_task
 WHERE key = ANY ($1::text[])

@@ -1,33 +1,42 @@
 -- Write the outcomes of a batch, each fenced by its task's id and lease token.
 --
---   done   $1 ids, $2 tokens: the task is finished, its row goes
---   kept   $3 ids, $4 tokens, $5 steps: it goes on now under its lease (a HOT update: no indexed column changes)
---   moved  $6 ids, $7 tokens, $8 steps (null: the same), $9 tried (null: the same), $10 errors, $11 delays in seconds
---          (null: wakeup_at stays), $12 queues and $13 priorities (null: the same), $14 claims (null: 0): it leaves
---          the worker's hands
---   $15    tell idle workers: a moved task may concern a fleet that serves another queue
+--   done         $1 ids, $2 tokens: the task is finished, its row is deleted
+--   continued    $3 ids, $4 tokens, $5 steps: the task goes on under its lease (a HOT update: no indexed column changes).
+--                $6 is the number of this flush, greater than those of all flushes of this worker before
+--   rescheduled  $7 ids, $8 tokens, $9 steps (null: the same), $10 tried (null: the same), $11 errors, $12 delays in
+--                seconds (null: wakeup_at stays), $13 queues and $14 priorities (null: the same), $15 claims (null: 0):
+--                the task leaves this worker
+--   $16          tell idle workers: another fleet may serve the new queue of a rescheduled task
 --
--- Not fenced by the end of the lease: finished work that nobody has taken over still counts. Rows whose lease was lost
--- do not match and are left alone; the ids of a kind come back only when some of it were lost.
+-- The fence is the token, not the end of the lease: an outcome that is late still counts while no other worker has
+-- claimed the task. All steps under one lease have one token, so a task that continues has a position as well: a
+-- statement that was sent twice, and arrives behind a later one, finds a greater position and changes nothing.
+--
+-- A row whose lease was lost does not match and stays as it is; the ids of a kind come back only when some of its
+-- leases were lost.
+--
+-- Plan: each row by the primary key, as our_leases.sql says. An update takes its values from a row of its batch, so it
+-- joins them, but by an array of one id: only an equality lets the planner merge, or read all of an index in the order
+-- of the ids. IS NOT DISTINCT FROM keeps it off the index of leases.
 WITH done AS (
-    DELETE FROM pg_task AS task
-    USING unnest($1::uuid[], $2::uuid[]) AS outcome (id, token)
-    WHERE task.id = outcome.id
-      AND task.locked_by = outcome.token
-    RETURNING task.id
+    DELETE FROM pg_task
+    -- include: shared/our_leases.sql
+    RETURNING id
 ),
-kept AS (
+continued AS (
     UPDATE pg_task AS task
     SET step = outcome.step,
         tried = 0,
         claims = 1,
+        position = $6,
         updated_at = now()
     FROM unnest($3::uuid[], $4::uuid[], $5::text[]) AS outcome (id, token, step)
-    WHERE task.id = outcome.id
-      AND task.locked_by = outcome.token
+    WHERE task.id = ANY (ARRAY[outcome.id])
+      AND task.locked_by IS NOT DISTINCT FROM outcome.token
+      AND task.position <= $6::bigint
     RETURNING task.id
 ),
-moved AS (
+rescheduled AS (
     UPDATE pg_task AS task
     SET step = coalesce(outcome.step, task.step),
         tried = coalesce(outcome.tried, task.tried),
@@ -39,15 +48,15 @@ moved AS (
         lock_expires_at = NULL,
         claims = coalesce(outcome.claims, 0),
         updated_at = now()
-    FROM unnest($6::uuid[], $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::float8[], $12::text[], $13::smallint[],
-        $14::integer[])
+    FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::integer[], $11::text[], $12::float8[], $13::text[],
+        $14::smallint[], $15::integer[])
         AS outcome (id, token, step, tried, error, delay, queue, priority, claims)
-    WHERE task.id = outcome.id
-      AND task.locked_by = outcome.token
+    WHERE task.id = ANY (ARRAY[outcome.id])
+      AND task.locked_by IS NOT DISTINCT FROM outcome.token
     RETURNING task.id
 )
 SELECT
     CASE WHEN (SELECT count(*) FROM done) < cardinality($1::uuid[]) THEN ARRAY (SELECT id FROM done) END,
-    CASE WHEN (SELECT count(*) FROM kept) < cardinality($3::uuid[]) THEN ARRAY (SELECT id FROM kept) END,
-    CASE WHEN (SELECT count(*) FROM moved) < cardinality($6::uuid[]) THEN ARRAY (SELECT id FROM moved) END,
-    CASE WHEN $15 THEN pg_notify('pg_task_changed', '')::text END
+    CASE WHEN (SELECT count(*) FROM continued) < cardinality($3::uuid[]) THEN ARRAY (SELECT id FROM continued) END,
+    CASE WHEN (SELECT count(*) FROM rescheduled) < cardinality($7::uuid[]) THEN ARRAY (SELECT id FROM rescheduled) END,
+    CASE WHEN $16 THEN pg_notify('pg_task_changed', '')::text END

@@ -1,5 +1,5 @@
--- For the rest of this transaction, read tables by their indexes, whatever the statistics say: an operator's question
--- must not become a scan of the whole table. As statements, not settings of the session: they pass through pgbouncer.
+-- For the rest of this transaction, read tables by their indexes, with any statistics: an operator's question must
+-- not become a scan of the whole table. As statements, not settings of the session: they pass through pgbouncer.
 SELECT
     set_config('enable_seqscan', 'off', true),
     set_config('enable_bitmapscan', 'off', true),

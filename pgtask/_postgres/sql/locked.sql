@@ -1,4 +1,4 @@
--- Which of the tasks $1 somebody else has locked just now, without waiting for them.
+-- Find the tasks of $1 that another session has locked at this moment, without waiting for them.
 WITH free AS MATERIALIZED (
     SELECT id
     FROM pg_task
@@ -8,4 +8,4 @@ WITH free AS MATERIALIZED (
 SELECT id
 FROM pg_task
 WHERE id = ANY ($1::uuid[])
-  AND id <> ALL (ARRAY (SELECT id FROM free))
+  AND id NOT IN (SELECT id FROM free)

@@ -1,5 +1,5 @@
--- Who keeps vacuum from removing dead rows of this database for longest: an open transaction, or a prepared one that
--- was forgotten. Sessions of other users show only to members of pg_read_all_stats.
+-- The transaction that has kept vacuum from removing dead rows of this database for longest: an open one, or a prepared
+-- one that was forgotten. Sessions of other users show only to members of pg_read_all_stats.
 SELECT pid, name, state, began_at
 FROM (
     SELECT

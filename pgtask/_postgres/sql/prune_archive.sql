@@ -1,5 +1,6 @@
--- Remove archived tasks that finished before $1, the oldest first, at most $2, and none from before $3: where the last
--- batch came to, so that its dead index entries are not read again. How many, and how far it came.
+-- Remove archived tasks that finished before $1, the oldest first, at most $2, and none from before $3: the
+-- end of the last batch, so that its dead index entries are not read again. Returns the number and the end of this
+-- batch.
 WITH pruned AS (
     DELETE FROM pg_task_archive
     WHERE ctid = ANY (ARRAY (

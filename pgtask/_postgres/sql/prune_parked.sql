@@ -1,9 +1,9 @@
--- Remove tasks that were parked before $1, as prune_archive.sql does. Parking sets `wakeup_at`, so that is when.
+-- Remove tasks that were parked before $1, as prune_archive.sql does. Parking sets `wakeup_at`.
 --
--- A run goes with its record and all it has recorded; not as long as its parent might ask for it, see prune_runs.sql. But
--- no more than $4 checkpoints: what is over of the last one is that of an ended run. How many, how far it came, whether
--- there are more, and the run of which something is left.
-WITH looked AS MATERIALIZED (
+-- A run is removed with its record and its checkpoints, unless its parent might read it, see prune_runs.sql. The batch
+-- removes at most $4 checkpoints: the rest of the last run is that of an ended run. Returns the number, the end of this
+-- batch, whether there are more, and the run of which records are left.
+WITH listed AS MATERIALIZED (
     SELECT id, wakeup_at
     FROM pg_task
     WHERE error IS NOT NULL
@@ -23,9 +23,9 @@ WITH looked AS MATERIALIZED (
 ),
 summed AS (
     SELECT id, wakeup_at, checkpoints, sum(checkpoints) OVER (ORDER BY wakeup_at, id) AS total
-    FROM looked
+    FROM listed
     CROSS JOIN LATERAL (
-        SELECT coalesce(max(number), 0) AS checkpoints FROM pg_task_checkpoints WHERE run = looked.id
+        SELECT coalesce(max(number), 0) AS checkpoints FROM pg_task_checkpoints WHERE run = listed.id
     ) AS last
 ),
 pruned AS MATERIALIZED (
@@ -51,6 +51,6 @@ removed AS (
 SELECT
     count(*),
     max(wakeup_at),
-    (SELECT count(*) FROM looked) = $2 OR (SELECT count(*) FROM looked) > count(*),
+    (SELECT count(*) FROM listed) = $2 OR (SELECT count(*) FROM listed) > count(*),
     (SELECT id FROM pruned WHERE leaves > 0)
 FROM pruned

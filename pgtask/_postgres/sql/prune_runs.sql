@@ -1,13 +1,13 @@
--- Of the first $2 runs with ids from $3 on, before $4, remove those that ended before $1, with all they have recorded and
--- signals they have not taken; but no more than $5 checkpoints. How many; whether there was a parent among them that might
--- have gone on; the first that is left for that bound; and the last that was looked at, null if there are no more.
+-- Of the first $2 runs with ids from $3 on, before $4, remove those that ended before $1, with their checkpoints and
+-- unread signals, but at most $5 checkpoints. Returns the number; whether one of them was a parent that might have gone
+-- on; the first run that this bound has left; and the last run that was read, null if there are no more.
 --
--- A run has ended when its task is gone. One whose parent might go on stays, since a replay of that one may ask for it
--- again: only a parent that has ended well, or is removed itself, never does. One without an end (somebody has deleted
--- its task) counts as old as it is. If somebody resumes a run meanwhile, its end has changed, and it stays.
+-- A run has ended when its task is gone. A run whose parent might go on stays, since a replay of the parent may read it
+-- again: only a parent that has ended well, or is removed itself, never does. The age of a run without an end (its task
+-- was deleted by hand) counts from its creation. A run that is resumed meanwhile has another end, and stays.
 --
--- A run with more checkpoints goes in pieces, from its last one on, and cannot be resumed from when that begins.
-WITH looked AS MATERIALIZED (
+-- A run with more checkpoints is removed in pieces, the last checkpoints first, and cannot be resumed once that begins.
+WITH examined AS MATERIALIZED (
     SELECT id, parent, state, created_at, ended_at
     FROM pg_task_runs
     WHERE id >= $3
@@ -17,12 +17,15 @@ WITH looked AS MATERIALIZED (
 ),
 ended AS MATERIALIZED (
     SELECT run.id, run.state
-    FROM looked
-    JOIN pg_task_runs AS run ON run.id = looked.id AND run.ended_at IS NOT DISTINCT FROM looked.ended_at
-    WHERE coalesce(looked.ended_at, looked.created_at) < $1
-      AND NOT EXISTS (SELECT FROM pg_task WHERE pg_task.id = looked.id)
+    FROM examined
+    JOIN pg_task_runs AS run ON run.id = examined.id AND run.ended_at IS NOT DISTINCT FROM examined.ended_at
+    WHERE coalesce(examined.ended_at, examined.created_at) < $1
+      AND NOT EXISTS (SELECT FROM pg_task WHERE pg_task.id = examined.id)
       AND NOT EXISTS (
-          SELECT FROM pg_task_runs AS parent WHERE parent.id = looked.parent AND parent.state IS DISTINCT FROM 'SUCCESS'
+          SELECT
+          FROM pg_task_runs AS parent
+          WHERE parent.id = examined.parent
+            AND parent.state IS DISTINCT FROM 'SUCCESS'
       )
     FOR UPDATE OF run SKIP LOCKED
 ),
@@ -63,4 +66,4 @@ SELECT
     (SELECT count(*) FROM pruned WHERE leaves = 0),
     (SELECT coalesce(bool_or(state IS DISTINCT FROM 'SUCCESS'), false) FROM pruned WHERE leaves = 0),
     (SELECT id FROM later ORDER BY id LIMIT 1),
-    (SELECT id FROM looked ORDER BY id OFFSET $2 - 1)
+    (SELECT id FROM examined ORDER BY id OFFSET $2 - 1)

@@ -1,10 +1,12 @@
 -- Make the tasks $1 due, without an error and with all their retries; a task under a live lease is left alone.
 --
--- Says of each whether it was done, whether the task was there, and until when it was leased. Locks in the order of
+-- Returns for each whether it was done, whether the task existed, and the end of its lease. Locks in the order of
 -- ids, so that two such statements do not deadlock.
-WITH asked AS (
+--
+-- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
+WITH requested AS (
     SELECT DISTINCT id
-    FROM unnest($1::uuid[]) AS asked (id)
+    FROM unnest($1::uuid[]) AS requested (id)
 ),
 free AS MATERIALIZED (
     SELECT id
@@ -15,24 +17,14 @@ free AS MATERIALIZED (
     FOR NO KEY UPDATE
 ),
 retried AS (
-    UPDATE pg_task AS task
-    SET error = NULL,
-        tried = 0,
-        claims = 0,
-        wakeup_at = least(wakeup_at, now()),
-        locked_by = NULL,
-        lock_expires_at = NULL
-    FROM free
-    WHERE task.id = free.id
-    RETURNING task.id
+    -- include: shared/made_due.sql
 )
 SELECT
-    asked.id,
-    retried.id IS NOT NULL AS is_done,
+    requested.id,
+    requested.id IN (SELECT id FROM retried) AS is_done,
     task.id IS NOT NULL AS was_there,
     task.lock_expires_at AS leased_until,
     now() AS seen_at,
-    CASE WHEN retried.id IS NOT NULL THEN pg_notify('pg_task_changed', '')::text END
-FROM asked
-LEFT JOIN retried USING (id)
-LEFT JOIN pg_task AS task USING (id)
+    CASE WHEN requested.id IN (SELECT id FROM retried) THEN pg_notify('pg_task_changed', '')::text END
+FROM requested
+LEFT JOIN LATERAL (SELECT * FROM pg_task WHERE pg_task.id = requested.id OFFSET 0) AS task ON true

@@ -1,2 +1,3 @@
--- Tell every worker on every host that listens to finish its running steps and leave, as in pg_task.
-SELECT pg_notify('pg_task_changed', 'stop_worker')::text
+-- Tell every worker of this schema, on every host, to finish its running steps and exit. Returns the payload
+-- that was sent.
+SELECT pg_task_stop()

@@ -1,4 +1,4 @@
--- What the table weighs, from the catalogue and the statistics alone: nothing is counted. `rows` is the planner's
+-- The size of the table, from the catalogue and the statistics alone: no row is counted. `rows` is the planner's
 -- estimate, null before the first vacuum or analyze.
 SELECT
     CASE WHEN reltuples >= 0 THEN reltuples::bigint END AS rows,

@@ -6,8 +6,8 @@
 //!     bench-pg-task latency DSN PROCS PER_SECOND SECONDS
 //!
 //! `drain` starts PROCS processes of itself (`work`), each with a few of the crate's workers; when the table is
-//! empty it sends the crate's own `stop_worker`. PG_TASK_WORKERS and PG_TASK_CONCURRENCY say how many workers there are
-//! in a process, and how many steps each may have under way.
+//! empty it sends the crate's own `stop_worker`. PG_TASK_WORKERS and PG_TASK_CONCURRENCY set the number of workers in a
+//! process, and of steps that each may have under way.
 
 use async_trait::async_trait;
 use pg_task::{NextStep, Step, StepResult};
@@ -30,8 +30,8 @@ use tokio::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Workers in a process, and steps under way in each: of 1 to 16 and 1 to 32 the fastest drain on two cores. Workers look
-/// for the next row one at a time, and more of them mostly get in each other's way.
+/// Workers in a process, and steps under way in each: of 1 to 16 and 1 to 32 the fastest drain on two cores. Workers fetch
+/// the next row one at a time, and more of them mostly hinder each other.
 const WORKERS: usize = 1;
 const CONCURRENCY: usize = 1;
 const FILL_BATCH: usize = 10_000;
@@ -166,7 +166,7 @@ async fn run() -> Result<()> {
     Ok(())
 }
 
-/// From the directory of the crate that was built in: .../pg_task-1.0.0/Cargo.toml
+/// Version in the name of the crate's directory at build time: .../pg_task-1.0.0/Cargo.toml
 fn version() -> &'static str {
     let directory = env!("PG_TASK_MANIFEST").trim_end_matches("/Cargo.toml");
     directory.rsplit("/pg_task-").next().unwrap_or("?")
@@ -206,7 +206,7 @@ fn task(workload: &str, number: i64) -> Result<Tasks> {
     })
 }
 
-/// Letters that cannot be compressed: base 64 of random bytes.
+/// Letters that do not compress: base 64 of random bytes.
 fn text(size: usize) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut left = String::with_capacity(size + 9);
@@ -221,7 +221,7 @@ fn text(size: usize) -> String {
     left
 }
 
-/// Rows as `enqueue` writes them, many in a statement: what is measured is the drain.
+/// Insert rows as `enqueue` writes them, but many in a statement, since the bench measures the drain.
 async fn fill(dsn: &str, tasks: i64, workload: &str) -> Result<()> {
     let db = PgPool::connect(dsn).await?;
     migrate(&db).await?;
@@ -256,7 +256,7 @@ async fn drain(dsn: &str, procs: usize) -> Result<()> {
     stop(&db, workers).await
 }
 
-/// The first look is cheap while there is work: it ends at the first row.
+/// Poll the table. A query is cheap while there is work: it ends at the first row.
 async fn until_empty(db: &PgPool, workers: &mut [Child]) -> Result<()> {
     loop {
         let some: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_task)")

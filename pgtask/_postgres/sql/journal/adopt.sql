@@ -1,11 +1,16 @@
--- Runs $1 under the tokens $2, of the workflows $3, that are live without a record (triggered by a plain INSERT INTO
--- pg_task), or with that of an earlier end (revived by UPDATE pg_task SET error = NULL): make the record say that they
--- have not ended. What comes back are the runs that are held, null for all. May be sent again.
-WITH held AS MATERIALIZED (
-    SELECT lease.run, lease.name
-    FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS lease (run, token, name)
-    JOIN pg_task AS task ON task.id = lease.run AND task.locked_by = lease.token
-    FOR SHARE OF task SKIP LOCKED
+-- Make the records of live runs say that they have not ended: runs $1 under the tokens $2, of the workflows $3. They have
+-- no record (triggered by a plain INSERT INTO pg_task), or that of an earlier end (revived by UPDATE pg_task SET error =
+-- NULL). Returns the runs whose lease is held, null for all: the others have lost it, or another session has locked the
+-- row of the task, or the record. May be sent again.
+WITH fenced AS MATERIALIZED (
+    SELECT entry.run, entry.name, 1 AS version
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS entry (run, token, name)
+    -- include: shared/fence.sql
+),
+held AS MATERIALIZED (
+    SELECT fenced.*
+    FROM fenced
+    -- include: shared/begun.sql
 ),
 adopted AS (
     INSERT INTO pg_task_runs AS run (id, name)

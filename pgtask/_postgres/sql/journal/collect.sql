@@ -1,7 +1,7 @@
--- How the runs $1 have ended: state (null: not yet), output and error. Their tasks have the last word: one may have been
--- parked, revived or removed by other means than ours. One without a record will tell nobody of its end.
+-- Read the ends of the runs $1: state (null: not ended), output and error. Their tasks decide: plain SQL may have parked,
+-- revived or removed one. A run without a record counts as ended, as it will notify no parent.
 SELECT
-    asked.id,
+    requested.id,
     CASE
         WHEN task.error IS NOT NULL THEN 'ERROR'
         WHEN run.id IS NOT NULL AND task.id IS NOT NULL THEN NULL
@@ -10,6 +10,8 @@ SELECT
     END,
     run.output,
     coalesce(task.error, run.error)
-FROM unnest($1::uuid[]) AS asked (id)
-LEFT JOIN pg_task_runs AS run ON run.id = asked.id
-LEFT JOIN pg_task AS task ON task.id = asked.id
+FROM unnest($1::uuid[]) AS requested (id)
+LEFT JOIN LATERAL (
+    SELECT id, state, output, error FROM pg_task_runs WHERE id BETWEEN requested.id AND requested.id ORDER BY id LIMIT 1
+) AS run ON true
+LEFT JOIN LATERAL (SELECT id, error FROM pg_task WHERE id = requested.id OFFSET 0) AS task ON true

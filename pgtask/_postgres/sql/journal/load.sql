@@ -1,7 +1,7 @@
--- What the journal holds of the runs $1, as a row for each checkpoint (one without, of a run that has none): the task's
--- wakeup_at, the time here, whether there is a record, its version and state; then the checkpoint.
+-- Read the histories of the runs $1, a row for each checkpoint (one row, without a checkpoint, of a run that has none): the
+-- task's wakeup_at, the time of the database, whether there is a record, its version and state; then the checkpoint.
 SELECT
-    asked.id,
+    requested.id,
     task.wakeup_at,
     clock_timestamp(),
     run.id IS NOT NULL,
@@ -15,7 +15,9 @@ SELECT
     checkpoint.error,
     checkpoint.due_at,
     checkpoint.tried
-FROM unnest($1::uuid[]) AS asked (id)
-LEFT JOIN pg_task AS task ON task.id = asked.id
-LEFT JOIN pg_task_runs AS run ON run.id = asked.id
-LEFT JOIN pg_task_checkpoints AS checkpoint ON checkpoint.run = asked.id
+FROM unnest($1::uuid[]) AS requested (id)
+LEFT JOIN LATERAL (SELECT wakeup_at FROM pg_task WHERE id = requested.id OFFSET 0) AS task ON true
+LEFT JOIN LATERAL (
+    SELECT id, version, state FROM pg_task_runs WHERE id BETWEEN requested.id AND requested.id ORDER BY id LIMIT 1
+) AS run ON true
+LEFT JOIN LATERAL (SELECT * FROM pg_task_checkpoints WHERE run = requested.id OFFSET 0) AS checkpoint ON true

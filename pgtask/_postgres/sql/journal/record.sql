@@ -1,56 +1,52 @@
--- Record a batch of checkpoints: runs $1 under the tokens $2, numbers $3, places $4, kinds $5, names $6, results $7,
--- errors $8, due at $9, failed tries $10, seconds $11, and the version $12 of the workflow (null unless it is the run's
--- first checkpoint).
+-- Record a batch of checkpoints: runs $1 under the tokens $2, numbers $3, places $4, kinds $5 (null: step), names $6, results
+-- $7, errors $8, due at $9, failed tries $10 (null: none), seconds $11, and the version $12 of the workflow (null unless it
+-- is the run's first checkpoint).
 --
--- A step that is put off ($9: until when) has a checkpoint that a later try, or its result, takes over under the same
--- number. What is complete stays as it is, and tries only grow: so this may be sent again, and come late.
+-- The statement may be sent again, and arrive late.
 --
--- The row of the run's task is locked to the end, so that nobody takes the run over in between. What comes back are the
--- runs whose lease is held, null for all: those that are missing have lost it, or somebody else has locked the row.
-WITH held AS MATERIALIZED (
-    SELECT checkpoint.*, task.claims
+-- Returns the runs whose lease is held, null for all: the others have lost it, or another session has locked the row of
+-- the task, the record (if this is the first checkpoint) or the checkpoint (if it is there). Lock order: as named.
+WITH fenced AS MATERIALIZED (
+    SELECT entry.*, task.claims
     FROM unnest(
         $1::uuid[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
         $9::timestamptz[], $10::integer[], $11::float8[], $12::integer[]
-    ) AS checkpoint (run, token, number, place, kind, name, result, error, due_at, tried, seconds, version)
-    JOIN pg_task AS task ON task.id = checkpoint.run AND task.locked_by = checkpoint.token
-    FOR SHARE OF task SKIP LOCKED
+    ) AS entry (run, token, number, place, kind, name, result, error, due_at, tried, seconds, version)
+    -- include: shared/fence.sql
 ),
-begun AS (
-    UPDATE pg_task_runs AS run
-    SET version = held.version,
-        started_at = now()
+held AS MATERIALIZED (
+    SELECT fenced.*, record.id AS record
+    FROM fenced
+    LEFT JOIN LATERAL (
+        SELECT run
+        FROM pg_task_checkpoints
+        WHERE run = fenced.run
+          AND number = fenced.number
+          AND (fenced.tried > 0 OR fenced.due_at IS NOT NULL)
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS checkpoint ON true
+    -- include: shared/begun.sql
+    AND (
+        (coalesce(fenced.tried, 0) = 0 AND fenced.due_at IS NULL)
+        OR checkpoint.run IS NOT NULL
+        OR (
+            SELECT run FROM pg_task_checkpoints AS seen WHERE seen.run = fenced.run AND seen.number = fenced.number
+        ) IS NULL
+    )
+),
+progressed AS (
+    SELECT run, claims
     FROM held
-    WHERE run.id = held.run
-      AND held.version IS NOT NULL
 ),
--- A run that gets on has not killed its worker: claims that ended without an outcome count up to a checkpoint only.
-cleared AS (
-    UPDATE pg_task
-    SET claims = 1
-    WHERE id = ANY (ARRAY (SELECT run FROM held WHERE claims > 1))
-),
-recorded AS (
-    INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result, error, due_at, tried, seconds)
-    SELECT run, number, place, kind, name, result, error, due_at, tried, seconds
+-- include: shared/progress.sql
+arrived AS NOT MATERIALIZED (
+    SELECT *
     FROM held
-    ON CONFLICT DO NOTHING
 ),
-tried_again AS (
-    UPDATE pg_task_checkpoints AS checkpoint
-    SET result = held.result,
-        error = held.error,
-        due_at = held.due_at,
-        tried = held.tried,
-        seconds = held.seconds,
-        recorded_at = now()
+-- include: shared/recorded.sql
+written AS (
+    SELECT count(*) AS entries, array_agg(run) AS runs
     FROM held
-    WHERE held.tried > 0
-      AND checkpoint.run = held.run
-      AND checkpoint.number = held.number
-      AND checkpoint.kind = 'step'
-      AND checkpoint.due_at IS NOT NULL
-      AND checkpoint.tried <= held.tried
 )
-SELECT CASE WHEN count(*) < cardinality($1::uuid[]) THEN coalesce(array_agg(run), '{}') END
-FROM held
+SELECT CASE WHEN entries < cardinality($1::uuid[]) THEN coalesce(runs, '{}') END
+FROM written

@@ -1,8 +1,8 @@
--- What makes the table a queue: the indexes of the claim, the storage settings, the wake-up triggers, the comments.
--- Runs on a table made by 001 and on one adopted from pg_task. An index that is already there under its name is taken as
--- it is, so that those of a big table can be built beforehand (CREATE INDEX CONCURRENTLY).
+-- The parts that make the table a queue: the indexes of the claim, the storage settings, the wake-up triggers. Runs on
+-- a table made by 001 and on one adopted from pg_task. It keeps an index that already exists under its name, so that
+-- you can build those of a big table beforehand (CREATE INDEX CONCURRENTLY).
 
--- A concurrent build that failed leaves an invalid index behind, which costs writes and serves nobody.
+-- A concurrent build that failed leaves an invalid index, which costs writes and serves no query.
 DO $$
 DECLARE
     name name;
@@ -11,9 +11,12 @@ BEGIN
         SELECT relname
         FROM pg_index
         JOIN pg_class ON pg_class.oid = indexrelid
-        WHERE indrelid = 'pg_task'::regclass
+        WHERE relnamespace = quote_ident(current_schema())::regnamespace
           AND NOT indisvalid
-          AND relname IN ('pg_task_ready_idx', 'pg_task_lease_idx', 'pg_task_parked_idx', 'pg_task_key_idx')
+          AND relname IN (
+              'pg_task_ready_idx', 'pg_task_lease_idx', 'pg_task_parked_idx', 'pg_task_key_idx', 'pg_task_runs_name_idx',
+              'pg_task_runs_parent_idx', 'pg_task_signals_run_idx', 'pg_task_archive_finished_idx'
+          )
     LOOP
         EXECUTE format('DROP INDEX %I', name);
     END LOOP;
@@ -24,7 +27,7 @@ $$;
 -- claim reads the oldest and stops, and the next wake-up of a lane is its first future entry.
 CREATE INDEX IF NOT EXISTS pg_task_ready_idx ON pg_task (queue, priority, wakeup_at) WHERE locked_by IS NULL AND error IS NULL;
 
--- Only tasks in flight. Expired leases are found at its left end.
+-- Only tasks in flight. Expired leases are at its left end.
 CREATE INDEX IF NOT EXISTS pg_task_lease_idx ON pg_task (lock_expires_at) WHERE locked_by IS NOT NULL;
 
 -- Only tasks that wait for a person.
@@ -43,7 +46,7 @@ ALTER TABLE pg_task SET (
     autovacuum_analyze_threshold = 10000
 );
 
--- A notification is a hint: "look". Statement level, so that a COPY of a million rows costs one.
+-- A notification is a hint to poll. Statement level, so that a COPY of a million rows costs one.
 CREATE OR REPLACE FUNCTION pg_task_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('pg_task_changed', '');
@@ -51,10 +54,18 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE TRIGGER pg_task_inserted AFTER INSERT ON pg_task
-    FOR EACH STATEMENT EXECUTE FUNCTION pg_task_notify();
+-- 009 replaces it, and reads its argument.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'pg_task'::regclass AND tgname = 'pg_task_inserted') THEN
+        CREATE TRIGGER pg_task_inserted AFTER INSERT ON pg_task
+            FOR EACH STATEMENT EXECUTE FUNCTION pg_task_notify();
+    END IF;
+END
+$$;
 
--- A person rescheduled or revived a waiting task. A worker's own writes start from a leased row and do not get here.
+-- A person has rescheduled or revived a waiting task. A worker's own writes start from a leased row and do not fire
+-- this.
 CREATE OR REPLACE TRIGGER pg_task_rescheduled AFTER UPDATE OF wakeup_at, error, queue, priority ON pg_task
     FOR EACH ROW
     WHEN (
@@ -63,18 +74,3 @@ CREATE OR REPLACE TRIGGER pg_task_rescheduled AFTER UPDATE OF wakeup_at, error, 
              OR OLD.queue <> NEW.queue OR OLD.priority <> NEW.priority)
     )
     EXECUTE FUNCTION pg_task_notify();
-
-COMMENT ON TABLE pg_task IS 'Live and parked tasks of pgtask. A finished task leaves the table.';
-COMMENT ON COLUMN pg_task.id IS 'The task, the same through all its steps and tries.';
-COMMENT ON COLUMN pg_task.step IS 'The current state, as JSON: {"Task":{"Step":{fields}}}; a step without fields is null inside.';
-COMMENT ON COLUMN pg_task.wakeup_at IS 'Not before this time, by the clock of this server.';
-COMMENT ON COLUMN pg_task.tried IS 'Failed tries of the current step; 0 again when the task moves on.';
-COMMENT ON COLUMN pg_task.error IS 'Set: the task is parked and waits for a person. UPDATE pg_task SET error = NULL revives it at the same step.';
-COMMENT ON COLUMN pg_task.created_at IS 'When the task was enqueued.';
-COMMENT ON COLUMN pg_task.updated_at IS 'When a worker last wrote an outcome of this task.';
-COMMENT ON COLUMN pg_task.locked_by IS 'The lease: a token drawn afresh for each claim batch (first half: the worker, second half: the batch). Whoever does not hold it cannot write the row.';
-COMMENT ON COLUMN pg_task.lock_expires_at IS 'End of the lease, unless it is renewed before; then another worker may take the task.';
-COMMENT ON COLUMN pg_task.queue IS 'Workers started with --queue serve only the queues they name.';
-COMMENT ON COLUMN pg_task.priority IS 'Within a queue a higher priority is claimed first, then the oldest wakeup_at.';
-COMMENT ON COLUMN pg_task.key IS 'Idempotency key: while a task with this key is in the table, enqueueing it again returns that task.';
-COMMENT ON COLUMN pg_task.claims IS 'Claims of the current step that have not ended with an outcome; more than one means that a worker died or lost its lease: the task then runs by itself.';

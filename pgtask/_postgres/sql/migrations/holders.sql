@@ -1,4 +1,4 @@
--- Who stands in the way of a migration: sessions with a lock on the table, or another migration.
+-- List the sessions that block a migration: they have locked the table, or run another migration.
 SELECT string_agg(
     format('pid %s (%s, %s)', pid, coalesce(nullif(application_name, ''), 'unnamed'), coalesce(state, 'state unknown')),
     ', '

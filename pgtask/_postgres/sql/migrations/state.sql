@@ -1,7 +1,8 @@
--- Is there anything to do? One statement for the boot of every worker: no lock that anybody waits for.
--- Fails with 42P01 where pgtask has never been; then look.sql tells more.
+-- Find out whether there is anything to do. One statement for the boot of every worker, without a lock that blocks
+-- others. Fails with 42P01 where there is no schema of pgtask; then inspect.sql has the details.
 SELECT
     max(version) AS version,
+    max(coalesce((to_jsonb(pg_task_schema) ->> 'needs_code')::integer, version)) AS needs_code,
     13 = (
         SELECT count(*)
         FROM pg_attribute
@@ -16,6 +17,9 @@ SELECT
         SELECT
         FROM pg_trigger
         WHERE tgrelid = to_regclass('pg_task')
-          AND tgfoid = to_regproc('pg_task_notify_on_change')
+          AND (
+              tgfoid = to_regproc('pg_task_notify_on_change')
+              OR (tgname = 'pg_task_inserted' AND encode(tgargs, 'escape') LIKE 'infinity%')
+          )
     ) AS kept
 FROM pg_task_schema

@@ -1,22 +1,28 @@
--- Takes the table over from the Rust crate pg_task: its indexes and triggers go, unless pgtask.keep_pg_task is on.
+-- Take the table over from the Rust crate pg_task: drop its indexes and triggers, unless pgtask.keep_pg_task is on.
 --
--- The strongest lock comes first, so that nothing below waits while it holds a weaker one. pg_task_error_insert and
--- pg_task_error_update stay in any case: they tell people (LISTEN pg_task_error) that a task was parked, fire for that
--- alone, and we have nothing in their place.
+-- The strongest lock comes first, so that no statement below waits while it holds a weaker one: readers wait only where
+-- a table is adopted or repaired.
 DO $$
 DECLARE
+    owner   name;
     name    name;
+    theirs  name[];
     removed text[] := '{}';
 BEGIN
     IF current_setting('pgtask.found') = 'nothing' THEN
         RETURN;
     END IF;
-    LOCK TABLE pg_task IN ACCESS EXCLUSIVE MODE;
-    IF current_setting('pgtask.keep_pg_task')::boolean THEN
-        RETURN;
+    SELECT rolname INTO owner
+    FROM pg_class
+    JOIN pg_roles ON pg_roles.oid = relowner
+    WHERE pg_class.oid = 'pg_task'::regclass AND NOT pg_has_role(relowner, 'USAGE');
+    IF FOUND THEN
+        RAISE EXCEPTION 'the table pg_task belongs to the role %, and % may not change it; run as %: pgtask migrate',
+            owner, current_user, owner
+            USING ERRCODE = 'PGT01';
     END IF;
 
-    FOR name IN
+    theirs := ARRAY (
         SELECT tgname
         FROM pg_trigger
         WHERE tgrelid = 'pg_task'::regclass
@@ -24,9 +30,26 @@ BEGIN
               'pg_task_changed',
               'pg_task_changed_insert',
               'pg_task_changed_update',
+              'pg_task_error_insert',
+              'pg_task_error_update',
               'pg_task_before_update_refresh_updated_at_trigger'
           )
+          AND NOT current_setting('pgtask.keep_pg_task')::boolean
         ORDER BY tgname
+    );
+    IF current_setting('pgtask.found') LIKE 'pgtask %'
+        AND theirs = '{}'
+        AND current_setting('pgtask.damage') !~ '"kind":"(index|constraint|default)"'
+    THEN
+        LOCK TABLE pg_task IN SHARE ROW EXCLUSIVE MODE;
+    ELSE
+        LOCK TABLE pg_task IN ACCESS EXCLUSIVE MODE;
+    END IF;
+    IF current_setting('pgtask.keep_pg_task')::boolean THEN
+        RETURN;
+    END IF;
+
+    FOREACH name IN ARRAY theirs
     LOOP
         EXECUTE format('DROP TRIGGER %I ON pg_task', name);
         removed := removed || name::text;
@@ -44,12 +67,14 @@ BEGIN
         removed := removed || name::text;
     END LOOP;
 
-    -- Not by CASCADE: somebody may have hung a trigger of his own on one of them.
+    -- Not by CASCADE: a user may have a trigger of their own on one of them.
     FOR name IN
         SELECT proname
         FROM pg_proc
-        WHERE pronamespace = current_schema()::regnamespace
-          AND proname IN ('pg_task_notify_on_change', 'pg_task_before_update_refresh_updated_at')
+        WHERE pronamespace = quote_ident(current_schema())::regnamespace
+          AND proname IN (
+              'pg_task_notify_on_change', 'pg_task_notify_on_error', 'pg_task_before_update_refresh_updated_at'
+          )
           AND pronargs = 0
           AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgfoid = pg_proc.oid)
         ORDER BY proname

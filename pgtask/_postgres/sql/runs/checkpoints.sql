@@ -1,4 +1,4 @@
--- What the run $1 has recorded, in that order; of results and errors the first $2 characters (null: all).
+-- Read the checkpoints of the run $1 in their order; of results and errors the first $2 characters (null: all).
 SELECT
     number,
     place,

@@ -1,4 +1,4 @@
--- At most $2 runs before the id $1 of the workflow $3, the latest first.
+-- List at most $2 runs before the id $1 of the workflow $3, the latest first.
 SELECT id
 FROM pg_task_runs
 WHERE name = $3

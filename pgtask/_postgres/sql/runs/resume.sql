@@ -1,13 +1,17 @@
--- Let those of the runs $1 go on that have ended as ERROR or were cancelled, from what they have recorded, with all their
--- retries, now; wake those that pause or are to be tried again, and with them the steps that are put off. One that is
--- only scheduled is left to its time. What comes back are the runs for which that was done.
+-- Resume those of the runs $1 that have ended as ERROR or were cancelled, after their last checkpoint, with all their
+-- retries, now. Wake those that pause or wait for another try, and their steps that are put off. A run that is only
+-- scheduled is left to its time. Returns the runs that are resumed or woken.
 --
--- Those that are put back are locked before that, so that nobody prunes them meanwhile. One whose key another task has is
--- not put back: see taken_keys.sql.
+-- Notifies the workers itself, since the triggers pass over a task whose lease has expired and is still there.
+--
+-- The records of cancelled runs are locked before their tasks are put back, so that prune_runs.sql passes them over. A run
+-- whose key another task has is not put back: see taken_keys.sql.
+--
+-- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
 WITH free AS MATERIALIZED (
     SELECT task.id
     FROM pg_task AS task
-    LEFT JOIN pg_task_runs AS run ON run.id = task.id
+    LEFT JOIN LATERAL (SELECT * FROM pg_task_runs WHERE pg_task_runs.id = task.id OFFSET 0) AS run ON true
     WHERE task.id = ANY ($1::uuid[])
       AND (run.id IS NOT NULL OR pg_task_workflow(task.step) IS NOT NULL)
       AND (task.locked_by IS NULL OR task.lock_expires_at < now())
@@ -16,16 +20,7 @@ WITH free AS MATERIALIZED (
     FOR NO KEY UPDATE OF task
 ),
 revived AS (
-    UPDATE pg_task AS task
-    SET error = NULL,
-        tried = 0,
-        claims = 0,
-        wakeup_at = least(wakeup_at, now()),
-        locked_by = NULL,
-        lock_expires_at = NULL
-    FROM free
-    WHERE task.id = free.id
-    RETURNING task.id
+    -- include: shared/made_due.sql
 ),
 put_back AS (
     INSERT INTO pg_task (id, step, queue, priority, key)
@@ -36,7 +31,7 @@ put_back AS (
       AND step IS NOT NULL
     ORDER BY id
     FOR NO KEY UPDATE
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
     RETURNING id
 ),
 resumed AS (
@@ -44,23 +39,21 @@ resumed AS (
     UNION ALL
     SELECT id FROM put_back
 ),
-hastened AS (
+retried_now AS (
     UPDATE pg_task_checkpoints AS checkpoint
     SET due_at = now(),
         tried = 0
-    FROM resumed
-    WHERE checkpoint.run = resumed.id
+    WHERE checkpoint.run = ANY (ARRAY (SELECT id FROM resumed))
       AND checkpoint.kind = 'step'
       AND checkpoint.due_at IS NOT NULL
 ),
-opened AS (
+reopened AS (
     UPDATE pg_task_runs AS run
     SET state = NULL,
         error = NULL,
         ended_at = NULL
-    FROM resumed
-    WHERE run.id = resumed.id
+    WHERE run.id = ANY (ARRAY (SELECT id FROM resumed))
       AND run.state IS NOT NULL
 )
-SELECT id
+SELECT id, pg_notify('pg_task_changed', '')::text
 FROM resumed

@@ -1,12 +1,14 @@
--- Send the signal $2 with the payload $3 to the run $1, and wake it if it is paused. What comes back: whether the task $1 is a run; no row
--- if it is no longer there. Its row is locked first, so that nothing is sent to one that ends meanwhile.
+-- Send the signal $2 with the payload $3 to the run $1, and wake it if it is paused. Returns whether the task $1 is a run;
+-- no row if the task is gone. Its row is locked first, so that no signal goes to a run that ends meanwhile.
 --
--- Whoever pauses the run compares its wakeup_at with what it was when he looked for signals; under a lease it is changed
--- for him to see. One that is not paused, but scheduled or to be tried again, is left to its time.
-WITH asked AS MATERIALIZED (
+-- suspend.sql compares wakeup_at with the value that it had when the run looked for signals; changing it here, even under
+-- a lease, makes that check fail. A run that is not paused, but scheduled or waiting for another try, is left to its time.
+--
+-- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
+WITH target AS MATERIALIZED (
     SELECT
         id,
-        EXISTS (SELECT FROM pg_task_runs WHERE pg_task_runs.id = pg_task.id) OR pg_task_workflow(step) IS NOT NULL AS is_run
+        EXISTS (SELECT FROM pg_task_runs WHERE pg_task_runs.id = pg_task.id OFFSET 0) OR pg_task_workflow(step) IS NOT NULL AS is_run
     FROM pg_task
     WHERE id = $1
     FOR NO KEY UPDATE
@@ -14,7 +16,7 @@ WITH asked AS MATERIALIZED (
 sent AS (
     INSERT INTO pg_task_signals (run, name, payload)
     SELECT id, $2, $3
-    FROM asked
+    FROM target
     WHERE is_run
     RETURNING run
 ),
@@ -25,8 +27,7 @@ woken AS (
         WHEN task.wakeup_at = pg_task_paused_until(task.id) THEN least(task.wakeup_at, now())
         ELSE task.wakeup_at
     END
-    FROM sent
-    WHERE task.id = sent.run
+    WHERE task.id = ANY (ARRAY (SELECT run FROM sent))
 )
 SELECT is_run
-FROM asked
+FROM target

@@ -1,8 +1,10 @@
--- The runs $1 as they are now. While the task of a run is there it says in which state the run is; afterwards the record
--- does, and a task that was removed by other means than ours was cancelled.
+-- Read the status of the runs $1. While the task of a run exists it decides the state; afterwards the record does, and a
+-- task that plain SQL has removed counts as cancelled.
+--
+-- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
 SELECT
     coalesce(run.id, task.id) AS id,
-    run.name,
+    coalesce(run.name, pg_task_workflow(task.step)) AS name,
     CASE
         WHEN task.error IS NOT NULL THEN 'ERROR'
         WHEN task.locked_by IS NOT NULL THEN 'RUNNING'
@@ -27,14 +29,24 @@ SELECT
     CASE WHEN task.id IS NULL OR task.error IS NOT NULL THEN run.ended_at END AS ended_at,
     coalesce(task.step, run.step) AS step,
     run.output,
+    (
+        SELECT json_object_agg(name, signals)::text
+        FROM (
+            SELECT name, count(*) AS signals
+            FROM pg_task_signals
+            WHERE pg_task_signals.run = requested.id
+            GROUP BY name
+            ORDER BY min(pg_task_signals.id)
+        ) AS unread
+    ) AS unread_signals,
     now() AS seen_at
-FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, place)
-LEFT JOIN pg_task AS task ON task.id = asked.id
-LEFT JOIN pg_task_runs AS run ON run.id = asked.id
+FROM unnest($1::uuid[]) WITH ORDINALITY AS requested (id, place)
+LEFT JOIN LATERAL (SELECT * FROM pg_task WHERE pg_task.id = requested.id OFFSET 0) AS task ON true
+LEFT JOIN LATERAL (SELECT * FROM pg_task_runs WHERE pg_task_runs.id = requested.id OFFSET 0) AS run ON true
 LEFT JOIN LATERAL (
     SELECT number, name
     FROM pg_task_checkpoints
-    WHERE pg_task_checkpoints.run = asked.id
+    WHERE pg_task_checkpoints.run = requested.id
     ORDER BY number DESC
     LIMIT 1
 ) AS last ON true

@@ -1,0 +1,1 @@
+"""Contenders of a drain: pgtask, the bare minimum that Postgres allows, and other engines."""

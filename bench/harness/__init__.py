@@ -1,0 +1,1 @@
+"""Tools that scenarios and contenders share: servers, processes, meters, reports and cards."""

@@ -1,0 +1,1 @@
+"""Tasks and workflows that are benchmarked, and the apps that run them."""

@@ -1,0 +1,102 @@
+"""Options that several commands share, and the values of options: their text parsed, or refused with what was expected.
+
+Invariant: nothing here touches a database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from datetime import timedelta
+
+from pgtask._cli.parser import Parser
+from pgtask._durations import DURATION_EXAMPLES, MAX_SECONDS, parse_duration
+from pgtask._postgres.listing import TaskFilter
+from pgtask.errors import ConfigError
+
+__all__ = [
+    "ID_HELP",
+    "TIME_HELP",
+    "add_filters",
+    "add_json",
+    "add_page",
+    "add_traceback",
+    "parse_age",
+    "parse_seconds",
+    "task_filter",
+    "whole_number",
+]
+
+MAX_PAGE = 10_000
+ID_HELP = "the id, or its first or last digits, 8 or more, if no other one has them"
+TIME_HELP = "seconds, or with units: 90, 5m, 1h30m, 2d"
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+def add_json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs: an object of JSON on each line")
+
+
+def add_page(parser: Parser, rows: str) -> None:
+    """Add `--limit`, the number of `rows` on a page."""
+    limit = whole_number(1, MAX_PAGE)
+    parser.add_argument(
+        "-n", "--limit", type=limit, default=50, metavar="N", help=f"{rows} on a page (default: %(default)s)"
+    )
+
+
+def add_traceback(parser: Parser) -> None:
+    parser.add_argument("--traceback", action="store_true", help="if the app cannot be loaded, show the traceback")
+
+
+def add_filters(parser: Parser) -> None:
+    """Add the options that `task_filter` reads."""
+    parser.add_argument("-q", "--queue", metavar="NAME", help="only this queue")
+    parser.add_argument("--task", metavar="TASK", help="only this task, as Greeter")
+    parser.add_argument("--step", metavar="STEP", help="only this step, as ReadName or Greeter.ReadName")
+
+
+def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter:
+    """Return the filter of `add_filters`, for tasks in these states. Raises `ConfigError`."""
+    task, step = args.task, args.step
+    if step is not None and "." in step:
+        named, _, step = step.partition(".")
+        if task not in (None, named):
+            raise ConfigError(f"--task {task} has no step {args.step}")
+        task = named
+    return TaskFilter(states=states, queue=args.queue, task=task, step=step)
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def whole_number(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
+    def parse_whole(text: str) -> int:
+        number = int(text)
+        if not minimum <= number <= maximum:
+            span = f"{minimum} or more" if maximum == math.inf else f"from {minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"{text} is not {span}")
+        return number
+
+    parse_whole.__name__ = "whole number"
+    return parse_whole
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds of a text such as `90`, `5m` or `1h30m`."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a number of seconds, nor a time span such as {DURATION_EXAMPLES}"
+        ) from None
+    if seconds >= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is too long: give less than {MAX_SECONDS:,} seconds")
+    return seconds
+
+
+def parse_age(text: str) -> timedelta:
+    return timedelta(seconds=parse_seconds(text))

@@ -1,0 +1,350 @@
+"""The way of a lease from its claim to the start of its step."""
+
+import contextvars
+from collections import deque
+
+from pgtask.task import Context
+
+cdef object Task = asyncio.Task
+cdef double SLICE = 0.005  # seconds in one turn of the loop after which no further step starts
+cdef double INTERRUPTION_DELAY = 1.0  # seconds until the retry of a step that lost the database while it ran
+cdef int MAX_REMEMBERED = 10_000  # tasks whose interruptions or releases are remembered
+cdef tuple NEVER = (0, 0.0)
+
+
+cdef class Dispatcher:
+    """Runs steps and puts their outcomes into the buffer.
+
+    `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A step for a
+    thread that may not have one yet is set aside, and the others pass it. A subclass supplies the slow and the rare:
+    `wake_pump`, `may_start_thread`, `start_thread`, `describe_error`, `is_interruption`, `log_finished`, `log_failed`,
+    `log_parked`, `unknown_delay`, `is_foreign`, `fail_worker`.
+    """
+
+    cdef readonly Table table
+    cdef readonly Leases leases
+    cdef readonly Outcomes outcomes
+    cdef readonly object ready  # deque of leases in state READY
+    cdef readonly object set_aside  # deque of leases in state READY that wait for a thread
+    cdef list foreign  # leases in state RELEASED of tasks that another app has
+    cdef readonly dict released  # by task that waited too long: how often, and until when it may come back
+    cdef public int returns  # how often a task has to come back, to start beside steps that compute
+    cdef readonly int suspended  # steps that have started and not ended
+    cdef public bint draining  # tasks that could go on here are rescheduled instead
+    cdef public bint quarantined  # the same, while a group of suspects is to be alone here
+    cdef public object db
+    cdef public object resources
+    cdef readonly long long steps  # steps started
+    cdef readonly long long ended  # steps ended
+    cdef readonly long long refused  # rows from which no step could be started
+    cdef readonly double busy  # seconds for which steps have had the loop
+    cdef public long long errors  # failed tries, and rows that cannot be decoded
+    cdef object loop
+    cdef readonly object context  # of the last `admit`: each runner runs in it, each step in a copy of it
+    cdef readonly Marks marks
+    cdef int concurrency
+    cdef dict interruptions  # by task: how often in a row the database became unavailable under its step
+    cdef Py_ssize_t max_step_bytes
+    cdef readonly bint logs_finished  # whether `log_finished` is called
+    cdef int runners  # runners that take from `ready`
+    cdef int wanted_runners  # one while steps do not suspend, more while they do
+    cdef double slice_end  # seconds of `clock` after which this turn of the loop starts no step; 0: it has started none
+    cdef double now  # of the last `has_time`
+
+    def __init__(
+        self,
+        loop,
+        Table table,
+        Leases leases,
+        *,
+        int concurrency,
+        Py_ssize_t max_step_bytes,
+        Marks marks=None,
+        bint logs_finished=False,
+    ):
+        self.loop = loop
+        self.context = contextvars.copy_context()
+        self.table = table
+        self.leases = leases
+        self.outcomes = Outcomes()
+        self.ready = deque()
+        self.set_aside = deque()
+        self.foreign = []
+        self.released = {}
+        self.returns = 1
+        self.concurrency = concurrency
+        self.max_step_bytes = max_step_bytes
+        self.marks = Marks(bytearray(Marks.size(concurrency))) if marks is None else marks
+        self.interruptions = {}
+        self.logs_finished = logs_finished
+        self.wanted_runners = 1
+
+    # The part of a subclass.
+
+    def wake_pump(self):
+        """Tell the pump that the buffer is no longer empty, or that a slot is free."""
+
+    def may_start_thread(self, TaskLease lease, bint at_once):
+        """Return whether `start_thread` may be called for a lease now. `at_once`: only a lack of threads forbids it."""
+        return True
+
+    def start_thread(self, TaskLease lease, run, context):
+        """Call `run(lease.step, context)` in a thread, then `self.end_step(lease, outcome, error)` on the loop."""
+        raise NotImplementedError
+
+    def describe_error(self, error):
+        """Return the text for the row's `error`."""
+        return str(error)
+
+    def is_interruption(self, error):
+        """Return whether a step failed only because its connection to the database was lost."""
+        return False
+
+    def log_finished(self, TaskLease lease, str label, outcome, double seconds):
+        """Log that the step called `label` ended with an outcome after so many seconds. See `logs_finished`."""
+
+    def log_failed(self, TaskLease lease, error, double delay, int tried):
+        """Log that the try number `tried` failed, and that the next one starts after `delay` seconds."""
+
+    def log_parked(self, TaskLease lease, str text, error=None):
+        """Log that a task was parked, with the exception if there is one."""
+
+    def fail_worker(self, error):
+        """Stop the worker: the engine itself has failed."""
+
+    def unknown_delay(self, str name):
+        """Return the seconds after which to try an unknown step again, or None to park its task."""
+
+    def is_foreign(self, TaskLease lease, str family):
+        """Return whether a task that this app does not have is left to another app."""
+        return False
+
+    # Leases come and go.
+
+    def admit(self, list leases):
+        """Take leases in order, to run them as soon as there is room."""
+        self.context = contextvars.copy_context()
+        self.ready.extend(leases)
+        self.start_runners()
+
+    def take_outcomes(self):
+        """Return the buffer, and begin a new one."""
+        outcomes = self.outcomes
+        self.outcomes = Outcomes()
+        return outcomes
+
+    def take_ready(self):
+        """Return the leases that have not started; none is ready afterwards."""
+        cdef TaskLease lease
+        ready = [lease for lease in [*self.ready, *self.set_aside] if lease.state == READY]
+        self.ready.clear()
+        self.set_aside.clear()
+        return ready
+
+    def take_foreign(self):
+        """Return the leases of tasks that are left to other apps."""
+        foreign = self.foreign
+        if foreign:
+            self.foreign = []
+        return foreign
+
+    @property
+    def waiting(self):
+        """The number of leases that wait for their turn."""
+        return len(self.ready) + len(self.set_aside)
+
+    def forget_released(self, list leases, double seconds):
+        """Forget leases that waited here too long and were released. A task that comes back within so many seconds has
+        returned; after `returns` returns it starts at once."""
+        cdef TaskLease lease
+        cdef double until = clock() + seconds
+        if len(self.released) >= MAX_REMEMBERED:
+            self.released.clear()
+        for lease in leases:
+            self.released[lease.id] = self.released.get(lease.id, NEVER)[0] + 1, until
+        self.ready = deque([lease for lease in self.ready if lease.state == READY])
+        self.set_aside = deque([lease for lease in self.set_aside if lease.state == READY])
+        self.wake_pump()
+
+    def start_next_steps(self, list leases):
+        """Run the next steps of leases whose transition is durable."""
+        cdef TaskLease lease
+        cdef list ready = []
+        cdef double now = clock()
+        for lease in leases:
+            if lease.state == ENDED:
+                lease.state = READY
+                lease.waiting_since = now
+                ready.append(lease)
+        if ready:
+            self.admit(ready)
+
+    def drop_lost(self, TaskLease lease):
+        """Forget a lease whose task another worker may hold: cancel its step and drop the outcome."""
+        self.leases.remove(lease)
+        was = lease.state
+        lease.state = LOST
+        if was == RUNNING and lease.task is not None:
+            lease.task.cancel()
+
+    def cancel_step(self, TaskLease lease):
+        """Cancel a running step whose lease is about to be released."""
+        if lease.state == RUNNING:
+            lease.reason = STOP
+            if lease.task is not None:
+                lease.task.cancel()
+
+    def park_unstarted(self, TaskLease lease, str reason):
+        """Park a task that has not started, for a reason that continues its label. `tried` stays: there was no try."""
+        if lease.state != READY:
+            return
+        try:
+            lease.entry = self.table.find_entry(lease.envelope)
+            reason = f"{lease.label} {reason}"
+        except Exception:  # a row that cannot be decoded
+            reason = f"the task {reason}"
+        reject_row(self, lease, reason, None)
+
+    # The start of a step.
+
+    cpdef void start_runners(self):
+        """Start as many runners as may take from `ready`.
+
+        A runner whose step suspends is spent, and the next one starts in the next turn of the loop. A single runner would
+        start one step in a turn, and steps that all await would never fill the slots.
+        """
+        cdef Py_ssize_t wanted = min(self.wanted_runners, len(self.ready), self.concurrency - self.suspended)
+        while self.runners < wanted:
+            self.runners += 1
+            runner = Runner.__new__(Runner, self)
+            # A task factory may be eager, and enter at once the context that is current here.
+            context = self.context if self.loop.get_task_factory() is None else self.context.copy()
+            task = self.loop.create_task(runner, context=context)
+            if type(task) is Task:  # else a task factory of the app has made something of its own
+                (<Runner>runner).task = task
+            (<Runner>runner).made = True
+
+    cdef bint has_time(self) except -1:
+        """Return whether this turn of the loop may start another step: runners share one slice of it."""
+        self.now = clock()
+        if self.slice_end == 0.0:
+            self.slice_end = self.now + SLICE
+            self.loop.call_soon(self.end_slice)
+        return self.now <= self.slice_end
+
+    def end_slice(self):
+        """Begin another turn of the loop."""
+        self.slice_end = 0.0
+
+    cdef bint prepare_step(self, TaskLease lease) except -1:
+        """Decode the step of a lease. False if its row cannot be run; the outcome of that is in the buffer."""
+        lease.state = RUNNING
+        self.steps += 1
+        try:
+            if lease.step is None:
+                if lease.size:
+                    raise DecodeError(
+                        f"the step is {lease.size} bytes, more than the {self.max_step_bytes} allowed (--max-step-bytes)"
+                    )
+                lease.entry, lease.step = self.table.decode(lease.envelope)
+                lease.envelope = None
+        except UnknownStepError as error:
+            self.count_refused()
+            if error.family not in self.table.families and self.is_foreign(lease, error.family):
+                lease.state = RELEASED
+                self.foreign.append(lease)
+                if len(self.foreign) == 1:
+                    self.wake_pump()
+            else:
+                reject_row(self, lease, error, self.unknown_delay(error.name))
+            return False
+        except DecodeError as error:
+            self.count_refused()
+            reject_row(self, lease, error, None)
+            return False
+        except MemoryError as error:
+            self.count_refused()
+            if is_excused(self, lease):
+                reschedule(self, lease, None, None, None, INTERRUPTION_DELAY, None, None, lease.claims - 1)
+            else:
+                reject_row(self, lease, error, None)
+            return False
+        return True
+
+    cdef inline void count_refused(self) noexcept:
+        self.steps -= 1
+        self.refused += 1
+
+    cdef void run_in_thread(self, TaskLease lease) except *:
+        """Start a step in a thread, or set it aside until it may have one. A task that was released and soon comes back
+        does not wait any more: no other worker wants it."""
+        times, until = self.released.get(lease.id, NEVER)
+        cdef bint at_once = lease.claims > 1 or (times >= self.returns and clock() < <double>until)
+        if not self.may_start_thread(lease, at_once):
+            self.steps -= 1
+            lease.state = READY
+            self.set_aside.append(lease)
+            return
+        self.released.pop(lease.id, None)
+        self.suspended += 1
+        lease.is_executing = True
+        self.marks.mark_suspended(lease)
+        if self.logs_finished:
+            lease.began_at = clock()
+        if lease.entry.timeout > 0:
+            lease.timer = self.loop.call_later(lease.entry.timeout, self.time_out, lease)
+        self.start_thread(lease, lease.entry.run, Context(lease.id, lease.tried + 1, self.db, self.resources))
+
+    cpdef void start_set_aside(self) except *:
+        """Start the steps that wait for a thread and may have one now."""
+        cdef TaskLease lease
+        if not self.set_aside:
+            return
+        waiting = self.set_aside
+        self.set_aside = deque()
+        for lease in waiting:
+            if lease.state != READY and lease.state != RELEASED:
+                continue
+            # A lease that is being released stays until its release is known, so that no other is claimed in its place.
+            if lease.state == RELEASED or self.suspended >= self.concurrency:
+                self.set_aside.append(lease)
+                continue
+            lease.state = RUNNING
+            self.steps += 1
+            self.run_in_thread(lease)
+        if not self.set_aside:
+            self.wake_pump()
+
+    # The end of a step that suspended or ran in a thread.
+
+    cpdef void end_step(self, TaskLease lease, outcome, error):
+        """Take the outcome or the error of a step that has ended."""
+        self.suspended -= 1
+        self.ended += 1
+        lease.is_executing = False
+        if lease.claims > 1:
+            self.marks.mark_suspended(lease)  # what a suspect leaves behind may kill the process: `Suspects` clears it
+        else:
+            self.marks.mark_ended(lease)
+        if lease.timer is not None:
+            lease.timer.cancel()
+            lease.timer = None
+        lease.task = None
+        finish_step(self, lease, outcome, error)
+        self.wake_pump()
+        if self.set_aside:
+            self.start_set_aside()
+        self.start_runners()
+
+    def time_out(self, TaskLease lease):
+        """End a step whose timeout has passed."""
+        lease.timer = None
+        if lease.state != RUNNING:
+            return
+        lease.reason = TIMEOUT
+        if lease.task is not None:
+            lease.task.cancel()
+        else:
+            # A thread cannot be cancelled: give the task up now; its slot stays taken until the thread ends.
+            fail_try(self, lease, CancelledError())
+            self.wake_pump()

@@ -1,0 +1,171 @@
+"""The tasks that this worker holds, for one step after the other."""
+
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+
+cdef inline double clock() noexcept nogil:
+    """Monotonic seconds; only differences of these mean anything."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double>now.tv_sec + 1e-9 * <double>now.tv_nsec
+
+
+cdef enum:
+    READY  # claimed, waits for its turn
+    RUNNING
+    ENDED  # its outcome is in the buffer
+    LOST  # another worker may have it: no outcome of it is written
+    RELEASED  # the renewing thread releases it, since it has waited for too long; or it is a task of another app
+
+cdef enum CancelReason:
+    NOT_CANCELLED
+    TIMEOUT
+    STOP
+
+
+@cython.final
+cdef class TaskLease:
+    """A task that this worker holds, for one step after the other, under one token."""
+
+    cdef readonly object id
+    cdef readonly object token
+    cdef readonly int tried  # failed tries of the current step
+    cdef readonly int claims  # claims of the current step without an outcome, this one included
+    cdef readonly StepEntry entry  # None until the step is decoded
+    cdef str envelope  # None once it is decoded
+    cdef readonly object step
+    cdef readonly int size  # bytes of a step too large to be sent, else 0
+    cdef int transitions  # to a next step under this lease
+    cdef readonly double renewed  # seconds of `lease_clock` at which the last claim or renewal was sent
+    cdef readonly double due  # of a suspect: its `wakeup_at` in seconds since the epoch, which names its group
+    cdef double waiting_since  # seconds of `clock` from which it waits for its turn
+    cdef int state
+    cdef CancelReason reason  # why its step is being cancelled
+    cdef object task  # the asyncio Task of a suspended step
+    cdef object timer  # of the timeout of a step that suspended or is in a thread
+    cdef double began_at  # seconds of `clock` at which its step began, if the end of steps is logged
+    cdef readonly bint is_executing  # its step has suspended or is in a thread, and has not ended
+    cdef Py_ssize_t mark  # index in `Marks` of a step that executes beside the one that has the loop; else 0
+
+    def __repr__(self):
+        return f"<TaskLease {self.id} {self.label}>"
+
+    @property
+    def label(self):
+        return "(not decoded)" if self.entry is None else self.entry.codec.label
+
+    @property
+    def is_running(self):
+        return self.state == RUNNING
+
+    @property
+    def is_open(self):
+        """True while it waits for its turn or runs: there is no outcome yet."""
+        return self.state == READY or self.state == RUNNING
+
+    def clear_claims(self):
+        """Count the claims anew: the step has got further under this claim, so earlier claims no longer matter."""
+        self.claims = 1
+
+
+@cython.final
+cdef class Leases:
+    """All leases of this worker, by task id."""
+
+    cdef dict by_id
+    cdef list suspects
+    cdef readonly Py_ssize_t releasing  # leases that the renewing thread has taken, until the loop learns of the release
+
+    def __init__(self):
+        self.by_id = {}
+        self.suspects = []
+
+    def __len__(self):
+        return len(self.by_id)
+
+    def add_claimed(self, list rows, token, double sent):
+        """Add claimed rows (id, step, tried, claims, size, due). Return the new leases, and those of ours they displace.
+
+        A task that is claimed here while an older lease of it is in the table was lost in between.
+        """
+        cdef TaskLease lease
+        cdef list leases = [], displaced = []
+        cdef double now = clock()
+        for row in rows:
+            lease = TaskLease.__new__(TaskLease)
+            lease.id = row[0]
+            lease.token = token
+            lease.envelope = row[1]
+            lease.tried = row[2]
+            lease.claims = row[3]
+            lease.size = row[4] or 0
+            lease.renewed = sent
+            lease.waiting_since = now
+            older = self.by_id.get(lease.id)
+            if older is not None:
+                displaced.append(older)
+            self.by_id[lease.id] = lease
+            leases.append(lease)
+            if lease.claims > 1:
+                lease.due = row[5] if len(row) > 5 else 0.0
+                self.suspects.append(lease)
+        return leases, displaced
+
+    def take_suspects(self):
+        """Return the leases added since the last call that had a claim without an outcome before this one."""
+        suspects = self.suspects
+        if suspects:
+            self.suspects = []
+        return suspects
+
+    cpdef void remove(self, TaskLease lease):
+        if self.by_id.get(lease.id) is lease:
+            del self.by_id[lease.id]
+
+    def remove_all(self, list leases):
+        cdef TaskLease lease
+        for lease in leases:
+            self.remove(lease)
+
+    def get(self, id):
+        return self.by_id.get(id)
+
+    def renewed_before(self, double time):
+        """Return the leases last renewed before that time of `lease_clock`. Safe for the renewing thread."""
+        cdef TaskLease lease
+        return [lease for lease in list(self.by_id.values()) if lease.renewed < time]
+
+    def mark_renewed(self, list leases, double sent):
+        """Note that these leases were renewed by a statement sent at that time. Safe for the renewing thread."""
+        cdef TaskLease lease
+        for lease in leases:
+            lease.renewed = sent
+
+    def take_overdue(self, double seconds):
+        """Take the leases that have waited for their turn for longer than that, suspects excepted: the loop no longer
+        starts them. Safe for the renewing thread, since no line between reading a state and changing it gives up the
+        interpreter's lock."""
+        cdef TaskLease lease
+        cdef list taken = []
+        cdef double before = clock() - seconds
+        for lease in list(self.by_id.values()):
+            if lease.state == READY and lease.waiting_since < before and lease.claims == 1:
+                lease.state = RELEASED
+                self.releasing += 1
+                taken.append(lease)
+        return taken
+
+    def remove_released(self, list leases):
+        """Remove leases that `take_overdue` has taken and the renewing thread has released."""
+        self.releasing -= len(leases)
+        self.remove_all(leases)
+
+    def list_open(self):
+        """Return the leases without an outcome yet: they wait for their turn, or run."""
+        cdef TaskLease lease
+        return [lease for lease in self.by_id.values() if lease.is_open]
+
+    def list_unstarted(self):
+        """Return the leases that wait for their turn, and those that are being released."""
+        cdef TaskLease lease
+        return [lease for lease in self.by_id.values() if lease.state == READY or lease.state == RELEASED]

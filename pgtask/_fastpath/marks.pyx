@@ -1,0 +1,89 @@
+"""The tasks whose steps are executing, in memory that outlives the process."""
+
+
+cdef struct Mark:
+    unsigned char id[16]
+    unsigned long long number  # counts the steps of this process from 1; 0: the mark is free
+
+
+@cython.final
+cdef class Marks:
+    """The ids of the tasks whose steps are executing, in memory that outlives the process that writes it.
+
+    `memory` is a writable buffer of zeros: `Marks.size(n)` bytes for n steps that are suspended, or are suspects that
+    have ended. A parent can read an anonymous shared `mmap` that it made before the fork when its child is dead.
+
+    The first mark belongs to the step that has the loop; one that suspends, or is given to a thread, gets a mark of its
+    own. The number is written last and cleared first, so that a process that dies in between leaves no half of an id.
+    The first mark keeps an id without a number: of the step that began or ended last.
+    """
+
+    cdef Mark* marks
+    cdef object memory  # keeps it alive
+    cdef list free
+    cdef unsigned long long number
+
+    def __init__(self, memory):
+        cdef unsigned char[::1] view = memory
+        self.memory = view
+        self.marks = <Mark*>&view[0]
+        self.free = list(range(view.shape[0] // <Py_ssize_t>sizeof(Mark) - 1, 0, -1))
+
+    @staticmethod
+    def size(Py_ssize_t suspended):
+        """Return the bytes that the marks of so many steps need."""
+        return (suspended + 1) * sizeof(Mark)
+
+    cdef inline void write(self, volatile Mark* mark, bytes id) noexcept:
+        self.number += 1
+        memcpy(<char*>mark.id, PyBytes_AS_STRING(id), 16)
+        mark.number = self.number
+
+    cdef inline void mark_started(self, TaskLease lease) except *:
+        """Mark a step that gets the loop for the first time."""
+        self.write(&self.marks[0], <bytes>lease.id.bytes)
+
+    cdef inline void leave_loop(self) noexcept:
+        """Clear the mark of the step that has the loop: it has ended, or has a mark of its own."""
+        (<volatile Mark*>&self.marks[0]).number = 0
+
+    cdef void mark_suspended(self, TaskLease lease) except *:
+        """Give a step a mark of its own: it goes on beside others, or what it leaves behind may."""
+        cdef bytes id = lease.id.bytes
+        if not lease.mark and self.free:  # always, unless more are suspended than the memory was made for
+            lease.mark = self.free.pop()
+        if lease.mark:
+            self.write(&self.marks[lease.mark], id)
+        memcpy(self.marks[0].id, PyBytes_AS_STRING(id), 16)
+
+    cdef void mark_ended(self, TaskLease lease) except *:
+        """Clear the mark of a step that has ended, and note its id as the last."""
+        if lease.mark:
+            memcpy(self.marks[0].id, self.marks[lease.mark].id, 16)
+            self.release(lease)
+
+    cpdef void release(self, TaskLease lease) except *:
+        """Clear the mark that a step has for itself, if it has one."""
+        if lease.mark:
+            (<volatile Mark*>&self.marks[lease.mark]).number = 0
+            self.free.append(lease.mark)
+            lease.mark = 0
+
+    def implicated(self):
+        """Return the ids of the tasks that may have killed the process: those that execute, and the one that began or
+        ended last. A callback or a thread that it left behind may outlive it; once its outcome is in the database, its
+        task can no longer be implicated."""
+        last = bytes(self.marks[0].id[:16])
+        return list(dict.fromkeys([*self.executing(), *([last] if any(last) else [])]))
+
+    def holding_loop(self):
+        """Return the id of the task whose step has the loop for the first time, or None."""
+        return self.marks[0].id[:16] if self.marks[0].number else None
+
+    def executing(self):
+        """Return the ids (16 bytes each) that are marked, in the order in which their steps began."""
+        cdef Py_ssize_t at, marks = len(self.memory) // sizeof(Mark)
+        found = [
+            (self.marks[at].number, self.marks[at].id[:16]) for at in range(marks) if self.marks[at].number
+        ]
+        return list(dict.fromkeys(id for _, id in sorted(found)))

@@ -1,0 +1,92 @@
+"""The dispatch table: the engine's view of each step class."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+
+from pgtask.errors import UnknownStepError
+
+
+@cython.final
+cdef class StepEntry:
+    """A row of the dispatch table: the part of a step definition that the engine needs, once per worker."""
+
+    cdef readonly Codec codec
+    cdef readonly str family  # the name of its task
+    cdef readonly object policy
+    cdef readonly frozenset edges
+    cdef readonly str queue
+    cdef readonly int priority
+    cdef public object run
+    cdef bint is_async
+    cdef int unsuspended  # runs in a row that ended without suspending, up to PROVEN; SUSPENDS after one that suspended
+    cdef readonly double timeout  # seconds; 0: none
+    cdef readonly bint archive
+
+    def __init__(self, definition):
+        self.codec = Codec(definition.cls, definition.task, definition.name, definition.transparent)
+        self.family = definition.task
+        self.policy = definition.policy
+        self.edges = frozenset(definition.edges)
+        self.queue = definition.policy.queue
+        self.priority = definition.policy.priority
+        self.run = getattr(definition.cls, "run", None)  # that of a workflow is set by the worker
+        self.is_async = definition.is_async
+        self.archive = definition.archive
+        timeout = definition.policy.timeout
+        self.timeout = 0 if timeout is None else timeout.total_seconds()
+
+
+@cython.final
+cdef class Table:
+    """The dispatch table: from the names in an envelope, and from a step's class, to its `StepEntry`."""
+
+    cdef dict by_name
+    cdef dict by_class
+    cdef readonly frozenset families  # the names of its tasks
+    cdef bytes payload  # that `find_entry` has found
+
+    def __init__(self, definitions):
+        self.by_name = {}
+        self.by_class = {}
+        for definition in definitions:
+            entry = StepEntry(definition)
+            self.by_name[b"%b\0%b" % (definition.task.encode(), definition.name.encode())] = entry
+            self.by_class[definition.cls] = entry
+        self.families = frozenset(entry.family for entry in self.by_class.values())
+
+    def entry(self, cls):
+        """Return the entry of a step class. Raises `KeyError`."""
+        return self.by_class[cls]
+
+    cdef StepEntry find_entry(self, str text):
+        """Return the entry that an envelope names, and leave the payload in `self.payload`."""
+        cdef Py_ssize_t size
+        cdef const char* raw = PyUnicode_AsUTF8AndSize(text, &size)
+        cdef Span task, step, rest
+        cdef bytes key
+        cdef char* into
+        if scan(raw, size, &task, &step, &rest) == 0:
+            key = PyBytes_FromStringAndSize(NULL, task.end - task.start + 1 + step.end - step.start)
+            into = PyBytes_AS_STRING(key)
+            memcpy(into, raw + task.start, task.end - task.start)
+            into[task.end - task.start] = 0
+            memcpy(into + task.end - task.start + 1, raw + step.start, step.end - step.start)
+            self.payload = PyBytes_FromStringAndSize(raw + rest.start, rest.end - rest.start)
+            entry = self.by_name.get(key)
+            if entry is not None:
+                return <StepEntry>entry
+        # Rare: a name with an escape, a step of another app, or a text that only looks like an envelope.
+        names = scan_slowly(text)
+        self.payload = names[2]
+        entry = self.by_name.get(b"%b\0%b" % (names[0].encode(), names[1].encode()))
+        if entry is None:
+            raise UnknownStepError(f"{names[0]}.{names[1]}", family=names[0])
+        return <StepEntry>entry
+
+    def decode(self, str text):
+        """Return the entry and the step of an envelope. Raises `DecodeError` or `UnknownStepError`."""
+        cdef StepEntry entry = self.find_entry(text)
+        try:
+            return entry, entry.codec.decode(self.payload)
+        except DecodeError:
+            scan_slowly(text)  # name a broken envelope as such, not as a wrong payload
+            raise

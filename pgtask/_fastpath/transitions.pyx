@@ -1,0 +1,205 @@
+"""The transitions of a task: from the return value or the error of its step to a row of the buffer."""
+
+from pgtask._retry import seconds_before_retry
+from pgtask.errors import OutcomeError, StepTimeout
+from pgtask.outcome import USAGE, Done, Fail, Next
+
+cdef object CancelledError = asyncio.CancelledError
+cdef int MAX_INTERRUPTIONS = 5  # in a row and in this worker: the last one counts as a failed try
+cdef int MAX_TRANSITIONS = 100  # under one lease; then the task queues up again behind the others
+
+
+cdef str safe_repr(thing):
+    """Return a short `repr`, also of an object whose own fails."""
+    try:
+        return repr(thing)[:100]
+    except BaseException:
+        return f"a {type(thing).__name__}"
+
+
+cdef void finish_step(Dispatcher dispatcher, TaskLease lease, outcome, error):
+    """Turn the return value or the error of a step into a row of the buffer, even if the user's objects raise."""
+    if lease.state != RUNNING:
+        return  # lost, or given up already
+    cdef StepEntry entry = lease.entry
+    try:
+        if apply_outcome(dispatcher, lease, outcome, error) and dispatcher.logs_finished:
+            dispatcher.log_finished(lease, entry.codec.label, outcome, clock() - lease.began_at)
+    except BaseException as broken:
+        if lease.state == RUNNING:
+            kind = type(error if error is not None else outcome).__name__
+            dispatcher.errors += 1
+            text = f"a {kind} of {lease.label} raised {type(broken).__name__}"
+            reschedule(dispatcher, lease, None, lease.tried + 1, text, 0.0)
+
+
+cdef bint apply_outcome(Dispatcher dispatcher, TaskLease lease, outcome, error) except -1:
+    """Apply an outcome or an error. Return whether it is an outcome that the step of a task may have."""
+    if error is not None:
+        fail_try(dispatcher, lease, error)
+        return False
+    if dispatcher.interruptions:
+        dispatcher.interruptions.pop(lease.id, None)
+    kind = type(outcome)
+    if kind is Done:
+        finish_task(dispatcher, lease)
+    elif kind is Next:
+        try:
+            continue_with(dispatcher, lease, outcome)
+        except OutcomeError as wrong:
+            fail_try(dispatcher, lease, wrong)
+            return False
+    elif kind is Handled:
+        lease.state = ENDED
+        dispatcher.leases.remove(lease)
+        return False
+    elif kind is Requeue:
+        reschedule(dispatcher, lease, None, (<Requeue>outcome).tried, None, (<Requeue>outcome).delay)
+        return False
+    elif kind is Fail and isinstance(outcome.reason, str):
+        park_task(dispatcher, lease, str(outcome.reason))
+    elif kind is Fail:
+        text = f"{lease.label}: Fail() takes a reason as text, not {safe_repr(outcome.reason)}"
+        fail_try(dispatcher, lease, OutcomeError(text))
+        return False
+    else:
+        what = "returned None: a return is missing" if outcome is None else f"returned {safe_repr(outcome)}"
+        fail_try(dispatcher, lease, OutcomeError(f"{lease.label} {what}; return {USAGE}"))
+        return False
+    return True
+
+
+cdef void finish_task(Dispatcher dispatcher, TaskLease lease):
+    """End a task, and keep it in the archive if its app or class says so."""
+    lease.state = ENDED
+    if lease.entry.archive:
+        dispatcher.outcomes.add_archived(lease)
+    else:
+        dispatcher.outcomes.add_done(lease)
+    if len(dispatcher.outcomes) == 1:
+        dispatcher.wake_pump()
+
+
+cdef object continue_with(Dispatcher dispatcher, TaskLease lease, outcome):
+    """Continue a task with its next step: under its lease if that starts now and here, else by way of the queue."""
+    cdef StepEntry now = lease.entry
+    cdef StepEntry then = next_entry(dispatcher, now, outcome.step)
+    step, text = encode_next(then, outcome.step, dispatcher.max_step_bytes)
+    after = outcome.after
+    delay = 0.0 if after is None else after.total_seconds()
+    # An override given at enqueue stays; only a policy that differs from the last step's changes the lane.
+    queue = None if then.queue == now.queue else then.queue
+    priority = None if then.priority == now.priority else then.priority
+    leaves = dispatcher.draining or dispatcher.quarantined or lease.transitions >= MAX_TRANSITIONS
+    if delay > 0 or queue is not None or priority is not None or leaves:
+        reschedule(dispatcher, lease, text, 0, None, delay, queue, priority)
+        return None
+    lease.state = ENDED
+    lease.transitions += 1
+    lease.tried = 0
+    lease.claims = 1
+    lease.reason = NOT_CANCELLED
+    lease.entry = then
+    lease.step = step
+    dispatcher.outcomes.add_continued(lease, text)
+    if len(dispatcher.outcomes) == 1:
+        dispatcher.wake_pump()
+
+
+cdef StepEntry next_entry(Dispatcher dispatcher, StepEntry now, step):
+    """Return the entry of the next step. Raises `OutcomeError` if the annotation of this one does not allow it."""
+    if type(step) in now.edges:
+        return dispatcher.table.by_class[type(step)]
+    if isinstance(step, type):
+        name = step.__name__
+        raise OutcomeError(f"{now.codec.label}: {name} is a class: write Next({name}(...))")
+    raise OutcomeError(
+        f"{now.codec.label} returned Next({type(step).__name__}), but its annotation allows "
+        + (", ".join(sorted(edge.__name__ for edge in now.edges)) or "no next step")
+    )
+
+
+cdef tuple encode_next(StepEntry then, step, Py_ssize_t max_bytes):
+    """Return the next step as its row will hold it, decoded and as text. Raises `OutcomeError` if no row can hold it."""
+    try:
+        payload = then.codec.payload(step)
+        # Run the step that the row will hold, here as on any other worker.
+        step = then.codec.decode(payload)
+    except DecodeError as error:  # its message is complete
+        raise OutcomeError(f"the next step {error}") from None
+    except Exception as error:
+        raise OutcomeError(f"the next step {then.codec.label} cannot be stored: {error}") from error
+    payload = then.codec.prefix + payload + b"}}"
+    if len(payload) > max_bytes:
+        raise OutcomeError(
+            f"the next step {then.codec.label} is {len(payload)} bytes, more than the {max_bytes} allowed"
+        )
+    return step, payload.decode()
+
+
+cdef void fail_try(Dispatcher dispatcher, TaskLease lease, error):
+    """Take the error of a try: retry the step by its policy, or park the task."""
+    if lease.reason == STOP:
+        lease.state = READY  # the worker leaves: no failure of the step, its lease is released as it was
+        return
+    if isinstance(error, CancelledError):
+        where = error.__traceback__  # what it waited for
+        if lease.reason == TIMEOUT:
+            error = StepTimeout(f"{lease.label} ran longer than its timeout of {lease.entry.timeout:g} s")
+        else:
+            error = OutcomeError(f"{lease.label} was cancelled from within: it raised CancelledError")
+        error = error.with_traceback(where)
+    elif dispatcher.is_interruption(error) and is_excused(dispatcher, lease):
+        # The step lost the database: not a failed try. Its process lives, so this claim counts no crash.
+        claims = max(lease.claims - 1, 0)
+        reschedule(dispatcher, lease, None, None, None, INTERRUPTION_DELAY, None, None, claims)
+        return
+    dispatcher.interruptions.pop(lease.id, None)
+    lease.reason = NOT_CANCELLED
+    delay = seconds_before_retry(lease.entry.policy, error, lease.tried + 1)
+    if delay is not None:
+        dispatcher.errors += 1
+        dispatcher.log_failed(lease, error, delay, lease.tried + 1)
+        reschedule(dispatcher, lease, None, lease.tried + 1, None, delay)
+    else:
+        park_task(dispatcher, lease, error)
+
+
+cdef bint is_excused(Dispatcher dispatcher, TaskLease lease) except -1:
+    """Count an interruption. False for the one too many, so that a step that ends its own connection comes to an end."""
+    cdef int times = dispatcher.interruptions.pop(lease.id, 0) + 1
+    if times >= MAX_INTERRUPTIONS:
+        return False
+    if len(dispatcher.interruptions) >= MAX_REMEMBERED:
+        dispatcher.interruptions.clear()
+    dispatcher.interruptions[lease.id] = times
+    return True
+
+
+cdef void park_task(Dispatcher dispatcher, TaskLease lease, reason):
+    """Park a task for an exception or for a text."""
+    dispatcher.errors += 1
+    text = dispatcher.describe_error(reason)
+    dispatcher.log_parked(lease, text, reason if isinstance(reason, BaseException) else None)
+    reschedule(dispatcher, lease, None, lease.tried + 1, text, 0.0)
+
+
+cdef void reject_row(Dispatcher dispatcher, TaskLease lease, error, delay):
+    """Put a row that cannot be run back for `delay` seconds, or park it. `tried` stays: there was no try."""
+    if delay is not None:
+        reschedule(dispatcher, lease, None, None, None, delay)
+    else:
+        dispatcher.errors += 1
+        text = dispatcher.describe_error(error)
+        dispatcher.log_parked(lease, text)
+        reschedule(dispatcher, lease, None, None, text, 0.0)
+
+
+cdef void reschedule(
+    Dispatcher dispatcher, TaskLease lease, step, tried, error, delay, queue=None, priority=None, claims=None
+):
+    """Give a task out of the hands of this worker."""
+    lease.state = ENDED
+    dispatcher.outcomes.add_rescheduled(lease, step, tried, error, delay, queue, priority, claims)
+    if len(dispatcher.outcomes) == 1:
+        dispatcher.wake_pump()

@@ -1,0 +1,234 @@
+"""The tables of a client in Postgres: its pool of connections, and one method for each of its statements.
+
+Invariants: with a connection of the caller nothing is written outside of the caller's transaction; an id that is
+returned belongs to a row that was, or will be, committed with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from pgtask._copy import Source
+from pgtask._fastpath import Codec, CopyRows
+from pgtask._ids import TaskIds, first_id
+from pgtask._postgres.connection import map_errors
+from pgtask._postgres.failures import ParkedTask, follow_failures
+from pgtask._postgres.inserts import check_copied, insert_keyed, insert_run, insert_runs, insert_task, refusals
+from pgtask._postgres.pools import client_pool, release_quietly
+from pgtask._postgres.run_results import ResultWaiter
+from pgtask._postgres.runs import RunStatus, cancel_runs, list_runs, read_statuses, resume_runs, send_signal
+from pgtask._postgres.tasks import retry_on_deadlock
+from pgtask._postgres.transactions import atomically, check_caller
+from pgtask._validate import check_key, envelope_of
+from pgtask.errors import EnqueueError
+from pgtask.task import Task
+from pgtask.workflow import RunState
+
+__all__ = ["PostgresStore"]
+
+T = TypeVar("T")
+Encode = Callable[[Task], tuple[Codec, bytes, tuple[str, int]]]
+
+CHUNK_BYTES = 128 * 1024  # of a COPY
+CHUNK_TASKS = 1000  # keyed tasks in a statement
+CHUNK_RUNS = 1000  # runs in a statement
+
+
+class PostgresStore:
+    """The statements of one client. Without a connection of the caller each needs the store to be open."""
+
+    def __init__(self) -> None:
+        self.listens = True
+        """Whether it may LISTEN, and use other state of a session."""
+        self._dsn = ""
+        self._pool: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._results: ResultWaiter | None = None
+
+    # --- connections
+
+    async def open(self, dsn: str, *, size: int, listens: bool) -> None:
+        self.listens = listens
+        self._dsn = dsn
+        self._pool = await client_pool(dsn, size=size, pooled=not listens)
+        self._loop = asyncio.get_running_loop()
+
+    async def close(self) -> None:
+        self.check_connection()
+        pool, self._pool = self._pool, None
+        if self._results is not None:
+            await self._results.close()
+            self._results = None
+        await pool.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self._pool is not None
+
+    def check_open(self) -> None:
+        """Raise `EnqueueError` unless the store is open."""
+        if self._pool is None:
+            raise EnqueueError("the client is not open; use it as: async with Client() as client")
+
+    def check_connection(self, conn: Any = None) -> None:
+        """Raise `EnqueueError` unless the connection of the caller, or without one this store, can be used here."""
+        if conn is not None:
+            check_caller(conn)
+            return
+        self.check_open()
+        if self._loop is not asyncio.get_running_loop():
+            raise EnqueueError(
+                "the client was opened in another event loop; open one in each loop, as in each asyncio.run(), and in "
+                "each test that has a loop of its own"
+            )
+
+    @asynccontextmanager
+    async def connection(self, conn: Any = None) -> AsyncIterator[Any]:
+        """The caller's connection unchanged, or one of the pool."""
+        self.check_connection(conn)
+        if conn is not None:
+            yield conn
+            return
+        pool = self._pool
+        with map_errors():
+            connection = await pool.acquire()
+        try:
+            yield connection
+        finally:
+            await release_quietly(pool, connection)
+
+    async def _execute(self, conn: Any, work: Callable[[Any], Awaitable[T]], *, waits: bool = True) -> T:
+        """Do the work in the caller's transaction; or on a connection of the pool, and then once more after a deadlock.
+
+        `waits`: the work may wait for other sessions, and must see then what they have committed. Our sessions are set
+        so; behind a pooler, where we have none, the work gets a transaction that is.
+        """
+        async with self.connection(conn) as connection:
+
+            async def attempt() -> T:
+                if waits and conn is None and not self.listens:
+                    async with atomically(connection):
+                        return await work(connection)
+                return await work(connection)
+
+            with map_errors():
+                return await retry_on_deadlock(connection, attempt)
+
+    # --- tasks
+
+    async def insert_task(
+        self,
+        codec: Codec,
+        payload: bytes,
+        at: datetime | None,
+        delay: float | None,
+        lane: tuple[str, int],
+        key: str | None,
+        conn: Any,
+    ) -> UUID:
+        columns = (envelope_of(codec, payload), at, delay, *lane)
+        return await self._execute(
+            conn, lambda connection: insert_task(connection, columns, key), waits=key is not None
+        )
+
+    async def copy_tasks(self, source: Source, encode: Encode, conn: Any) -> TaskIds:
+        first = UUID(int=first_id())
+        rows = CopyRows(first.int)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            async for step, _ in source:
+                codec, payload, (queue, priority) = encode(step)
+                if rows.add(codec, payload, queue.encode(), priority) >= CHUNK_BYTES:
+                    yield rows.take()
+            yield rows.take() + CopyRows.TRAILER
+
+        how = {"columns": ["id", "step", "queue", "priority"], "format": "binary"}
+        async with self.connection(conn) as connection:
+            # In the caller's transaction it is a savepoint: a refusal does not spoil that.
+            with map_errors(), refusals():
+                async with atomically(connection):
+                    status = await connection.copy_to_table("pg_task", source=chunks(), **how)
+                    check_copied(status, rows.count)
+        return TaskIds(first, rows.count)
+
+    async def insert_keyed_tasks(self, source: Source, encode: Encode, conn: Any) -> list[UUID]:
+        """Read all steps before the first is inserted: no key is locked while the caller's iterable takes its time."""
+        keys: list[str] = []
+        rows: dict[str, tuple[str, str, int]] = {}
+        async for step, key in source:
+            codec, payload, lane = encode(step)
+            keys.append(check_key(key))
+            rows.setdefault(keys[-1], (envelope_of(codec, payload), *lane))
+        found = await self._execute(conn, lambda connection: insert_keyed(connection, rows, CHUNK_TASKS))
+        return [found[key] for key in keys]
+
+    def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
+        self.check_open()
+        return follow_failures(self._dsn, listens=self.listens)
+
+    # --- runs
+
+    async def insert_run(
+        self,
+        name: str,
+        text: str,
+        at: datetime | None,
+        delay: float | None,
+        lane: tuple[str, int],
+        key: str | None,
+        conn: Any,
+    ) -> UUID:
+        columns = (text, at, delay, *lane)
+        return await self._execute(
+            conn, lambda connection: insert_run(connection, name, columns, key), waits=key is not None
+        )
+
+    async def insert_runs(
+        self, ids: TaskIds, name: str, texts: Sequence[str], lane: tuple[str, int], conn: Any
+    ) -> None:
+        await self._execute(conn, lambda connection: insert_runs(connection, ids, name, texts, lane, CHUNK_RUNS))
+
+    async def read_status(self, run: UUID) -> RunStatus | None:
+        async with self.connection() as connection:
+            with map_errors():
+                return next(iter(await read_statuses(connection, [run])), None)
+
+    async def list_statuses(
+        self, name: str | None, state: RunState | None, limit: int, before: UUID | None
+    ) -> list[RunStatus]:
+        async with self.connection() as connection:
+            with map_errors():
+                found, _ = await list_runs(connection, name=name, state=state, limit=limit, before=before)
+        return found
+
+    async def send_signal(self, run: UUID, name: str, payload: str, conn: Any) -> bool:
+        return await self._execute(conn, lambda connection: send_signal(connection, run, name, payload))
+
+    async def cancel_run(self, run: UUID, conn: Any) -> bool:
+        async with self.connection(conn) as connection:
+            with map_errors():
+                return run in await cancel_runs(connection, [run])
+
+    async def resume_run(self, run: UUID, conn: Any) -> bool:
+        async with self.connection(conn) as connection:
+            with map_errors():
+                resumed = await resume_runs(connection, [run])
+        if resumed.taken:
+            raise EnqueueError(f"run {run} cannot be resumed: {resumed.taken[0]}")
+        return bool(resumed.runs)
+
+    async def wait_for_end(self, run: UUID) -> tuple[str, str | None, str | None]:
+        self.check_connection()
+        if self._results is None:
+            self._results = ResultWaiter(self._dsn, self._fetch, listens=self.listens)
+        return await self._results.wait(run)
+
+    async def _fetch(self, query: str, *args: Any) -> list[Any]:
+        async with self.connection() as connection:
+            rows: list[Any] = await connection.fetch(query, *args)
+            return rows

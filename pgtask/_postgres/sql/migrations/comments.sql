@@ -1,0 +1,79 @@
+-- The comments of all tables and columns, which psql shows (\d+ pg_task). They are no part of a version: each run of
+-- `pgtask migrate` that changes something writes them again.
+
+COMMENT ON TABLE pg_task IS 'Live and parked tasks of pgtask. A finished task leaves the table.';
+COMMENT ON COLUMN pg_task.id IS 'The task, the same through all its steps and tries.';
+COMMENT ON COLUMN pg_task.step IS 'The current state, as JSON: {"Task":{"Step":{fields}}}; a step without fields is null inside.';
+COMMENT ON COLUMN pg_task.wakeup_at IS 'Not before this time, by the clock of this server.';
+COMMENT ON COLUMN pg_task.tried IS 'Failed tries of the current step; 0 again when the task moves on.';
+COMMENT ON COLUMN pg_task.error IS 'Set: the task is parked and waits for a person. UPDATE pg_task SET error = NULL revives it at the same step.';
+COMMENT ON COLUMN pg_task.created_at IS 'Time of the enqueue.';
+COMMENT ON COLUMN pg_task.updated_at IS 'Time of the last change of the task, by an outcome or by hand. A claim and a renewal do not count.';
+COMMENT ON COLUMN pg_task.locked_by IS 'The lease: a fresh token of each claim batch (first half: the worker, second half: the batch). Only its holder can write the row.';
+COMMENT ON COLUMN pg_task.lock_expires_at IS 'End of the lease, unless it is renewed before; then another worker may claim the task.';
+COMMENT ON COLUMN pg_task.queue IS 'Workers started with --queue serve only the queues they name.';
+COMMENT ON COLUMN pg_task.priority IS 'Within a queue, workers claim a higher priority first, then the oldest wakeup_at.';
+COMMENT ON COLUMN pg_task.key IS 'Idempotency key: while a task with this key is in the table, enqueueing it again returns that task.';
+COMMENT ON COLUMN pg_task.claims IS 'Claims of the current step that ended without an outcome, and the current one; more than one means that a worker died or lost its lease: the task then runs again in a group that has its process to itself.';
+COMMENT ON COLUMN pg_task.position IS 'Number of the flush that last wrote the row under its lease: an earlier flush that arrives late changes nothing.';
+
+COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
+COMMENT ON COLUMN pg_task_runs.id IS 'The run, and its task in pg_task until it has ended.';
+COMMENT ON COLUMN pg_task_runs.name IS 'The workflow, as in @workflow(name).';
+COMMENT ON COLUMN pg_task_runs.version IS 'Version of the workflow that recorded the first checkpoint; the code must be able to replay that version.';
+COMMENT ON COLUMN pg_task_runs.parent IS 'The run that spawned this one; cancelling the parent cancels it too.';
+COMMENT ON COLUMN pg_task_runs.state IS 'Final state: SUCCESS, ERROR or CANCELLED. ERROR is provisional: the task is parked in pg_task and resumes when its error is cleared. Null: the run has not ended.';
+COMMENT ON COLUMN pg_task_runs.step IS 'pg_task.step of an ended run: the workflow and its input.';
+COMMENT ON COLUMN pg_task_runs.output IS 'Result of the workflow, as JSON.';
+COMMENT ON COLUMN pg_task_runs.error IS 'Reason for the state ERROR, as in pg_task.error.';
+COMMENT ON COLUMN pg_task_runs.created_at IS 'Time of the trigger or spawn.';
+COMMENT ON COLUMN pg_task_runs.started_at IS 'Time of the first checkpoint.';
+COMMENT ON COLUMN pg_task_runs.ended_at IS 'Time of the end.';
+COMMENT ON COLUMN pg_task_runs.waits_on IS 'Reason for the most recent pause.';
+COMMENT ON COLUMN pg_task_runs.waits_for IS 'Number of awaited children that must end before the run is woken.';
+COMMENT ON COLUMN pg_task_runs.awaited IS 'Whether the parent waits for this run: its end counts down waits_for of the parent.';
+COMMENT ON COLUMN pg_task_runs.paused_until IS 'pg_task.wakeup_at as the most recent pause set it; the run is paused while the two are equal and the task has no lease and no error.';
+COMMENT ON COLUMN pg_task_runs.queue IS 'pg_task.queue of a cancelled run; it resumes there.';
+COMMENT ON COLUMN pg_task_runs.priority IS 'pg_task.priority of a cancelled run.';
+COMMENT ON COLUMN pg_task_runs.key IS 'pg_task.key of a cancelled run; other tasks may use it until the run resumes.';
+
+COMMENT ON TABLE pg_task_checkpoints IS 'Recorded calls of runs: a row for each call that a replay does not repeat.';
+COMMENT ON COLUMN pg_task_checkpoints.run IS 'The run.';
+COMMENT ON COLUMN pg_task_checkpoints.number IS 'Order of the record within the run, from 1.';
+COMMENT ON COLUMN pg_task_checkpoints.place IS 'Place of the call in the workflow: 3 is the third call, 3.0.2 the second call in the first branch of a gather there.';
+COMMENT ON COLUMN pg_task_checkpoints.kind IS 'step, sleep, signal, spawn, children or value.';
+COMMENT ON COLUMN pg_task_checkpoints.name IS 'Name of the call in the workflow.';
+COMMENT ON COLUMN pg_task_checkpoints.result IS 'Result of the call, as JSON. Null: it failed, or the run still waits for it.';
+COMMENT ON COLUMN pg_task_checkpoints.error IS 'Error of a step that failed permanently, or, with due_at, of its last try; of a signal: its timeout.';
+COMMENT ON COLUMN pg_task_checkpoints.due_at IS 'End of a sleep or of the wait for a signal; of a step that has failed, the time of its next try.';
+COMMENT ON COLUMN pg_task_checkpoints.seconds IS 'Duration of the step, its last try only.';
+COMMENT ON COLUMN pg_task_checkpoints.recorded_at IS 'Time of the last record.';
+COMMENT ON COLUMN pg_task_checkpoints.tried IS 'Failed tries of a step.';
+
+COMMENT ON TABLE pg_task_signals IS 'Signals that runs have not taken yet. A taken signal becomes a checkpoint.';
+COMMENT ON COLUMN pg_task_signals.id IS 'Runs take the signals of one name in this order.';
+COMMENT ON COLUMN pg_task_signals.run IS 'The receiving run.';
+COMMENT ON COLUMN pg_task_signals.name IS 'The name for which the run waits.';
+COMMENT ON COLUMN pg_task_signals.payload IS 'The value, as JSON.';
+COMMENT ON COLUMN pg_task_signals.sent_at IS 'Time of the send.';
+
+COMMENT ON TABLE pg_task_archive IS 'Finished tasks of apps and tasks with archive = True. Emptied by pgtask prune.';
+COMMENT ON COLUMN pg_task_archive.id IS 'The task; unique only together with finished_at, since ids of your own may repeat.';
+COMMENT ON COLUMN pg_task_archive.step IS 'The last step, as JSON, with its data at the end.';
+COMMENT ON COLUMN pg_task_archive.queue IS 'Last queue.';
+COMMENT ON COLUMN pg_task_archive.priority IS 'Last priority.';
+COMMENT ON COLUMN pg_task_archive.key IS 'Idempotency key, which other tasks may use again.';
+COMMENT ON COLUMN pg_task_archive.tried IS 'Failed tries of the last step before the one that succeeded.';
+COMMENT ON COLUMN pg_task_archive.created_at IS 'Time of the enqueue.';
+COMMENT ON COLUMN pg_task_archive.finished_at IS 'Time of the last outcome.';
+COMMENT ON COLUMN pg_task_archive.outcome IS 'Last outcome: done; no other outcome archives a task.';
+
+COMMENT ON TABLE pg_task_stops IS 'Orders to all workers of this schema to finish their running steps and leave. Written by pgtask stop.';
+COMMENT ON COLUMN pg_task_stops.id IS 'A worker obeys the orders that are given after its start.';
+COMMENT ON COLUMN pg_task_stops.given_at IS 'Time of the order.';
+COMMENT ON COLUMN pg_task_stops.given_by IS 'The role that gave it.';
+
+COMMENT ON TABLE pg_task_schema IS 'Applied versions of the schema of pgtask. Written by pgtask migrate.';
+COMMENT ON COLUMN pg_task_schema.version IS 'Number of a migration; the greatest is the version of this schema.';
+COMMENT ON COLUMN pg_task_schema.applied_at IS 'Time of its application.';
+COMMENT ON COLUMN pg_task_schema.needs_code IS 'The oldest code that can work with it, by the schema version that this code makes; null: the code that makes this version.';

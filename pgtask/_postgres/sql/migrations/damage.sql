@@ -1,0 +1,140 @@
+-- List the objects that are missing or disabled, of those that the migrations have made up to the applied version: a
+-- row for each. A dump of some of the tables has no functions, for example, and its restore no triggers. Rights do not
+-- count: they are up to the administrator.
+--
+-- One statement for the boot of every worker, after state.sql: it reads the catalog. repair.sql uses the definitions to
+-- make again the objects that the migrations cannot.
+WITH here AS (
+    SELECT relnamespace AS schema, relnamespace::regnamespace::text AS name
+    FROM pg_class
+    WHERE oid = to_regclass('pg_task')
+),
+wanted (since, kind, on_table, name, definition) AS (
+    VALUES
+        (3, 'table', 'pg_task_runs', 'pg_task_runs', ''),
+        (3, 'table', 'pg_task_checkpoints', 'pg_task_checkpoints', ''),
+        (3, 'table', 'pg_task_signals', 'pg_task_signals', ''),
+        (4, 'table', 'pg_task_archive', 'pg_task_archive', ''),
+        (7, 'table', 'pg_task_stops', 'pg_task_stops', ''),
+
+        (2, 'index', 'pg_task', 'pg_task_ready_idx', ''),
+        (2, 'index', 'pg_task', 'pg_task_lease_idx', ''),
+        (2, 'index', 'pg_task', 'pg_task_parked_idx', ''),
+        (2, 'index', 'pg_task', 'pg_task_key_idx', ''),
+        (3, 'index', 'pg_task_runs', 'pg_task_runs_name_idx', ''),
+        (3, 'index', 'pg_task_runs', 'pg_task_runs_parent_idx', ''),
+        (3, 'index', 'pg_task_signals', 'pg_task_signals_run_idx', ''),
+        (4, 'index', 'pg_task_archive', 'pg_task_archive_finished_idx', ''),
+
+        (1, 'constraint', 'pg_task', 'pg_task_lease_state_check', 'CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL))'),
+        (3, 'constraint', 'pg_task_runs', 'pg_task_runs_pkey', 'PRIMARY KEY (id)'),
+        (3, 'constraint', 'pg_task_runs', 'pg_task_runs_state_check', 'CHECK (state IN (''SUCCESS'', ''ERROR'', ''CANCELLED''))'),
+        (3, 'constraint', 'pg_task_checkpoints', 'pg_task_checkpoints_pkey', 'PRIMARY KEY (run, number)'),
+        (3, 'constraint', 'pg_task_signals', 'pg_task_signals_pkey', 'PRIMARY KEY (id)'),
+        (4, 'constraint', 'pg_task_archive', 'pg_task_archive_pkey', 'PRIMARY KEY (id, finished_at)'),
+        (1, 'constraint', 'pg_task_schema', 'pg_task_schema_pkey', 'PRIMARY KEY (version)'),
+        (7, 'constraint', 'pg_task_stops', 'pg_task_stops_pkey', 'PRIMARY KEY (id)'),
+
+        (
+            1, 'default', 'pg_task', 'id',
+            CASE WHEN current_setting('server_version_num')::integer < 180000 THEN 'gen_random_uuid()' ELSE 'uuidv7()' END
+        ),
+        (1, 'default', 'pg_task', 'wakeup_at', 'clock_timestamp()'),
+        (1, 'default', 'pg_task', 'tried', '0'),
+        (1, 'default', 'pg_task', 'created_at', 'now()'),
+        (1, 'default', 'pg_task', 'updated_at', 'now()'),
+        (1, 'default', 'pg_task', 'queue', '''default'''),
+        (1, 'default', 'pg_task', 'priority', '0'),
+        (1, 'default', 'pg_task', 'claims', '0'),
+        (8, 'default', 'pg_task', 'position', '0'),
+        (3, 'default', 'pg_task_runs', 'created_at', 'now()'),
+        (3, 'default', 'pg_task_runs', 'waits_for', '0'),
+        (3, 'default', 'pg_task_runs', 'awaited', 'false'),
+        (3, 'default', 'pg_task_checkpoints', 'seconds', '0'),
+        (3, 'default', 'pg_task_checkpoints', 'recorded_at', 'now()'),
+        (5, 'default', 'pg_task_checkpoints', 'tried', '0'),
+        (3, 'default', 'pg_task_signals', 'sent_at', 'now()'),
+        (4, 'default', 'pg_task_archive', 'finished_at', 'now()'),
+        (1, 'default', 'pg_task_schema', 'applied_at', 'now()'),
+        (7, 'default', 'pg_task_stops', 'given_at', 'now()'),
+        (7, 'default', 'pg_task_stops', 'given_by', 'session_user'),
+
+        (2, 'function', 'pg_task', 'pg_task_notify()', ''),
+        (6, 'function', 'pg_task', 'pg_task_workflow(text)', ''),
+        (6, 'function', 'pg_task', 'pg_task_paused_until(uuid)', ''),
+        (6, 'function', 'pg_task', 'pg_task_run_parked()', 'pg_task_runs'),
+        (6, 'function', 'pg_task', 'pg_task_run_revived()', 'pg_task_runs'),
+        (7, 'function', 'pg_task', 'pg_task_notify_parked()', ''),
+        (7, 'function', 'pg_task', 'pg_task_touch()', ''),
+        (7, 'function', 'pg_task', 'pg_task_stop()', 'pg_task_stops'),
+
+        (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),
+        (2, 'trigger', 'pg_task', 'pg_task_rescheduled', 'pg_task_notify'),
+        (6, 'trigger', 'pg_task', 'pg_task_run_parked', 'pg_task_run_parked'),
+        (6, 'trigger', 'pg_task', 'pg_task_run_revived', 'pg_task_run_revived'),
+        (7, 'trigger', 'pg_task', 'pg_task_inserted_parked', 'pg_task_notify_parked'),
+        (7, 'trigger', 'pg_task', 'pg_task_parked', 'pg_task_notify_parked'),
+        (7, 'trigger', 'pg_task', 'pg_task_touched', 'pg_task_touch')
+),
+placed AS (
+    SELECT wanted.*, here.schema, here.name AS home, pg_class.oid AS relation
+    FROM wanted
+    CROSS JOIN here
+    LEFT JOIN pg_class ON relnamespace = here.schema AND relname = wanted.on_table AND relkind = 'r'
+    WHERE since <= (SELECT max(version) FROM pg_task_schema)
+)
+SELECT
+    kind,
+    on_table,
+    name,
+    definition,
+    CASE kind
+        WHEN 'default' THEN format('default of %s.%s', on_table, name)
+        ELSE format('%s %s', kind, name)
+    END AS label
+FROM placed
+WHERE (relation IS NOT NULL OR kind = 'table') -- a missing table includes all that is on it
+  AND NOT CASE kind
+    WHEN 'table' THEN relation IS NOT NULL
+    WHEN 'index' THEN EXISTS (
+        SELECT FROM pg_index
+        JOIN pg_class ON pg_class.oid = indexrelid
+        WHERE indrelid = relation AND indisvalid AND relname = placed.name
+    )
+    WHEN 'constraint' THEN EXISTS (
+        SELECT FROM pg_constraint WHERE conrelid = relation AND conname = placed.name AND convalidated
+    )
+    WHEN 'default' THEN EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = relation AND attname = placed.name AND atthasdef AND NOT attisdropped
+    )
+    -- One that runs by the rights of its owner works only if that owner may write, and its search_path is our schema.
+    WHEN 'function' THEN EXISTS (
+        SELECT FROM pg_proc
+        WHERE oid = to_regprocedure(home || '.' || placed.name)
+          AND (
+              definition = ''
+              OR (
+                  prosecdef
+                  AND format('search_path=%s, pg_temp', home) = ANY (proconfig)
+                  AND has_table_privilege(proowner, relation, 'UPDATE')
+                  AND coalesce(has_table_privilege(proowner, to_regclass(home || '.' || definition), 'INSERT'), true)
+              )
+          )
+    )
+    -- The argument of pg_task_notify has a form of its own, see 009.
+    WHEN 'trigger' THEN EXISTS (
+        SELECT FROM pg_trigger
+        JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE tgrelid = relation
+          AND tgname = placed.name
+          AND tgenabled IN ('O', 'A')
+          AND proname = definition
+          AND pronamespace = placed.schema
+          AND (
+              proname <> 'pg_task_notify'
+              OR tgnargs = 0
+              OR encode(tgargs, 'escape') ~ '^(infinity|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)\\000$'
+          )
+    )
+END
+ORDER BY array_position('{table,function,trigger,index,constraint,default}'::text[], kind), on_table, name

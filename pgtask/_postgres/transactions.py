@@ -1,0 +1,84 @@
+"""The transaction of the caller, and our own ones: rows that belong together are written whole or not at all.
+
+Invariant: a write that is to be part of the caller's transaction is refused where there is none, as it would be
+committed by itself. The server's last word says whether there is one; it does not matter how it was begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import asyncpg
+
+from pgtask._postgres.connection import PLAN_SETTINGS, map_errors
+from pgtask._postgres.store import statement
+from pgtask.errors import DatabaseUnavailable, EnqueueError
+
+__all__ = ["atomically", "check_caller", "planned_by_index"]
+
+_SAVEPOINT = "pgtask"
+
+
+def check_caller(conn: Any) -> None:
+    """Raise `EnqueueError` unless `conn` is an asyncpg connection in a transaction. One that has failed counts: its
+    next statement raises. Raises `DatabaseUnavailable` for a closed one."""
+    if isinstance(conn, asyncpg.Pool):
+        raise EnqueueError(
+            "conn= is a pool; acquire a connection from it, begin a transaction, and pass the connection"
+        )
+    if not (hasattr(conn, "copy_to_table") and hasattr(conn, "is_in_transaction")):
+        raise EnqueueError(
+            f"conn={conn!r:.80} is not an asyncpg connection; that of a SQLAlchemy session is "
+            "(await (await session.connection()).get_raw_connection()).driver_connection"
+        )
+    with map_errors():
+        if conn.is_closed():
+            raise DatabaseUnavailable("conn= is closed")
+        if conn.is_in_transaction():
+            return
+    raise EnqueueError(
+        "conn= is not in a transaction, so this would be committed at once, even if your own data is not; begin one "
+        "before: async with conn.transaction(). SQLAlchemy begins its own with its first statement: flush or execute "
+        "something before. Pass no conn if you want no transaction"
+    )
+
+
+@asynccontextmanager
+async def atomically(connection: Any) -> AsyncIterator[None]:
+    """Open a savepoint if the connection is in a transaction, however that was begun; else a READ COMMITTED one."""
+    if not connection.is_in_transaction():
+        async with connection.transaction(isolation="read_committed"):
+            yield
+        return
+    await connection.execute(f"SAVEPOINT {_SAVEPOINT}")
+    try:
+        yield
+    except BaseException:
+        if not connection.is_closed():
+            await connection.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; RELEASE SAVEPOINT {_SAVEPOINT}")
+        raise
+    await connection.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+
+
+@asynccontextmanager
+async def planned_by_index(connection: Any) -> AsyncIterator[None]:
+    """Let the statements inside read tables by their indexes only, in a transaction of the caller or of ours.
+
+    A session keeps its plans: one that it has made on a small table may read all of a large one. The sessions of our
+    pool have `PLAN_SETTINGS` from the start, so nothing is to do outside of a transaction. The settings of the caller
+    return at the end; the server does that itself if the transaction has failed.
+    """
+    if not connection.is_in_transaction():
+        yield
+        return
+    rows = await connection.fetch(statement("set_locally"), list(PLAN_SETTINGS), list(PLAN_SETTINGS.values()))
+    before = [row[0] for row in rows], [row[1] for row in rows]
+    try:
+        yield
+    except BaseException:
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+            await connection.fetch(statement("set_locally"), *before)
+        raise
+    await connection.fetch(statement("set_locally"), *before)

@@ -1,0 +1,179 @@
+"""Checks of what a client is given: steps, inputs, signals, lanes, keys and times; and their encoding for a row.
+
+Invariant: a wrong value, and one that no worker could run, raises `EnqueueError`, which names it and the remedy.
+Nothing here sends anything.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from pgtask import _delays
+from pgtask._fastpath import Codec
+from pgtask._json_losses import refuse_numbers
+from pgtask.errors import DecodeError, DefinitionError, EnqueueError
+from pgtask.policy import Policy, check_priority, check_queue
+from pgtask.task import Task, family_of
+from pgtask.workflow import Workflow, check_name
+
+__all__ = [
+    "check_delay",
+    "check_key",
+    "check_time",
+    "choose_lane",
+    "encode",
+    "encode_input",
+    "encode_signal",
+    "encode_step",
+    "envelope_of",
+]
+
+MAX_KEY_CHARACTERS = 512
+
+
+def encode_step(
+    queue: str | None, priority: int | None, max_bytes: int, step: Task
+) -> tuple[Codec, bytes, tuple[str, int]]:
+    """Encode a step and choose its lane: its codec, its payload, its queue and priority.
+
+    The step comes last, so that `partial` makes an encoder of many steps.
+    """
+    codec, payload = encode(step, max_bytes)
+    policy = step.policy
+    if queue is None and priority is None:
+        return codec, payload, (policy.queue, policy.priority)
+    return codec, payload, choose_lane(policy, queue, priority)
+
+
+def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:
+    """Return the codec of a step and its payload, which a worker will be able to decode."""
+    try:
+        codec = _codec(type(step))
+    except EnqueueError:
+        if isinstance(step, type):
+            raise EnqueueError(f"{step.__name__} is a class: write {step.__name__}(...)") from None
+        raise
+    try:
+        payload = codec.payload(step)
+    except Exception as error:
+        raise EnqueueError(f"step {codec.label} cannot be stored as JSON: {error}") from error
+    size = len(codec.prefix) + len(payload) + len(b"}}")
+    if size > max_bytes:
+        raise EnqueueError(
+            f"step {codec.label} is {size} bytes, more than the {max_bytes} allowed; "
+            "store the data elsewhere and enqueue a reference to it"
+        )
+    try:
+        codec.decode(payload)
+    except DecodeError as error:
+        raise EnqueueError(f"step {error}, so no worker could run it") from error
+    return codec, payload
+
+
+@cache
+def _codec(cls: type[Task]) -> Codec:
+    family = family_of(cls) if isinstance(cls, type) and issubclass(cls, Task) else None
+    if family is None or family is cls:
+        raise EnqueueError(
+            f"a value of type {cls.__name__} is not a step; enqueue an instance of a class that derives from a task"
+        )
+    if not isinstance(cls.policy, Policy):
+        raise EnqueueError(
+            f"step {cls.__name__}: policy must be a pgtask.Policy, not of type {type(cls.policy).__name__}"
+        )
+    try:
+        return Codec(cls, family.__name__, cls.__name__, cls.transparent)
+    except DefinitionError as error:
+        raise EnqueueError(str(error)) from None
+    except (TypeError, NameError) as error:
+        raise EnqueueError(f"step {cls.__name__}: a field has a type that cannot be decoded: {error}") from error
+
+
+def envelope_of(codec: Codec, payload: bytes) -> str:
+    """Return the text of a step for `pg_task.step`."""
+    return (codec.prefix + payload + b"}}").decode()
+
+
+def encode_input(workflow: Workflow[Any, Any], value: object, max_bytes: int) -> str:
+    """Encode the input of a run as the text of its step."""
+    if not isinstance(workflow, Workflow):
+        raise EnqueueError(f"{workflow!r:.80} is not a workflow; decorate its function with @workflow(name)")
+    try:
+        workflow._check()
+        text = workflow._envelope(workflow._encode_input(value))
+    except DefinitionError as error:
+        raise EnqueueError(str(error)) from error
+    except Exception as error:
+        raise EnqueueError(f"workflow {workflow.name}: its input cannot be stored as JSON: {error}") from error
+    if len(text) > max_bytes:
+        raise EnqueueError(
+            f"workflow {workflow.name}: its input is {len(text)} bytes, more than the {max_bytes} "
+            "allowed; store the data elsewhere and pass a reference to it"
+        )
+    return text
+
+
+def encode_signal(name: str, value: object) -> str:
+    """Check the name of a signal and encode its value as JSON."""
+    check_name("signal", name, EnqueueError)
+    try:
+        payload = msgspec.json.encode(value)
+        refuse_numbers(value, payload)
+    except Exception as error:
+        raise EnqueueError(f"signal {name}: its value cannot be stored as JSON: {error}") from error
+    return payload.decode()
+
+
+def choose_lane(policy: Policy, queue: str | None, priority: int | None, *, what: str = "") -> tuple[str, int]:
+    """Return the queue and the priority that the caller gives, or those of the policy. `what` begins the error."""
+    try:
+        return (
+            policy.queue if queue is None else check_queue(queue),
+            policy.priority if priority is None else check_priority(priority),
+        )
+    except ValueError as error:
+        raise EnqueueError(f"{what}{error}") from None
+
+
+def check_key(key: object) -> str:
+    """Return `key` if it can be one: 1 to 512 characters without NUL."""
+    try:
+        if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_CHARACTERS or "\0" in key:
+            raise ValueError
+        key.encode()  # a lone surrogate cannot be
+    except ValueError:
+        raise EnqueueError(f"key {key!r:.80} must be 1 to {MAX_KEY_CHARACTERS} characters without NUL") from None
+    return key
+
+
+def check_run_id(id: object) -> UUID:
+    """Return the id of a run, which may be given as text."""
+    try:
+        return id if isinstance(id, UUID) else UUID(str(id))
+    except ValueError:
+        raise EnqueueError(f"{id!r:.80} is not the id of a run: give a UUID, or its text") from None
+
+
+def check_delay(delay: object) -> float:
+    """Return a delay in seconds."""
+    try:
+        return _delays.check_delay(delay).total_seconds()
+    except ValueError as error:
+        raise EnqueueError(str(error)) from None
+
+
+def check_time(at: object) -> datetime:
+    """Return an aware time in UTC."""
+    if not isinstance(at, datetime):
+        raise EnqueueError(f"at={at!r} must be a datetime")
+    if at.tzinfo is None or at.utcoffset() is None:
+        raise EnqueueError(f"at={at!r} has no time zone; use datetime.now(timezone.utc) or .replace(tzinfo=...)")
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise EnqueueError(f"at={at!r} is out of the range of times") from None

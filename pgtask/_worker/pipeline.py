@@ -1,0 +1,394 @@
+"""The pipeline of a worker: knows every stage, and reads as the way of a row.
+
+    claim -> decode -> dispatch -> (user code) -> outcome -> flush        beside it: renew, wake, journal
+
+Invariants: one *pump* owns the claiming and flushing connection and alternates between the two, so claims never outrun
+outcomes: `concurrency` and a small prefetch bound the leases of this worker, also while the database is unavailable.
+Every lease waits for its turn, runs, or has its outcome in the buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pgtask._fastpath import Leases, Marks, Outcomes, TaskLease
+from pgtask._invariants import CHECKS_INVARIANTS
+from pgtask._log import EventLog
+from pgtask._postgres.store import Link
+from pgtask._postgres.times import allow_far_times
+from pgtask._postgres.writer import ASIDE_SETTINGS, SHARED_SETTINGS, Aside
+from pgtask._status import Reason, Totals, session_name
+from pgtask._worker.burst import Burst
+from pgtask._worker.capacity import Capacity
+from pgtask._worker.claim import Claim
+from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, build_table
+from pgtask._worker.dispatch import Dispatch
+from pgtask._worker.flush import Flush
+from pgtask._worker.forked import end_if_copy
+from pgtask._worker.invariants import PumpInvariants
+from pgtask._worker.leaving import cancel_steps, release_leases
+from pgtask._worker.renew import MAX_WAIT, Renew
+from pgtask._worker.suspects import Suspects
+from pgtask._worker.wake import Wake
+from pgtask._workflow.executor import RunExecutor
+from pgtask._workflow.journal import PostgresJournal
+from pgtask._workflow.steps import StepRunner
+from pgtask.app import App
+from pgtask.config import Config
+
+__all__ = ["Pipeline"]
+
+log = EventLog("pgtask.pipeline")
+
+GATHER_INTERVAL = 0.004  # seconds in which more outcomes of steps that await may join a batch,
+MAX_GATHERING = 5  # and how many such intervals there are at most
+OTHERS_FIRST = {True: 0.4, False: 2.0}  # seconds for idle workers that listen, or poll, to claim what was released
+CHECK_INTERVAL = 1.0  # seconds until the pump checks all its inputs in any case
+SMALL_BATCH = 100  # outcomes that are not worth a transaction of their own while the worker has tasks to start
+
+
+class Pipeline:
+    """The stages of one worker, wired to each other, and the pump that drives them. Make it on the running loop.
+
+    It calls `stopped` when the workers are told to stop, by `pgtask stop` or a notification.
+    """
+
+    def __init__(self, config: Config, app: App, *, worker: bytes, marks: Marks, stopped: Callable[[], None]) -> None:
+        assert config.dsn is not None
+        self._config = config
+        self._dsn = config.dsn
+        self._pooled = not config.listen
+        self._session = f"pgtask worker {os.getpid()}"
+        self._loop = asyncio.get_running_loop()
+        self._work = asyncio.Event()  # something for the pump to do
+        self._stop_now = False
+        self._failure: BaseException | None = None
+        self.leaving: Reason | None = None
+        """The reason why it claims no more, or None while it does."""
+        name = session_name(os.getpid(), worker)
+        self.link = Link(self._dsn, name, pooled=self._pooled, settings=SHARED_SETTINGS)
+        self.aside = Aside(self._link("aside", ASIDE_SETTINGS, far_times=bool(app.workflows)))
+        self._leases = Leases()
+        self._table = build_table(app)
+        self._build_claim(app, worker)
+        self._build_dispatch(marks)
+        self._flush = Flush(self.link, self._leases, self.aside, self._work.set)
+        self._build_renew()
+        self._build_journal(app)
+        self._build_wake(stopped)
+        self._capacity = Capacity(
+            self._leases,
+            self.dispatch,
+            self._flush,
+            self._suspects,
+            concurrency=config.concurrency,
+            batch=config.batch,
+        )
+        self._invariants = PumpInvariants(self._leases, self.dispatch, self._flush, self._suspects)
+
+    # --- the stages
+
+    def _link(self, purpose: str, settings: Mapping[str, str], *, far_times: bool) -> Link:
+        on_open = allow_far_times if far_times else None
+        return Link(self._dsn, f"{self._session} {purpose}", pooled=self._pooled, on_open=on_open, settings=settings)
+
+    def _build_claim(self, app: App, worker: bytes) -> None:
+        config = self._config
+        skips_foreign = config.unknown != "park"
+        self._claim = Claim(
+            self.link,
+            worker=worker,
+            queues=config.queue,
+            lease_timeout=config.lease_timeout,
+            max_step_bytes=config.max_step_bytes,
+            min_poll=1.0 if config.listen and not config.burst else 0.05,
+            max_poll=1.0 if config.burst or not config.listen else 30.0,
+            families=self._table.families if skips_foreign else None,
+        )
+        self.burst = Burst(
+            self.link,
+            self._claim,
+            names=app.tasks if skips_foreign else None,
+            queues=config.queue,
+            horizon=config.burst_horizon,
+            foreign=None if self._claim.foreign is None else self._claim.foreign.pattern,
+        )
+
+    def _build_dispatch(self, marks: Marks) -> None:
+        config = self._config
+        self._unknown = UnknownSteps(
+            park=config.unknown == "park",
+            delay=PUT_BACK_DELAY + (config.burst_horizon if config.burst else 0.0),
+        )
+        self.dispatch = Dispatch(
+            self._table,
+            self._leases,
+            concurrency=config.concurrency,
+            max_step_bytes=config.max_step_bytes,
+            marks=marks,
+            wake=self._work.set,
+            unknown=self._unknown.delay_for,
+            is_foreign=self._is_foreign,
+            broke=self.fail,
+        )
+        self.dispatch.returns = 1 if config.listen else 2  # another worker may have had it between two polls
+        self._suspects = Suspects(self.dispatch, max_group=config.concurrency)
+
+    def _build_renew(self) -> None:
+        self.renew = Renew(
+            self._dsn,
+            self._leases,
+            name=f"{self._session} renew",
+            pooled=self._pooled,
+            lease_timeout=self._config.lease_timeout,
+            heartbeat_interval=self._config.heartbeat_interval,
+            lost=lambda leases: self._call_soon(self._lose, leases),
+            refused=lambda error: self._call_soon(self.fail, error),
+            released=lambda leases, locked: self._call_soon(self._note_released, leases, locked),
+            call_soon=self._call_soon,
+            abandon_claim=self._claim.abandon_stalled,
+        )
+
+    def _build_journal(self, app: App) -> None:
+        self.journal: PostgresJournal | None = None
+        if app.workflows:
+            link = self._link("journal", SHARED_SETTINGS, far_times=True)
+            self.journal = PostgresJournal(link, self.aside, due_in=self._poll_in)
+            runner = StepRunner(
+                self.dispatch, self.dispatch.threads, max_bytes=self._config.max_step_bytes, end_if_copy=end_if_copy
+            )
+            RunExecutor(app, self._leases, self.dispatch, journal=self.journal, runner=runner)
+
+    def _build_wake(self, stopped: Callable[[], None]) -> None:
+        self.wake: Wake | None = None
+        if self._config.listen:
+            self.wake = Wake(
+                self._dsn,
+                name=f"{self._session} listen",
+                queues=self._config.queue,
+                hint=self._poll_soon,
+                stop=stopped,
+                obeys_notify=not self._config.ignore_stop_notify,
+            )
+
+    # --- what may happen at any time
+
+    def _call_soon(self, function: Any, *arguments: Any) -> None:
+        """Call a function on the loop, from the renewing thread, unless the loop has ended."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _poll_soon(self) -> None:
+        """Poll at once, since a task may have become due."""
+        self._claim.poll_soon()
+        self._work.set()
+
+    def _poll_in(self, seconds: float) -> None:
+        """Poll when a run falls due that the journal has put off, beside the pump."""
+        before = self._claim.next_poll
+        self._claim.poll_in(seconds)
+        if self._claim.next_poll < before:
+            self._work.set()
+
+    def _note_released(self, leases: list[TaskLease], locked: int) -> None:
+        """Note leases that the renewing thread has released, and how many it could not release yet."""
+        pause = OTHERS_FIRST[self._config.listen]
+        self._capacity.note_released(leases, locked, pause=pause)
+        self._leases.remove_released(leases)
+        self.dispatch.forget_released(leases, pause + MAX_WAIT / 2)  # not those that another worker has had meanwhile
+        log.debug("prefetch.released", tasks=len(leases), locked=locked)
+
+    def _is_foreign(self, lease: TaskLease, family: str) -> bool:
+        if not self._unknown.is_foreign(family):
+            return False
+        self._claim.skip_foreign(lease.token)
+        return True
+
+    def drain(self, reason: Reason) -> None:
+        """Claim no more; let the running steps end."""
+        if self.leaving is None:
+            self.leaving = reason
+            self.dispatch.draining = True
+        self._work.set()
+
+    @property
+    def is_idle_in_outage(self) -> bool:
+        """Return whether it holds no lease, and the pump waits for a database that is unavailable."""
+        return self.link.is_unavailable and not len(self._leases)
+
+    @property
+    def held(self) -> int:
+        return len(self._leases)
+
+    def stop_now(self) -> None:
+        """Do not wait for the running steps."""
+        self.drain("drained")
+        self._stop_now = True
+
+    def _lose(self, leases: list[TaskLease]) -> None:
+        for lease in leases:
+            if lease.is_open:
+                self.dispatch.drop_lost(lease)
+                self._flush.add_lost(lease, ends_in=self.renew.margin)
+        self._work.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End this worker, since a stage has failed: the pump raises the error."""
+        self._failure = self._failure or error
+        self._work.set()
+
+    # --- the pump
+
+    async def pump(self) -> None:
+        """Flush and claim in turn until the worker leaves and no step of it runs."""
+        while True:
+            self._work.clear()
+            if self._failure is not None:
+                raise self._failure
+            await self._flush_gathered()
+            unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_foreign()
+            await self._flush.release(unused)
+            if self.leaving is not None:
+                await self._flush.release(self.dispatch.take_ready() + self._suspects.take_unstarted())
+                if self._stop_now or self._is_quiet():
+                    return
+            elif await self._claim_or_try_suspects() or (self._config.burst and await self._end_burst()):
+                continue
+            if not self._work.is_set() and not len(self.dispatch.outcomes):
+                self._invariants.check_owners()
+                await self._wait_for_work()
+
+    def _is_quiet(self) -> bool:
+        """Return whether no step executes, and every outcome is in the database."""
+        return not (self.dispatch.suspended or len(self.dispatch.outcomes) or self._flush.blocked)
+
+    async def _flush_gathered(self) -> None:
+        """Write the buffer, and continue the tasks that stay in this worker."""
+        if returned := self._flush.take_returned():
+            if self.dispatch.quarantined:  # which did not wait for them
+                await self._flush.release(returned)
+            else:
+                self.dispatch.start_next_steps(returned)
+        if len(self.dispatch.outcomes):
+            for _ in range(MAX_GATHERING):
+                if not self._may_gather():
+                    break
+                await asyncio.sleep(GATHER_INTERVAL)
+            await self._write(self.dispatch.take_outcomes())
+            self.dispatch.start_next_steps(self._flush.take_continuing())
+
+    def _may_gather(self) -> bool:
+        """Return whether it is too early to write. Steps that await end one by one: while the worker has tasks to
+        start, and no task waits for its outcome to be durable, writing outcomes one by one would cost more than the
+        steps do."""
+        outcomes = self.dispatch.outcomes
+        is_small = len(outcomes) < SMALL_BATCH and not outcomes.continued
+        return is_small and bool(self.dispatch.ready) and self.leaving is None
+
+    async def _write(self, outcomes: Outcomes) -> None:
+        for row in outcomes.rescheduled:
+            if row.error is None:
+                self._claim.poll_in(row.delay)
+        self._capacity.prefetch.count_outcomes(len(outcomes))
+        await self._flush.flush(outcomes)
+
+    def _is_empty(self) -> bool:
+        """Return whether no step executes or waits for its turn, and every outcome is in the database, or was set
+        aside, which may last: that step has ended."""
+        return not (self.dispatch.suspended or len(self.dispatch.outcomes) or self.dispatch.waiting)
+
+    async def _claim_or_try_suspects(self) -> bool:
+        came = await self._claim_tasks()
+        is_empty = self._is_empty()
+        self._suspects.advance(is_empty=is_empty, is_idle=is_empty and not came)
+        return came
+
+    async def _claim_tasks(self) -> bool:
+        """Claim for the free slots and a little ahead. Returns whether tasks came, or may come from another lane."""
+        self._capacity.update()
+        limit = self._capacity.claim_limit()
+        same_lane_from = self._suspects.fills_from
+        if limit <= 0 or (same_lane_from is None and not self._claim.may_find_tasks):
+            return False
+        began = time.monotonic()
+        wanted = self._suspects.may_claim
+        rows, token, sent = await self._claim.claim_batch(limit, suspects=wanted, same_lane_from=same_lane_from)
+        if not rows:
+            return self._claim.has_more
+        self._capacity.prefetch.record_claim(time.monotonic() - began)
+        leases, displaced = self._leases.add_claimed(rows, token, sent)
+        self._lose(displaced)
+        self._note_waiting(False)
+        self.renew.watch_waiting()
+        suspects = self._leases.take_suspects()
+        requested, is_empty = self._claim.requested, self._is_empty()
+        self.dispatch.admit(self._suspects.sort_claimed(leases, suspects, requested=requested, is_empty=is_empty))
+        return True
+
+    async def _wait_for_work(self) -> None:
+        """Wait until something happens, or a timer rings; there always is a timer, unless the worker leaves."""
+        wait = max(0.0, min(self._suspects.seconds_to_wait(), self._flush.seconds_to_wait()))
+        if self.leaving is None:
+            wait = min(wait, self._seconds_to_claim())
+        self._note_waiting(self.leaving is None and self._capacity.claim_limit() > 0 and not self._claim.may_find_tasks)
+        timer = None
+        if wait < float("inf"):
+            due, expected = time.monotonic() + wait, self._capacity.expects_slots()
+            timer = self._loop.call_later(wait, self._on_timer, due, expected, self._claim.next_poll)
+        await self._work.wait()
+        if timer is not None:
+            timer.cancel()
+
+    def _note_waiting(self, waits: bool) -> None:
+        """Note whether this worker waits for tasks, so that writers notify it."""
+        if self.wake is not None:
+            self.wake.sleep.set_waiting(waits)
+
+    def _seconds_to_claim(self) -> float:
+        """Seconds until a claim may bring tasks, as far as this worker knows, or until it checks for free slots."""
+        if pace := self._capacity.prefetch.seconds_to_claim():
+            return pace
+        if self._capacity.claim_limit() <= 0:
+            return CHECK_INTERVAL
+        return 0.0 if self._claim.may_find_tasks else max(0.0, self._claim.next_poll - time.monotonic())
+
+    def _on_timer(self, due: float, expected_slots: bool, next_poll: float) -> None:
+        """Wake the pump."""
+        self._capacity.late = time.monotonic() - due
+        if CHECKS_INVARIANTS and self.leaving is None and not self._work.is_set():
+            may_claim = self._capacity.claim_limit() > 0 and self._claim.may_find_tasks
+            expected = expected_slots and self._claim.next_poll >= next_poll
+            if error := self._invariants.find_missed_wakeup(may_claim=may_claim, expected_claim=expected):
+                self.fail(error)
+        self._work.set()
+
+    # --- the end
+
+    async def _end_burst(self) -> bool:
+        """With --burst: leave when nothing is left to do. Returns false if there is nothing new to find either."""
+        if len(self._leases) or not await self.burst.check_end():
+            return False
+        if self.burst.is_over:
+            self.leaving = self.leaving or "burst"
+        return True
+
+    async def leave(self) -> None:
+        """Cancel what still runs, write the last outcomes and release the rest, within 2 * `UNWIND` seconds."""
+        await cancel_steps(self._leases, self.dispatch, self._work, lease_timeout=self._config.lease_timeout)
+        await release_leases(self._leases, self.dispatch, self._flush, self.aside, self._write)
+
+    def totals(self) -> Totals:
+        """Return the counts of this worker since it began."""
+        finished, parked, lost = self.journal.totals() if self.journal else (0, 0, 0)
+        return Totals(
+            done=self._flush.done + finished,
+            steps=self.dispatch.steps,
+            errors=self.dispatch.errors,
+            parked=self._flush.parked + parked,
+            lost=self._flush.lost + lost,
+            put_back=self._unknown.put_back,
+        )

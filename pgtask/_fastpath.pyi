@@ -145,6 +145,7 @@ class Dispatcher:
     quarantined: bool
     db: Any
     resources: Any
+    tools: Any
     steps: int
     ended: int
     refused: int

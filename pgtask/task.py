@@ -61,6 +61,7 @@ class Context(msgspec.Struct, eq=False):
     attempt: int
     db: Database
     resources: Any
+    _tools: Any = None  # `StepTools` of the worker
 
     def __repr__(self) -> str:
         return f"Context(task_id={self.task_id}, attempt={self.attempt})"

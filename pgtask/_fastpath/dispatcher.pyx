@@ -34,6 +34,7 @@ cdef class Dispatcher:
     cdef public bint quarantined  # the same, while a group of suspects is to be alone here
     cdef public object db
     cdef public object resources
+    cdef public object tools
     cdef readonly long long steps  # steps started
     cdef readonly long long ended  # steps ended
     cdef readonly long long refused  # rows from which no step could be started
@@ -293,7 +294,8 @@ cdef class Dispatcher:
             lease.began_at = clock()
         if lease.entry.timeout > 0:
             lease.timer = self.loop.call_later(lease.entry.timeout, self.time_out, lease)
-        self.start_thread(lease, lease.entry.run, Context(lease.id, lease.tried + 1, self.db, self.resources))
+        context = Context(lease.id, lease.tried + 1, self.db, self.resources, self.tools)
+        self.start_thread(lease, lease.entry.run, context)
 
     cpdef void start_set_aside(self) except *:
         """Start the steps that wait for a thread and may have one now."""

@@ -219,7 +219,7 @@ cdef class Runner:
         cdef PyObject* value = NULL
         outcome = None
         try:
-            context = Context(lease.id, lease.tried + 1, dispatcher.db, dispatcher.resources)
+            context = Context(lease.id, lease.tried + 1, dispatcher.db, dispatcher.resources, dispatcher.tools)
             variables = PyContext_Copy(dispatcher.context)
         except MemoryError as lacking:
             if lease.claims > 1:

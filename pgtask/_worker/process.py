@@ -27,6 +27,7 @@ from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
 from pgtask._postgres.store import Link
 from pgtask._status import ExitCode, ExitNotice, Ready, Reason, StatusPipe, StopNotice, Tick, fit_message
+from pgtask._step_tools import StepTools
 from pgtask._worker import parent_watch
 from pgtask._worker.at_exit import AFTER_GRACE, abandon_threads, end_children, set_grace_end
 from pgtask._worker.forked import protect_loop
@@ -169,6 +170,7 @@ class _WorkerProcess:
         stack.callback(pipeline.dispatch.close)
         pool = user_pool(self._config.dsn, size=self._config.pool_size, pooled=not self._config.listen)
         pipeline.dispatch.db = await stack.enter_async_context(pool)
+        pipeline.dispatch.tools = StepTools()
         pipeline.dispatch.resources = await stack.enter_async_context(opened_resources(self._app))
 
     async def _run_pump(self) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgtask._postgres.failures import ParkedTask
 from pgtask.app import App
+from pgtask.batch import Batch
 from pgtask.client import Client
 from pgtask.errors import (
     DatabaseRefused,
@@ -21,7 +22,7 @@ from pgtask.errors import (
 from pgtask.outcome import Done, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
-from pgtask.task import Context, Task
+from pgtask.task import BatchContext, Context, Task
 from pgtask.workflow import Permanent, Transient, Workflow
 from pgtask.workflow_context import Child, WorkflowContext
 from pgtask.workflow_decorator import workflow
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     # define
     "App",
+    "Batch",
+    "BatchContext",
     "Context",
     "Policy",
     "Task",

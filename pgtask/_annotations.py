@@ -17,7 +17,9 @@ from pgtask.errors import DefinitionError
 from pgtask.outcome import OUTCOMES, Next, Outcome
 from pgtask.task import Task
 
-__all__ = ["annotation_text", "edges_among", "is_of_annotation", "return_members"]
+__all__ = ["annotation_text", "batch_members", "edges_among", "is_of_annotation", "return_members"]
+
+_LISTS = (list, tuple, Sequence)
 
 
 def return_members(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Sequence[Any]:
@@ -30,6 +32,29 @@ def return_members(label: str, run: Callable[..., Any], family: dict[str, type[T
             "annotate it with outcomes, as in -> Next[SomeStep] | Done"
         )
     return members
+
+
+def batch_members(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Sequence[Any]:
+    """Return the outcomes that the return annotation of a `run_batch` names: one for all steps, or a list of them with
+    exceptions among them. Raises `DefinitionError`."""
+    annotation = _return_annotation(label, run, family)
+    members = []
+    for part in _members(annotation):
+        if typing.get_origin(part) in _LISTS:
+            inner = [member for element in typing.get_args(part) for member in _members(element)]
+            members += [member for member in inner if not _is_exception(member) and member is not Ellipsis]
+        else:
+            members.append(part)
+    if not members or not all(_is_outcome(member) for member in members):
+        raise DefinitionError(
+            f"step {label}: run_batch() is annotated -> {annotation_text(annotation)}; "
+            "annotate it with an outcome for all steps, or a list of outcomes, as in -> list[Next[SomeStep] | Fail]"
+        )
+    return list(dict.fromkeys(members))
+
+
+def _is_exception(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, BaseException)
 
 
 def edges_among(label: str, members: Sequence[Any], family: dict[str, type[Task]]) -> tuple[type[Task], ...]:
@@ -63,7 +88,9 @@ def _is_outcome(member: Any) -> bool:
 def _return_annotation(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Any:
     annotations = _annotations(run)
     if "return" not in annotations:
-        raise DefinitionError(f"step {label}: run() has no return annotation; add one, as in -> Next[SomeStep] | Done")
+        raise DefinitionError(
+            f"step {label}: {run.__name__}() has no return annotation; add one, as in -> Next[SomeStep] | Done"
+        )
     annotation = annotations["return"]
     if not isinstance(annotation, str):
         return annotation

@@ -16,11 +16,12 @@ from typing import Any
 
 import msgspec
 
-from pgtask._annotations import annotation_text, edges_among, is_of_annotation, return_members
+from pgtask._annotations import annotation_text, batch_members, edges_among, is_of_annotation, return_members
 from pgtask._dsn import names_database, quoted, redact
 from pgtask._error_text import one_line, place_of
 from pgtask._json_types import undecodable_field
 from pgtask._lifespan import lifespan_error
+from pgtask.batch import Batch
 from pgtask.errors import AppLoadError, DefinitionError
 from pgtask.outcome import Done, Fail
 from pgtask.policy import Policy
@@ -30,12 +31,13 @@ from pgtask.workflow import STEP, Workflow
 __all__ = ["App", "StepDefinition", "check_reference", "load_app"]
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
-_RESERVED = ("policy", "transparent", "archive", "run")
+_RESERVED = ("policy", "transparent", "archive", "run", "run_batch")
 
 
 class StepDefinition(msgspec.Struct, frozen=True):
     """One step as the engine sees it. `edges` are the steps that may follow it; `finishes` says that it may return
-    `Done`, `archive` that its task is then kept, and `fails` that it may return `Fail`."""
+    `Done`, `archive` that its task is then kept, and `fails` that it may return `Fail`. `batch` is None unless the step
+    has `run_batch`."""
 
     cls: type[Task]
     task: str
@@ -48,6 +50,7 @@ class StepDefinition(msgspec.Struct, frozen=True):
     transparent: bool
     archive: bool
     fails: bool
+    batch: Batch | None = None
 
     @property
     def label(self) -> str:
@@ -221,21 +224,12 @@ def _subclasses(cls: type[Task]) -> list[type[Task]]:
 def _define_step(task: type[Task], cls: type[Task], family: dict[str, type[Task]], archive: bool) -> StepDefinition:
     label = f"{task.__name__}.{cls.__name__}"
     fields = _field_names(label, cls)
-    run = getattr(cls, "run", None)
-    if run is None:
-        raise DefinitionError(f"step {label} has no run(); add: async def run(self, ctx: Context) -> Done")
-    if not inspect.isfunction(run):
-        raise DefinitionError(f"step {label}: run must be a plain method, async def run(self, ctx: Context)")
-    if inspect.isasyncgenfunction(run) or inspect.isgeneratorfunction(run):
-        raise DefinitionError(f"step {label}: run() is a generator; return one outcome instead of yielding")
-    if inspect.iscoroutinefunction(inspect.unwrap(run)) and not inspect.iscoroutinefunction(run):
-        raise DefinitionError(
-            f"step {label}: the decorator of run() hides that it is async; make its wrapper async def"
-        )
-    _check_signature(label, run)
     if not isinstance(cls.policy, Policy):
         raise DefinitionError(f"step {label}: policy must be a pgtask.Policy, not {cls.policy!r}")
-    members = return_members(label, run, family)
+    batch = _batch_of(label, task, cls)
+    run = _batch_method(label, cls) if batch is not None else _run_method(label, cls)
+    _check_function(label, run)
+    members = (return_members if batch is None else batch_members)(label, run, family)
     return StepDefinition(
         cls=cls,
         task=task.__name__,
@@ -248,7 +242,68 @@ def _define_step(task: type[Task], cls: type[Task], family: dict[str, type[Task]
         transparent=_is_transparent(label, cls),
         archive=archive if cls.archive is None else bool(cls.archive),
         fails=Fail in members,
+        batch=batch,
     )
+
+
+def _run_method(label: str, cls: type[Task]) -> Callable[..., Any]:
+    run = getattr(cls, "run", None)
+    if run is None:
+        raise DefinitionError(f"step {label} has no run(); add: async def run(self, ctx: Context) -> Done")
+    if not inspect.isfunction(run):
+        raise DefinitionError(f"step {label}: run must be a plain method, async def run(self, ctx: Context)")
+    _check_signature(label, run)
+    return run
+
+
+def _batch_of(label: str, task: type[Task], cls: type[Task]) -> Batch | None:
+    """Return the batch of a step that has `run_batch`; None for one that has `run`. A batch in the policy of the whole
+    task counts for its steps with `run_batch` only."""
+    has_batch, batch = getattr(cls, "run_batch", None) is not None, cls.policy.batch
+    if has_batch and getattr(cls, "run", None) is not None:
+        raise DefinitionError(f"step {label} has both run() and run_batch(); keep one of them")
+    if has_batch and batch is None:
+        raise DefinitionError(f"step {label} has run_batch() and no batch; add: policy = Policy(batch=Batch(100))")
+    if not has_batch and batch is not None and cls.policy is not task.policy:
+        raise DefinitionError(
+            f"step {label}: Policy(batch=...) is for a step with run_batch(); "
+            "add: @classmethod async def run_batch(cls, steps: Sequence[...], ctx: BatchContext) -> Done"
+        )
+    if not has_batch or batch is None:
+        return None
+    for argument in ("by", "weight"):
+        name = getattr(batch, argument)
+        if isinstance(name, str) and name not in cls.__struct_fields__ and not hasattr(cls, name):
+            raise DefinitionError(f"step {label}: Batch({argument}={name!r}) names no field or property of it")
+    return batch
+
+
+def _batch_method(label: str, cls: type[Task]) -> Callable[..., Any]:
+    method = inspect.getattr_static(cls, "run_batch")
+    function = getattr(method, "__func__", None)
+    if not isinstance(method, classmethod) or not inspect.isfunction(function):
+        raise DefinitionError(
+            f"step {label}: run_batch must be a class method, "
+            "@classmethod async def run_batch(cls, steps: Sequence[...], ctx: BatchContext)"
+        )
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        raise DefinitionError(
+            f"step {label}: run_batch{inspect.signature(function)} must take the class, the steps and one context: "
+            "run_batch(cls, steps: Sequence[...], ctx: BatchContext)"
+        ) from None
+    return function
+
+
+def _check_function(label: str, run: Callable[..., Any]) -> None:
+    name = run.__name__
+    if inspect.isasyncgenfunction(run) or inspect.isgeneratorfunction(run):
+        raise DefinitionError(f"step {label}: {name}() is a generator; return outcomes instead of yielding")
+    if inspect.iscoroutinefunction(inspect.unwrap(run)) and not inspect.iscoroutinefunction(run):
+        raise DefinitionError(
+            f"step {label}: the decorator of {name}() hides that it is async; make its wrapper async def"
+        )
 
 
 def _define_workflow(flow: Workflow[Any, Any]) -> StepDefinition:

@@ -14,6 +14,7 @@ import msgspec
 from pgtask._backoff import exponential_delay
 from pgtask._delays import check_delay
 from pgtask._dsn import quoted
+from pgtask.batch import Batch
 from pgtask.errors import DefinitionError
 
 __all__ = ["DEFAULT_QUEUE", "Policy", "check_priority", "check_queue"]
@@ -48,6 +49,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     - `jitter`: the share (0 to 1) of the delay that is drawn at random: 0.25 makes 10 s anything from 7.5 to 12.5 s.
     - `timeout`: the longest time for one try; then the worker cancels it, which counts as a failed try. A `def run`
       cannot be cancelled: its thread is abandoned and its result dropped.
+    - `batch`: how many steps a `run_batch` gets at once, and how long they wait for each other.
     - `queue`, `priority`: where a task that starts or arrives at this step waits; workers claim a higher priority
       first.
 
@@ -60,6 +62,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     max_delay: timedelta = timedelta(hours=1)
     jitter: float = 0.0
     timeout: timedelta | None = None
+    batch: Batch | None = None
     queue: str = DEFAULT_QUEUE
     priority: int = 0
 
@@ -74,6 +77,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             raise DefinitionError(f"Policy(jitter={self.jitter!r}) must be a number from 0 to 1")
         if self.timeout is not None and (not isinstance(self.timeout, timedelta) or self.timeout <= timedelta(0)):
             raise DefinitionError(f"Policy(timeout={self.timeout!r}) must be a positive timedelta, or None")
+        if self.batch is not None and not isinstance(self.batch, Batch):
+            raise DefinitionError(f"Policy(batch={self.batch!r}) must be a Batch, as in Batch(256), or None")
         try:
             check_delay(self.retry_delay, "Policy(retry_delay={!r}) must be")
             if self.timeout is not None:

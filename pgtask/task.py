@@ -5,6 +5,7 @@ Invariant: a step is data. It holds no connection and no reference to the engine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from uuid import UUID
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 else:
     Database = Any  # `help` reads annotations at run time, and this module must not import a driver
 
-__all__ = ["Context", "Task", "family_of"]
+__all__ = ["BatchContext", "Context", "Task", "family_of"]
 
 
 class Task(msgspec.Struct):
@@ -29,6 +30,14 @@ class Task(msgspec.Struct):
     `async def run(self, ctx: Context) -> ...` (runs on the worker's loop) or `def run(...)` (runs in a thread); the
     return annotation (`Next[Step]`, `Done`, `Fail`, or a union of them: `-> Next[Read] | Next[Store] | Done`) is its
     part of the state machine.
+
+    A step may have `run_batch` in place of `run`, for many steps of its class at once:
+
+        @classmethod
+        async def run_batch(cls, steps: Sequence[Embed], ctx: BatchContext) -> list[Next[Store] | Fail]: ...
+
+    It returns one outcome for all steps, or a list with one for each, in their order; an element of that list may be
+    an exception, which is a failed try of this step alone. `Policy(batch=...)` bounds a batch.
 
     - `policy`: the retries and the queue of a step; a family's policy is the default of its steps.
     - `transparent`: a step with exactly one field stores the bare value instead of an object (serde's newtype).
@@ -65,3 +74,21 @@ class Context(msgspec.Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"Context(task_id={self.task_id}, attempt={self.attempt})"
+
+
+class BatchContext(msgspec.Struct, eq=False):
+    """The context of one call of `run_batch`. The worker makes it; do not keep it after the call.
+
+    - `task_ids`: the ids of the rows, in the order of the steps.
+    - `attempts`: the number of this try of each step, from 1.
+    - `db`, `resources`: as in `Context`.
+    """
+
+    task_ids: Sequence[UUID]
+    attempts: Sequence[int]
+    db: Database
+    resources: Any
+    _tools: Any = None  # `StepTools` of the worker
+
+    def __repr__(self) -> str:
+        return f"BatchContext({len(self.task_ids)} tasks)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -16,7 +17,7 @@ from uuid import UUID, uuid4
 
 from pgtask._fastpath import Leases, Outcomes
 from pgtask._memory.client import MemoryClient
-from pgtask._memory.dispatch import Fault, MemoryDispatch
+from pgtask._memory.dispatch import Fault, Matches, MemoryDispatch
 from pgtask._memory.journal import MemoryJournal
 from pgtask._memory.records import Triggered
 from pgtask._memory.rows import MemoryTask, Try
@@ -33,6 +34,7 @@ from pgtask.task import Task
 __all__ = ["CheckpointRow", "Enqueued", "MemoryClient", "MemoryTask", "MemoryWorker", "Triggered", "Try", "run_task"]
 
 FROM_LIFESPAN: Any = object()
+Item = Task | Callable[[Any], bool]
 
 
 class MemoryWorker:
@@ -48,6 +50,7 @@ class MemoryWorker:
     - Awaiting takes its real time in a step, also `asyncio.sleep` and the timeout of a policy; to see a timeout at
       once, use `time_out`.
     - Tasks run one after the other in the order in which a worker claims them; `concurrency` lets more run at once.
+    - Steps with `run_batch` run in the batches that a worker would make of them. A `linger` passes at once.
     - `resources` becomes `ctx.resources`, in place of the value that the app's lifespan yields; `db` becomes `ctx.db`,
       which otherwise raises `DatabaseRefused` when you use it.
     - A step that the app does not know is parked, as with `--unknown park`.
@@ -76,6 +79,7 @@ class MemoryWorker:
         self._db = _NoDatabase() if db is None else db
         self._concurrency = concurrency
         self._max_steps = max_steps
+        self._max_batch = max((step.batch.size for step in app if step.batch is not None), default=1)
         self._replays = replays
         self._leases = Leases()
         self._work = asyncio.Event()
@@ -143,30 +147,44 @@ class MemoryWorker:
 
     # --- faults
 
-    def fail(self, step: type[Task] | str, error: BaseException | type[BaseException], *, times: int = 1) -> None:
+    def fail(
+        self,
+        step: type[Task] | str,
+        error: BaseException | type[BaseException],
+        *,
+        times: int = 1,
+        item: Item | None = None,
+    ) -> None:
         """Let the next `times` tries of `step` raise `error` instead of running. Faults of a step come in the order of
-        your calls, one for each try. Name a step of a workflow by its name in `ctx.step`."""
-        self._put_fault(step, error, times)
+        your calls, one for each try. Name a step of a workflow by its name in `ctx.step`.
 
-    def time_out(self, step: type[Task] | str, *, times: int = 1) -> None:
+        `item`, a step or a function of a step, chooses the tasks whose tries fail. In a batch an error is that of one
+        step, the first one without `item`: each call with this step raises, until it is alone, as in a worker."""
+        self._put_fault(step, error, times, item)
+
+    def time_out(self, step: type[Task] | str, *, times: int = 1, item: Item | None = None) -> None:
         """Let the next `times` tries of `step` time out at their first await. Raises `DefinitionError` if its policy
         has no timeout; for a step of a workflow, which shows its policy when it is called, `run` raises that."""
         if isinstance(step, type) and self._dispatch.table.entry(step).policy.timeout is None:
             raise DefinitionError(f"step {step.__name__} cannot time out: its policy has no timeout")
-        self._put_fault(step, "timeout", times)
+        self._put_fault(step, "timeout", times, item)
 
-    def crash(self, step: type[Task] | str, *, times: int = 1) -> None:
+    def crash(self, step: type[Task] | str, *, times: int = 1, item: Item | None = None) -> None:
         """Let the worker die after the next `times` tries of `step`, before their outcome is written: their effects
         stay, and they run again with the same count of tries. The effects of a step must allow that."""
-        self._put_fault(step, "crash", times)
+        self._put_fault(step, "crash", times, item)
 
-    def _put_fault(self, step: type[Task] | str, fault: Fault, times: int) -> None:
+    def _put_fault(self, step: type[Task] | str, fault: Fault, times: int, item: Item | None) -> None:
         if isinstance(step, str):
             if not self._app.workflows:
                 raise DefinitionError(f"{step!r} would be a step of a workflow, and this app has none")
         elif step not in self._app.steps:
             raise DefinitionError(f"{getattr(step, '__name__', step)} is not a step of this app")
-        self._dispatch.faults[step].extend([fault] * times)
+        if isinstance(item, Task):
+            matches: Matches | None = item.__eq__
+        else:
+            matches = item
+        self._dispatch.faults[step].extend([(fault, matches)] * times)
 
     # --- running
 
@@ -185,7 +203,7 @@ class MemoryWorker:
         rows.now = max(rows.now, end or rows.now)
 
     async def _run_due(self, limit: int) -> None:
-        claimed = self.client.rows.claim(self._concurrency)
+        claimed = self.client.rows.claim(max(self._concurrency, self._max_batch))
         leases, _ = self._leases.add_claimed(claimed, uuid4(), time.monotonic())
         self._leases.take_suspects()
         try:
@@ -196,6 +214,8 @@ class MemoryWorker:
                 if self._failure is not None:
                     raise self._failure
                 self._dispatch.start_next_steps(self._write(self._dispatch.take_outcomes()))
+                if not (self._dispatch.suspended or self._dispatch.waiting or len(self._dispatch.outcomes)):
+                    self._dispatch.batches.close_all()  # nothing else comes
                 if self._dispatch.steps > limit:
                     raise AssertionError(
                         f"after {self._max_steps:,} steps there is still something to do: "

@@ -93,6 +93,10 @@ cdef class Dispatcher:
         """Call `run(lease.step, context)` in a thread, then `self.end_step(lease, outcome, error)` on the loop."""
         raise NotImplementedError
 
+    def gather_step(self, TaskLease lease):
+        """Take a decoded step that runs in a batch."""
+        raise NotImplementedError
+
     def describe_error(self, error):
         """Return the text for the row's `error`."""
         return str(error)
@@ -185,14 +189,18 @@ cdef class Dispatcher:
         self.leases.remove(lease)
         was = lease.state
         lease.state = LOST
-        if was == RUNNING and lease.task is not None:
+        if was == RUNNING and lease.batch is not None:
+            lease.batch.note_lost()
+        elif was == RUNNING and lease.task is not None:
             lease.task.cancel()
 
     def cancel_step(self, TaskLease lease):
         """Cancel a running step whose lease is about to be released."""
         if lease.state == RUNNING:
             lease.reason = STOP
-            if lease.task is not None:
+            if lease.batch is not None:
+                lease.batch.stop()
+            elif lease.task is not None:
                 lease.task.cancel()
 
     def park_unstarted(self, TaskLease lease, str reason):
@@ -317,22 +325,92 @@ cdef class Dispatcher:
         if not self.set_aside:
             self.wake_pump()
 
+    # Batches. Their steps are decoded one by one, and counted as started then.
+
+    def keep_gathered(self, TaskLease lease):
+        """Keep a step until its batch is closed."""
+        lease.state = GATHERED
+
+    def keep_ready(self, list leases):
+        """Keep the steps of a closed batch until there is a slot. The renewing thread may release them."""
+        cdef TaskLease lease
+        cdef double now = clock()
+        for lease in leases:
+            if lease.state == GATHERED or lease.state == RUNNING:
+                lease.state = READY
+                lease.waiting_since = now
+
+    def forget_started(self, Py_ssize_t steps):
+        """Count steps that left before their batch ran as not started."""
+        self.steps -= steps
+
+    def take_slot(self):
+        """Take a slot for a batch."""
+        self.suspended += 1
+
+    def begin_batch(self, list leases, batch):
+        """Begin the steps of a batch that are still here, and return their leases."""
+        cdef TaskLease lease
+        cdef list begun = []
+        for lease in leases:
+            if lease.state == READY:
+                lease.state = RUNNING
+                lease.is_executing = True
+                lease.batch = batch
+                lease.began_at = clock()
+                self.marks.mark_suspended(lease)
+                begun.append(lease)
+        return begun
+
+    def end_batched(self, list leases, list outcomes, error):
+        """End steps of a batch: with an outcome or an exception for each, or all with one error."""
+        cdef TaskLease lease
+        cdef Py_ssize_t at
+        for at, lease in enumerate(leases):
+            self.unmark_step(lease)
+            self.ended += 1
+            lease.batch = None
+            if outcomes is None:
+                finish_step(self, lease, None, error)
+            else:
+                outcome = outcomes[at]
+                if isinstance(outcome, BaseException):
+                    finish_step(self, lease, None, outcome)
+                else:
+                    finish_step(self, lease, outcome, None)
+
+    def end_batch(self):
+        """Free the slot of a batch."""
+        self.free_slot()
+
+    def count_busy(self, double seconds):
+        """Count seconds of the loop that a batch has taken."""
+        self.busy += seconds
+
     # The end of a step that suspended or ran in a thread.
 
     cpdef void end_step(self, TaskLease lease, outcome, error):
         """Take the outcome or the error of a step that has ended."""
-        self.suspended -= 1
         self.ended += 1
-        lease.is_executing = False
-        if lease.claims > 1:
-            self.marks.mark_suspended(lease)  # what a suspect leaves behind may kill the process: `Suspects` clears it
-        else:
-            self.marks.mark_ended(lease)
+        self.unmark_step(lease)
         if lease.timer is not None:
             lease.timer.cancel()
             lease.timer = None
         lease.task = None
         finish_step(self, lease, outcome, error)
+        self.free_slot()
+
+    cdef void unmark_step(self, TaskLease lease) except *:
+        """Note that a step no longer executes."""
+        lease.is_executing = False
+        if lease.claims > 1:
+            self.marks.mark_suspended(lease)  # what a suspect leaves behind may kill the process: `Suspects` clears it
+        else:
+            self.marks.mark_ended(lease)
+
+    cdef void free_slot(self) except *:
+        """Free a slot, and start what waited for it."""
+        self.suspended -= 1
         self.wake_pump()
         if self.set_aside:
             self.start_set_aside()

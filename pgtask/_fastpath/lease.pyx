@@ -12,6 +12,7 @@ cdef inline double clock() noexcept nogil:
 
 cdef enum:
     READY  # claimed, waits for its turn
+    GATHERED  # decoded, waits for others of its batch
     RUNNING
     ENDED  # its outcome is in the buffer
     LOST  # another worker may have it: no outcome of it is written
@@ -45,6 +46,7 @@ cdef class TaskLease:
     cdef object timer  # of the timeout of a step that suspended or is in a thread
     cdef double began_at  # seconds of `clock` at which its step began, if the end of steps is logged
     cdef readonly bint is_executing  # its step has suspended or is in a thread, and has not ended
+    cdef public object batch  # that its step runs in, or None
     cdef Py_ssize_t mark  # index in `Marks` of a step that executes beside the one that has the loop; else 0
 
     def __repr__(self):
@@ -61,7 +63,12 @@ cdef class TaskLease:
     @property
     def is_open(self):
         """True while it waits for its turn or runs: there is no outcome yet."""
-        return self.state == READY or self.state == RUNNING
+        return self.state == READY or self.state == GATHERED or self.state == RUNNING
+
+    @property
+    def is_ready(self):
+        """True while it waits for its turn in this worker."""
+        return self.state == READY
 
     def clear_claims(self):
         """Count the claims anew: the step has got further under this claim, so earlier claims no longer matter."""
@@ -168,4 +175,4 @@ cdef class Leases:
     def list_unstarted(self):
         """Return the leases that wait for their turn, and those that are being released."""
         cdef TaskLease lease
-        return [lease for lease in self.by_id.values() if lease.state == READY or lease.state == RELEASED]
+        return [lease for lease in self.by_id.values() if lease.state in (READY, GATHERED, RELEASED)]

@@ -20,19 +20,26 @@ cdef class Marks:
 
     cdef Mark* marks
     cdef object memory  # keeps it alive
-    cdef list free
+    cdef list free  # marks that were in use
+    cdef Py_ssize_t next, count  # marks from `next` to `count` were never in use
     cdef unsigned long long number
 
     def __init__(self, memory):
         cdef unsigned char[::1] view = memory
         self.memory = view
         self.marks = <Mark*>&view[0]
-        self.free = list(range(view.shape[0] // <Py_ssize_t>sizeof(Mark) - 1, 0, -1))
+        self.free = []
+        self.next, self.count = 1, view.shape[0] // <Py_ssize_t>sizeof(Mark)
 
     @staticmethod
     def size(Py_ssize_t suspended):
         """Return the bytes that the marks of so many steps need."""
         return (suspended + 1) * sizeof(Mark)
+
+    @property
+    def room(self):
+        """The number of marks that are free."""
+        return len(self.free) + self.count - self.next
 
     cdef inline void write(self, volatile Mark* mark, bytes id) noexcept:
         self.number += 1
@@ -50,8 +57,12 @@ cdef class Marks:
     cdef void mark_suspended(self, TaskLease lease) except *:
         """Give a step a mark of its own: it goes on beside others, or what it leaves behind may."""
         cdef bytes id = lease.id.bytes
-        if not lease.mark and self.free:  # always, unless more are suspended than the memory was made for
-            lease.mark = self.free.pop()
+        if not lease.mark:
+            if self.free:
+                lease.mark = self.free.pop()
+            elif self.next < self.count:  # always, unless more are suspended than the memory was made for
+                lease.mark = self.next
+                self.next += 1
         if lease.mark:
             self.write(&self.marks[lease.mark], id)
         memcpy(self.marks[0].id, PyBytes_AS_STRING(id), 16)
@@ -82,8 +93,8 @@ cdef class Marks:
 
     def executing(self):
         """Return the ids (16 bytes each) that are marked, in the order in which their steps began."""
-        cdef Py_ssize_t at, marks = len(self.memory) // sizeof(Mark)
+        cdef Py_ssize_t at
         found = [
-            (self.marks[at].number, self.marks[at].id[:16]) for at in range(marks) if self.marks[at].number
+            (self.marks[at].number, self.marks[at].id[:16]) for at in range(self.count) if self.marks[at].number
         ]
         return list(dict.fromkeys(id for _, id in sorted(found)))

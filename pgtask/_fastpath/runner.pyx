@@ -187,6 +187,8 @@ cdef class Runner:
         cdef Start start = ELSEWHERE
         if lease.state != READY or not dispatcher.prepare_step(lease):  # the interpreter's lock is kept in between
             pass
+        elif lease.entry.batch is not None:
+            dispatcher.gather_step(lease)
         elif not lease.entry.is_async:
             dispatcher.run_in_thread(lease)
         else:

@@ -16,10 +16,11 @@ cdef class StepEntry:
     cdef readonly str queue
     cdef readonly int priority
     cdef public object run
-    cdef bint is_async
+    cdef readonly bint is_async
     cdef int unsuspended  # runs in a row that ended without suspending, up to PROVEN; SUSPENDS after one that suspended
     cdef readonly double timeout  # seconds; 0: none
     cdef readonly bint archive
+    cdef readonly object batch  # None unless it runs in batches
 
     def __init__(self, definition):
         self.codec = Codec(definition.cls, definition.task, definition.name, definition.transparent)
@@ -28,7 +29,9 @@ cdef class StepEntry:
         self.edges = frozenset(definition.edges)
         self.queue = definition.policy.queue
         self.priority = definition.policy.priority
-        self.run = getattr(definition.cls, "run", None)  # that of a workflow is set by the worker
+        self.batch = definition.batch
+        # That of a workflow is set by the worker.
+        self.run = getattr(definition.cls, "run" if definition.batch is None else "run_batch", None)
         self.is_async = definition.is_async
         self.archive = definition.archive
         timeout = definition.policy.timeout

@@ -38,6 +38,9 @@ DUMP_WAIT, MAX_DUMP_WAITS = 20, 100  # milliseconds for the next line of a dump,
 NO_EXEC = 0x8  # MFD_NOEXEC_SEAL of Linux 6.3: without it a hardened kernel refuses the file
 
 
+BATCHED = 40_000  # steps in batches that one worker runs at once: a megabyte, of which only what is used takes memory
+
+
 class StartWorker(Protocol):
     """A worker's program: runs in the child, and returns the exit code of the process.
 
@@ -58,7 +61,7 @@ class ChildProcess:
         self.pid = 0
         self.started = time.monotonic()
         self.worker = os.urandom(8)
-        self.marks = Marks(mmap.mmap(-1, Marks.size(2 * concurrency)))
+        self.marks = Marks(mmap.mmap(-1, Marks.size(2 * concurrency + BATCHED)))
         self.crash = _open_crash_file()
         try:
             self.pipe, self.writer = os.pipe()

@@ -65,11 +65,17 @@ class Capacity:
             return 0
         if self._suspects.is_filling:
             return min(self._concurrency - len(self._suspects), self._batch)
-        if dispatch.waits_for_threads:
+        if dispatch.waits_for_threads or dispatch.batches.has_waiting:
             return 0
-        idle = len(self._suspects) + self._locked + self._flush.locked + min(self._flush.blocked, MAX_BLOCKED)
+        idle = (
+            dispatch.batches.extra
+            + len(self._suspects)
+            + self._locked
+            + self._flush.locked
+            + min(self._flush.blocked, MAX_BLOCKED)
+        )
         held = max(len(self._leases) - idle, dispatch.suspended + dispatch.waiting)
-        return self.prefetch.free_slots(held, len(dispatch.ready))
+        return self.prefetch.free_slots(held, len(dispatch.ready), dispatch.batches.wanted)
 
     def expects_slots(self) -> bool:
         """Return whether there are free slots, or a pace will allow a claim."""

@@ -12,7 +12,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pgtask._backoff import Backoff
@@ -21,6 +22,7 @@ from pgtask._error_text import describe, summary
 from pgtask._fastpath import Dispatcher, Leases, Marks, StepEntry, Table, TaskLease
 from pgtask._log import EventLog
 from pgtask._postgres.connection import is_connection_loss
+from pgtask._worker.batches import Batches
 from pgtask._worker.forked import called_in_thread
 from pgtask._worker.threads import MIN_SAMPLE, CallKind, StepThreads, ThreadCall
 from pgtask.outcome import Next
@@ -50,6 +52,7 @@ class Dispatch(Dispatcher):
         unknown: Callable[[str], float | None],
         is_foreign: Callable[[TaskLease, str], bool] = lambda lease, family: False,
         broke: Callable[[BaseException], None],
+        lingers: bool = True,
     ) -> None:
         super().__init__(
             asyncio.get_running_loop(),
@@ -61,6 +64,8 @@ class Dispatch(Dispatcher):
             logs_finished=log.is_enabled_for(logging.DEBUG),
         )
         self.threads = StepThreads(concurrency)
+        self.batches = Batches(self, concurrency=concurrency, lingers=lingers)
+        self._is_unlogged = False
         self._kinds: defaultdict[StepEntry, CallKind] = defaultdict(lambda: CallKind(concurrency))
         self._check: asyncio.TimerHandle | None = None  # the next check on the steps that wait for a thread
         self._check_at = 0.0
@@ -85,6 +90,21 @@ class Dispatch(Dispatcher):
 
     def fail_worker(self, error: BaseException) -> None:
         self._broke(error)
+
+    def gather_step(self, lease: TaskLease) -> None:
+        self.batches.gather(lease)
+
+    def take_ready(self) -> list[TaskLease]:
+        return super().take_ready() + self.batches.take_unstarted()
+
+    @contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """Log no failure of a step: the caller has logged what they have in common."""
+        self._is_unlogged = True
+        try:
+            yield
+        finally:
+            self._is_unlogged = False
 
     def describe_error(self, error: BaseException | str) -> str:
         return describe(error)
@@ -118,6 +138,8 @@ class Dispatch(Dispatcher):
     def log_failed(self, lease: TaskLease, error: BaseException, delay: float | None, tried: int, **more: Any) -> None:
         """Log a failed try that will be repeated: at most once a second for each step, however many fail. Without a
         delay it was the final one, and the workflow decides what follows."""
+        if self._is_unlogged:
+            return
         now = time.monotonic()
         debugs = log.is_enabled_for(logging.DEBUG)
         warns = delay is not None and now - self._logged_at.get(lease.label, 0.0) >= 1
@@ -131,6 +153,8 @@ class Dispatch(Dispatcher):
         log.log(logging.WARNING if warns else logging.DEBUG, "step.failed", exc_info=trace, trimmed=True, **fields)
 
     def log_parked(self, lease: TaskLease, text: str, error: BaseException | None = None) -> None:
+        if self._is_unlogged:
+            return
         fields: dict[str, Any] = {"task": lease.id, "step": lease.label, "error": summary(text)}
         log.warning("task.parked", exc_info=error, trimmed=True, **fields)
 

@@ -26,7 +26,7 @@ class PumpInvariants:
         """Assert that every lease has an owner: with no outcome left to flush, it waits for its turn or runs. A leaked
         lease crashes the worker so that it is released."""
         here = (self._dispatch.waiting, self._dispatch.suspended, self._flush.blocked, len(self._suspects))
-        owners = (*here, self._leases.releasing, self._flush.locked)
+        owners = (*here, self._leases.releasing, self._flush.locked, self._dispatch.batches.unstarted)
         if len(self._leases) and not any(owners):
             raise AssertionError(f"{len(self._leases)} leases have no owner: please report this")
 

@@ -75,7 +75,7 @@ class Pipeline:
         self._leases = Leases()
         self._table = build_table(app)
         self._build_claim(app, worker)
-        self._build_dispatch(marks)
+        self._build_dispatch(app, marks)
         self._flush = Flush(self.link, self._leases, self.aside, self._work.set)
         self._build_renew()
         self._build_journal(app)
@@ -118,7 +118,7 @@ class Pipeline:
             foreign=None if self._claim.foreign is None else self._claim.foreign.pattern,
         )
 
-    def _build_dispatch(self, marks: Marks) -> None:
+    def _build_dispatch(self, app: App, marks: Marks) -> None:
         config = self._config
         self._unknown = UnknownSteps(
             park=config.unknown == "park",
@@ -135,6 +135,7 @@ class Pipeline:
             is_foreign=self._is_foreign,
             broke=self.fail,
         )
+        self.dispatch.batches.expect([None if step.batch is None else step.batch.size for step in app])
         self.dispatch.returns = 1 if config.listen else 2  # another worker may have had it between two polls
         self._suspects = Suspects(self.dispatch, max_group=config.concurrency)
 
@@ -251,6 +252,8 @@ class Pipeline:
                 raise self._failure
             await self._flush_gathered()
             unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_foreign()
+            if self.dispatch.quarantined:
+                unused += self.dispatch.batches.take_unstarted()
             await self._flush.release(unused)
             if self.leaving is not None:
                 await self._flush.release(self.dispatch.take_ready() + self._suspects.take_unstarted())
@@ -370,6 +373,8 @@ class Pipeline:
 
     async def _end_burst(self) -> bool:
         """With --burst: leave when nothing is left to do. Returns false if there is nothing new to find either."""
+        if self._is_empty() and not self._claim.may_find_tasks:
+            self.dispatch.batches.close_all()
         if len(self._leases) or not await self.burst.check_end():
             return False
         if self.burst.is_over:

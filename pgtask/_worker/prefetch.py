@@ -78,14 +78,18 @@ class Prefetch:
             self._window = min((2 if self._is_proven else 4) * self._window, fits)
         self._busy, self._started = busy, started + is_stuck  # the one that waits for a thread does not count
 
-    def free_slots(self, held: int, ready: int) -> int:
+    def free_slots(self, held: int, ready: int, batch: int = 0) -> int:
         """Return how many tasks to claim with `held` leases, of which `ready` wait for their turn: the free capacity,
-        or 0 while work remains and the free capacity is too small to be worth a claim."""
+        or 0 while work remains and the free capacity is too small to be worth a claim. `batch`: the tasks that one free
+        slot takes, where they run in batches."""
         if self.seconds_to_claim():
             return 0
         limit = self._concurrency + min(int(self._outcome_rate() * PREFETCH), 2 * self._batch)
-        free = min(limit - held, self._window - ready, self._batch)
-        return 0 if ready and free < min(limit, self._window, self._batch) // 4 else free
+        window = self._window
+        if batch:
+            limit, window = max(limit, held + batch), max(window, batch)
+        free = min(limit - held, window - ready, self._batch)
+        return 0 if ready and free < min(limit, window, self._batch) // 4 else free
 
     def record_claim(self, seconds: float) -> None:
         """Note a claim that has brought tasks, after so many seconds."""

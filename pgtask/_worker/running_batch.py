@@ -1,0 +1,208 @@
+"""One batch that runs: calls `run_batch`, and again with halves of the steps while a call raises.
+
+Invariants: it holds one slot from `start` until each of its steps has an outcome, or is lost or released; a step whose
+call raises has failed a try only if it was alone in that call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pgtask._current import current_lease
+from pgtask._fastpath import StepEntry, TaskLease
+from pgtask._log import EventLog
+from pgtask._worker.forked import called_in_thread, end_if_copy
+from pgtask.errors import OutcomeError, StepTimeout
+from pgtask.outcome import USAGE, Done, Fail, Next
+from pgtask.task import BatchContext
+
+if TYPE_CHECKING:
+    from pgtask._worker.dispatch import Dispatch
+
+__all__ = ["RunningBatch"]
+
+log = EventLog("pgtask.dispatch")
+
+
+def _short_repr(thing: object) -> str:
+    try:
+        return repr(thing)[:100]
+    except BaseException:
+        return f"a {type(thing).__name__}"
+
+
+class _Label:
+    """Names a batch in the lines that its code logs."""
+
+    def __init__(self, label: str, tasks: int) -> None:
+        self.label = label
+        self.tasks = tasks
+
+
+class _Timed:
+    """Awaits a coroutine, and counts the time for which it has the loop."""
+
+    def __init__(self, dispatch: Dispatch, coroutine: Any) -> None:
+        self._dispatch = dispatch
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        error: BaseException | None = None
+        while True:
+            began = time.perf_counter()
+            try:
+                waits_for = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+            except StopIteration as stop:
+                end_if_copy(None)
+                return stop.value
+            except BaseException as raised:
+                end_if_copy(raised)
+                raise
+            finally:
+                self._dispatch.count_busy(time.perf_counter() - began)
+            end_if_copy(None)
+            try:
+                yield waits_for
+                error = None
+            except BaseException as raised:
+                error = raised
+
+
+class RunningBatch:
+    """A batch of steps of one class, from when it gets its slot."""
+
+    def __init__(self, dispatch: Dispatch, leases: list[TaskLease]) -> None:
+        self._dispatch = dispatch
+        self._waiting = leases
+        self._parts: list[list[TaskLease]] = []  # of the batch, that are still to be called
+        self._call: asyncio.Task[Any] | None = None
+        self._called: list[TaskLease] = []
+        self._is_stopped = False
+
+    @property
+    def extra(self) -> int:
+        """The number of its leases that take no slot."""
+        return max(0, len(self._waiting) + len(self._called) + sum(map(len, self._parts)) - 1)
+
+    def start(self, ended: Callable[[RunningBatch], None]) -> None:
+        """Take a slot, and begin in the next turn of the loop. `ended` is called when the slot is free again."""
+        self._ended = ended
+        self._dispatch.take_slot()
+        asyncio.get_running_loop().call_soon(self._create_task)
+
+    def _create_task(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._drive())
+
+    async def _drive(self) -> None:
+        try:
+            self._parts = [self._dispatch.begin_batch(self._waiting, self)]
+            self._waiting = []
+            while self._parts and not self._is_stopped:
+                self._called = [lease for lease in self._parts.pop() if self._keep(lease)]
+                if self._called:
+                    await self._call_part(self._called)
+                self._called = []
+            for part in self._parts:  # of a worker that leaves
+                self._dispatch.end_batched(part, None, asyncio.CancelledError())
+        except BaseException as broken:
+            self._dispatch.fail_worker(broken)
+            raise
+        finally:
+            self._dispatch.end_batch()
+            self._ended(self)
+
+    def _keep(self, lease: TaskLease) -> bool:
+        """Return whether a lease is still ours; end it if it is not."""
+        if not lease.is_running:
+            self._dispatch.end_batched([lease], None, asyncio.CancelledError())
+        return lease.is_running
+
+    async def _call_part(self, leases: list[TaskLease]) -> None:
+        """Call `run_batch` with some of the steps, and end them, or divide them for two further calls."""
+        entry = leases[0].entry
+        assert entry is not None
+        result, error = await self._attempt(entry, leases)
+        if self._is_stopped or error is None:
+            if error is None:
+                self._distribute(entry, leases, result)
+            else:
+                self._dispatch.end_batched(leases, None, asyncio.CancelledError())
+        elif len(leases) == 1 or self._dispatch.is_interruption(error):
+            self._dispatch.end_batched(leases, None, error)
+        else:
+            middle = len(leases) // 2
+            log.debug("batch.halved", step=entry.codec.label, tasks=len(leases), error=repr(error)[:200])
+            self._parts += [leases[middle:], leases[:middle]]
+
+    # --- one call
+
+    async def _attempt(self, entry: StepEntry, leases: list[TaskLease]) -> tuple[Any, BaseException | None]:
+        """Call `run_batch` once, for the timeout of the policy at most. Returns its result, or the error."""
+        loop = asyncio.get_running_loop()
+        variables = self._dispatch.context.copy()
+        variables.run(current_lease.set, leases[0] if len(leases) == 1 else _Label(entry.codec.label, len(leases)))
+        call = self._call = loop.create_task(self._run(entry, leases, variables), context=variables)
+        await asyncio.wait([call], timeout=entry.timeout or None)
+        is_late = not call.done()
+        if is_late:
+            call.cancel()
+            await asyncio.wait([call])
+        self._call = None
+        result, error = (None, asyncio.CancelledError()) if call.cancelled() else call.result()
+        if is_late and isinstance(error, asyncio.CancelledError):
+            late = StepTimeout(f"{entry.codec.label} ran longer than its timeout of {entry.timeout:g} s")
+            error = late.with_traceback(error.__traceback__)
+        return result, error
+
+    async def _run(self, entry: StepEntry, leases: list[TaskLease], variables: Any) -> tuple[Any, BaseException | None]:
+        dispatch = self._dispatch
+        steps = [lease.step for lease in leases]
+        ids, attempts = tuple(lease.id for lease in leases), tuple(lease.tried + 1 for lease in leases)
+        context = BatchContext(ids, attempts, dispatch.db, dispatch.resources, dispatch.tools)
+        try:
+            if entry.is_async:
+                return await _Timed(dispatch, entry.run(steps, context)), None
+            call = dispatch.threads.submit(called_in_thread, variables.copy().run, entry.run, steps, context)
+            return await asyncio.wrap_future(call), None
+        except BaseException as error:
+            return None, error
+
+    # --- the end of a call
+
+    def _distribute(self, entry: StepEntry, leases: list[TaskLease], result: Any) -> None:
+        """Give each step its outcome."""
+        if isinstance(result, (Done, Next, Fail)):
+            self._dispatch.end_batched(leases, [result] * len(leases), None)
+            return
+        label, count = entry.codec.label, len(leases)
+        if isinstance(result, (list, tuple)):
+            if len(result) == count:
+                self._dispatch.end_batched(leases, list(result), None)
+                return
+            what = f"returned {len(result)} outcomes for {count} steps"
+        else:
+            what = "returned None: a return is missing" if result is None else f"returned {_short_repr(result)}"
+        wrong = OutcomeError(f"{label} {what}; return {USAGE} for all, or a list with one for each, in their order")
+        self._end_wrong(label, leases, wrong)
+
+    def _end_wrong(self, label: str, leases: Sequence[TaskLease], error: OutcomeError) -> None:
+        """Fail a try of all steps, and say so once."""
+        log.error("batch.wrong_outcome", step=label, tasks=len(leases), error=str(error))
+        with self._dispatch.unlogged():
+            self._dispatch.end_batched(list(leases), None, error)
+
+    # --- what may happen meanwhile
+
+    def note_lost(self) -> None:
+        """Cancel the call if none of its steps is ours any more."""
+        if self._call is not None and not any(lease.is_running for lease in self._called):
+            self._call.cancel()
+
+    def stop(self) -> None:
+        """Cancel the call: the leases are about to be released."""
+        self._is_stopped = True
+        if self._call is not None:
+            self._call.cancel()

@@ -1,0 +1,210 @@
+"""Steps that run in batches. Each call leaves a row in the table `call`, so that a test sees what ran together."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pgtask import App, Batch, BatchContext, Context, Done, Fail, Next, Policy, Task
+
+CALLS = """
+CREATE TABLE call (
+    at timestamptz DEFAULT clock_timestamp(), pid integer, step text, numbers integer[], attempts integer[], kind text
+);
+"""
+AN_HOUR = timedelta(hours=1)
+
+
+async def note(ctx: BatchContext, steps: Sequence[Any], kind: str = "") -> None:
+    await ctx.db.execute(
+        "INSERT INTO call (pid, step, numbers, attempts, kind) VALUES ($1, $2, $3, $4, $5)",
+        os.getpid(),
+        type(steps[0]).__name__,
+        [step.number for step in steps],
+        list(ctx.attempts),
+        kind,
+    )
+
+
+class Batched(Task):
+    """Steps with one trait each."""
+
+
+class Plain(Batched):
+    policy = Policy(batch=Batch(16))
+    number: int
+    bad: bool = False
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Plain], ctx: BatchContext) -> Done:
+        await note(ctx, steps)
+        if bad := [step.number for step in steps if step.bad]:
+            raise ValueError(f"bad are {bad}")
+        return Done()
+
+
+class Retried(Batched):
+    policy = Policy(batch=Batch(16), retry_limit=1, retry_delay=timedelta(0))
+    number: int
+    fails: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Retried], ctx: BatchContext) -> list[Done | Exception]:
+        await note(ctx, steps)
+        return [
+            ValueError(step.number) if attempt <= step.fails else Done()
+            for step, attempt in zip(steps, ctx.attempts, strict=True)
+        ]
+
+
+class Each(Batched):
+    """Returns an outcome for each."""
+
+    policy = Policy(batch=Batch(100))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Each], ctx: BatchContext) -> list[Next[Last] | Fail | Done | Exception]:
+        await note(ctx, steps)
+        outcomes: list[Next[Last] | Fail | Done | Exception] = [
+            Next(Last(0)),
+            Fail("no"),
+            Done(),
+            KeyError("one"),
+        ]
+        return [Next(Last(step.number)) if step.number % 4 == 0 else outcomes[step.number % 4] for step in steps]
+
+
+class Last(Batched):
+    policy = Policy(batch=Batch(100))
+    number: int
+
+    @classmethod
+    def run_batch(cls, steps: Sequence[Last], ctx: BatchContext) -> Done:
+        Path(os.environ.get("BATCHED_LAST", os.devnull)).write_text(str(len(steps)))
+        return Done()
+
+
+class Wrong(Batched):
+    """Returns what no batch may return."""
+
+    policy = Policy(batch=Batch(100))
+    number: int
+    how: str
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Wrong], ctx: BatchContext) -> list[Done]:
+        results: dict[str, Any] = {
+            "short": [Done()] * (len(steps) - 1),
+            "long": [Done()] * (len(steps) + 1),
+            "none": None,
+            "generator": (Done() for _ in steps),
+            "number": 7,
+            "elements": [3] * len(steps),
+        }
+        result: list[Done] = results[steps[0].how]
+        return result
+
+
+class Slow(Batched):
+    policy = Policy(batch=Batch(16), timeout=timedelta(seconds=0.3))
+    number: int
+    hangs: bool = False
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Slow], ctx: BatchContext) -> Done:
+        if any(step.hangs for step in steps):
+            await asyncio.sleep(3600)
+        await note(ctx, steps)
+        return Done()
+
+
+class ByModel(Batched):
+    policy = Policy(batch=Batch(10, by="model"))
+    number: int
+    model: str
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[ByModel], ctx: BatchContext) -> Done:
+        await note(ctx, steps, ",".join(sorted({step.model for step in steps})))
+        return Done()
+
+
+class Lingering(Batched):
+    policy = Policy(batch=Batch(8, linger=AN_HOUR))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Lingering], ctx: BatchContext) -> Done:
+        await note(ctx, steps)
+        return Done()
+
+
+class Brief(Batched):
+    policy = Policy(batch=Batch(1000, linger=timedelta(milliseconds=20)))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Brief], ctx: BatchContext) -> Done:
+        await note(ctx, steps)
+        return Done()
+
+
+class Gated(Batched):
+    """Waits for a file."""
+
+    policy = Policy(batch=Batch(10))
+    number: int
+    go: str
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Gated], ctx: BatchContext) -> Done:
+        await note(ctx, steps)
+        while not Path(steps[0].go).exists():
+            await asyncio.sleep(0.01)
+        await note(ctx, steps, "end")
+        return Done()
+
+
+class Poisoned(Batched):
+    """Some of its steps kill the process."""
+
+    policy = Policy(batch=Batch(50))
+    number: int
+    kills: bool = False
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Poisoned], ctx: BatchContext) -> Done:
+        await note(ctx, steps)
+        if any(step.kills for step in steps):
+            ctypes.string_at(0)
+        await note(ctx, steps, "end")
+        return Done()
+
+
+class Single(Batched):
+    """Runs alone."""
+
+    number: int
+
+    async def run(self, ctx: Context) -> Done:
+        await ctx.db.execute("INSERT INTO call (step, numbers) VALUES ('Single', $1)", [self.number])
+        return Done()
+
+
+class Kept(Batched):
+    archive = True
+    policy = Policy(batch=Batch(10))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Kept], ctx: BatchContext) -> Done:
+        return Done()
+
+
+app = App(Batched)

@@ -30,7 +30,7 @@ from pgtask._postgres.store import Link
 from pgtask._sparing import SparingLog
 from pgtask.errors import DataRefused, RowsLocked, StatementTimeout
 
-__all__ = ["ASIDE_SETTINGS", "MAX_SIZE", "MAX_TIME", "SHARED_SETTINGS", "Aside", "Batch", "Writer"]
+__all__ = ["ASIDE_SETTINGS", "MAX_SIZE", "MAX_TIME", "SHARED_SETTINGS", "Aside", "WriteBatch", "Writer"]
 
 log = EventLog("pgtask.writer")
 
@@ -52,7 +52,7 @@ ASIDE_SETTINGS = {"statement_timeout": f"{MAX_TIME}s", "lock_timeout": "50ms"}
 Failure = RowsLocked | StatementTimeout | DataRefused
 
 
-class Batch(ABC):
+class WriteBatch(ABC):
     """Entries that one statement writes."""
 
     is_certain = True
@@ -82,11 +82,11 @@ class Batch(ABC):
         """Return the tasks whose rows it writes."""
 
     @abstractmethod
-    def halves(self) -> tuple[Batch, Batch]:
+    def halves(self) -> tuple[WriteBatch, WriteBatch]:
         """Return the same entries in two batches, each of them shorter."""
 
     @abstractmethod
-    def divide(self, ids: set[UUID]) -> tuple[Batch, Batch]:
+    def divide(self, ids: set[UUID]) -> tuple[WriteBatch, WriteBatch]:
         """Return the same entries in two batches: of the tasks in `ids`, and of the others."""
 
     @abstractmethod
@@ -98,10 +98,10 @@ class Batch(ABC):
         """Note that its entries are written later than others."""
 
     @abstractmethod
-    def reject(self, error: DataRefused) -> Batch | None:
+    def reject(self, error: DataRefused) -> WriteBatch | None:
         """Give up the only entry; return a batch that says so in the database, if there is one."""
 
-    def inherit(self, whole: Batch) -> None:
+    def inherit(self, whole: WriteBatch) -> None:
         """Take over what is known of the batch of which this one is a part."""
         self.is_certain, self.tries = whole.is_certain, whole.tries
 
@@ -126,7 +126,7 @@ class Writer:
         self._aside = aside
         self._max_entries = MAX_ENTRIES
 
-    async def write(self, batch: Batch) -> None:
+    async def write(self, batch: WriteBatch) -> None:
         """Write a batch, or set it aside. Waits while the database is unavailable.
 
         Raises `DatabaseRefused`. If it is cancelled the batch may or may not be written; the leases then expire.
@@ -163,15 +163,15 @@ class Aside:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._work = asyncio.Event()
-        self._queue: deque[tuple[Batch, Failure | None]] = deque()  # and why its last statement has failed
-        self._locked: list[Batch] = []
+        self._queue: deque[tuple[WriteBatch, Failure | None]] = deque()  # and why its last statement has failed
+        self._locked: list[WriteBatch] = []
         self._retry_at = float("inf")
         self._is_idle = asyncio.Event()  # all that there is was tried
         self._is_idle.set()
         self._locked_log = SparingLog(log, logging.WARNING, "database.locked")
         self._slow_log = SparingLog(log, logging.WARNING, "database.slow")
 
-    def add(self, batch: Batch, error: Failure) -> None:
+    def add(self, batch: WriteBatch, error: Failure) -> None:
         """Take over a batch that was not written because of `error`."""
         if not isinstance(error, DataRefused):
             said = self._locked_log if isinstance(error, RowsLocked) else self._slow_log
@@ -219,7 +219,7 @@ class Aside:
                 if not self._locked:
                     await self._link.close()
 
-    async def _advance(self, batch: Batch, error: Failure | None) -> None:
+    async def _advance(self, batch: WriteBatch, error: Failure | None) -> None:
         """Send the next statement for a batch whose last one has failed because of `error`, if it has."""
         if error is None:
             await self._send(batch)
@@ -236,13 +236,13 @@ class Aside:
             if (rejection := batch.reject(reason)) is not None:
                 self._queue.append((rejection, None))
 
-    async def _send(self, batch: Batch) -> None:
+    async def _send(self, batch: WriteBatch) -> None:
         try:
             await batch.send(self._link)
         except (RowsLocked, StatementTimeout, DataRefused) as error:
             self._queue.append((batch, error))
 
-    async def _send_unlocked(self, batch: Batch) -> None:
+    async def _send_unlocked(self, batch: WriteBatch) -> None:
         """Write the entries whose rows are free, and keep the others for later."""
         locked = {row[0] for row in await self._link.run("locked", batch.task_ids())}
         blocked, free = batch.divide(locked)
@@ -253,7 +253,7 @@ class Aside:
         else:
             await self._search_lock(free, until=time.monotonic() + MAX_SEARCH)
 
-    async def _search_lock(self, batch: Batch, *, until: float) -> None:
+    async def _search_lock(self, batch: WriteBatch, *, until: float) -> None:
         """Write all entries but those that meet a lock of another row or table, by a trigger for one. Searching for
         them, by halves, takes a bounded time; the next try goes on with it."""
         try:
@@ -267,6 +267,6 @@ class Aside:
         except (StatementTimeout, DataRefused) as error:
             self._queue.append((batch, error))
 
-    def _keep(self, batch: Batch) -> None:
+    def _keep(self, batch: WriteBatch) -> None:
         self._locked.append(batch)
         self._retry_at = min(self._retry_at, time.monotonic() + LOCKED_RETRY)

@@ -15,7 +15,7 @@ from uuid import UUID
 from pgtask._fastpath import Leases, Outcomes, TaskLease
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
-from pgtask._postgres.writer import Aside, Batch, Writer
+from pgtask._postgres.writer import Aside, WriteBatch, Writer
 from pgtask._sparing import SparingLog
 from pgtask.errors import DataRefused
 
@@ -27,14 +27,14 @@ LOCKED_RETRY = 1.0  # seconds between two tries to release leases whose rows ano
 MAX_REASON = 2000  # characters of the error that parks a task
 
 
-class _FlushBatch(Batch):
+class _FlushBatch(WriteBatch):
     """Leases that a flush ends or keeps. It counts as blocked from the time that it was set aside."""
 
     def __init__(self, flush: Flush) -> None:
         self._flush = flush
         self._is_aside = False
 
-    def inherit(self, whole: Batch) -> None:
+    def inherit(self, whole: WriteBatch) -> None:
         super().inherit(whole)
         assert isinstance(whole, _FlushBatch)
         self._is_aside = whole._is_aside

@@ -23,7 +23,7 @@ from pgtask._backoff import exponential_delay
 from pgtask._invariants import CHECKS_INVARIANTS
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
-from pgtask._postgres.writer import MAX_SIZE, Aside, Batch, Writer
+from pgtask._postgres.writer import MAX_SIZE, Aside, WriteBatch, Writer
 from pgtask._workflow.entries import LOST, STATEMENTS, JournalEntry
 from pgtask.errors import DataRefused, RunStopped
 
@@ -64,7 +64,7 @@ class _PendingEntry:
         self.tries = 0  # how often another session had locked its task
 
 
-class _EntryBatch(Batch):
+class _EntryBatch(WriteBatch):
     """Entries of one class, for one statement, or a part of them."""
 
     def __init__(self, journal: PostgresJournal, kind: EntryClass, pending: list[_PendingEntry]) -> None:

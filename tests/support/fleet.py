@@ -137,7 +137,7 @@ def burst(dsn: str, *arguments: str, procs: int = 1, app: str = "apps:app", code
 def stop(fleet: Fleet, dsn: str, order: signal.Signals = signal.SIGTERM, code: int = 0) -> None:
     """Stop the fleet, unless it has stopped; no process, no connection and no lease may be left."""
     if fleet.process.poll() is None:
-        until_none(lambda: [process for process in fleet.family() if process.status() == psutil.STATUS_ZOMBIE])
+        until_none(lambda: [process for process in fleet.family() if is_zombie(process)])
         fleet.send(order)
         assert fleet.ends() == code, fleet.output
     assert_nothing_is_left(fleet, dsn)
@@ -171,6 +171,13 @@ def of_session(leader: int) -> list[psutil.Process]:
             if os.getsid(process.pid) == leader:
                 found.append(process)
     return found
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_alive(process: psutil.Process) -> bool:

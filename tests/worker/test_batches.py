@@ -151,9 +151,7 @@ def test_wrong_result_fails_all_steps_and_is_logged_once(dsn: str, rows: Rows, h
 def test_wrong_element_fails_its_step(dsn: str, rows: Rows) -> None:
     put(dsn, *(batched.Wrong(number, "elements") for number in range(3)))
     burst(dsn, app=APP, code=1)
-    assert set(parked(rows).values()) == {
-        "Batched.Wrong returned 3; return Next(...), Done() or Fail(...)"
-    }
+    assert set(parked(rows).values()) == {"Batched.Wrong returned 3; return Next(...), Done() or Fail(...)"}
 
 
 def test_finished_steps_are_archived(dsn: str, rows: Rows) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.workloads.worker_report import REPORTS
-from pgtask import Context, Done, Next, Task
+from pgtask import Batch, BatchContext, Context, Done, Next, Policy, Task
 
 __all__ = [
     "QUERY",
@@ -28,6 +29,7 @@ __all__ = [
     "Fourth",
     "Measure",
     "Nothing",
+    "NothingAtOnce",
     "Pause",
     "PauseInThread",
     "Second",
@@ -35,9 +37,11 @@ __all__ = [
     "Suspend",
     "Third",
     "Write",
+    "WriteAtOnce",
 ]
 
 WRITE = "INSERT INTO bench_effects (number) VALUES ($1)"
+WRITE_MANY = "INSERT INTO bench_effects (number) SELECT * FROM unnest($1::bigint[])"
 QUERY = "SELECT 1"
 
 
@@ -49,6 +53,19 @@ class Nothing(Noop):
     number: int
 
     async def run(self, ctx: Context) -> Done:
+        return Done()
+
+
+class NoopBatch(Task):
+    """One step that does nothing, in batches."""
+
+
+class NothingAtOnce(NoopBatch):
+    policy = Policy(batch=Batch(500))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[NothingAtOnce], ctx: BatchContext) -> Done:
         return Done()
 
 
@@ -126,6 +143,20 @@ class Write(SqlWrite):
 
     async def run(self, ctx: Context) -> Done:
         await ctx.db.execute(WRITE, self.number)
+        return Done()
+
+
+class SqlWriteBatch(Task):
+    """One step that writes a row, many with one statement."""
+
+
+class WriteAtOnce(SqlWriteBatch):
+    policy = Policy(batch=Batch(500))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[WriteAtOnce], ctx: BatchContext) -> Done:
+        await ctx.db.execute(WRITE_MANY, [step.number for step in steps])
         return Done()
 
 
@@ -231,4 +262,4 @@ class Measure(Probe):
         return Done()
 
 
-TASKS = (Noop, Chain5, Sleep0, Cpu1ms, SqlWrite, DbQuery, Payload, Slow, Shared, Probe)
+TASKS = (Noop, NoopBatch, Chain5, Sleep0, Cpu1ms, SqlWrite, SqlWriteBatch, DbQuery, Payload, Slow, Shared, Probe)

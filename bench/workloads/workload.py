@@ -17,11 +17,13 @@ from bench.workloads.steps import (
     First,
     Fourth,
     Nothing,
+    NothingAtOnce,
     Second,
     Spin,
     Suspend,
     Third,
     Write,
+    WriteAtOnce,
 )
 from pgtask import Task
 
@@ -60,6 +62,7 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("noop", Nothing),
+        Workload("noopbatch", NothingAtOnce),
         Workload("chain5", First, (Second(_NUMBER), Third(_NUMBER), Fourth(_NUMBER), Fifth(_NUMBER)), tasks=60_000),
         Workload("sleep0", Suspend),
         Workload("cpu1ms", Spin, tasks=10_000, is_idle=False),
@@ -70,6 +73,12 @@ WORKLOADS = {
             setup="CREATE TABLE bench_effects (number bigint NOT NULL)",
             is_idle=False,
             query=WRITE,
+        ),
+        Workload(
+            "sqlwritebatch",
+            WriteAtOnce,
+            setup="CREATE TABLE bench_effects (number bigint NOT NULL)",
+            is_idle=False,
         ),
         Workload("dbquery", Ask, tasks=50_000, is_idle=False, query=QUERY),
         Workload("payload1k", lambda number: Carry(number, _random_text(1_000)), tasks=100_000),

@@ -25,6 +25,7 @@ cdef class Dispatcher:
     cdef readonly Leases leases
     cdef readonly Outcomes outcomes
     cdef readonly object ready  # deque of leases in state READY
+    cdef readonly object closed_batches  # deque of lists of leases in state READY whose batch waits for a slot
     cdef readonly object set_aside  # deque of leases in state READY that wait for a thread
     cdef list foreign  # leases in state RELEASED of tasks that another app has
     cdef readonly dict released  # by task that waited too long: how often, and until when it may come back
@@ -70,6 +71,7 @@ cdef class Dispatcher:
         self.outcomes = Outcomes()
         self.ready = deque()
         self.set_aside = deque()
+        self.closed_batches = deque()
         self.foreign = []
         self.released = {}
         self.returns = 1
@@ -96,6 +98,9 @@ cdef class Dispatcher:
     def gather_step(self, TaskLease lease):
         """Take a decoded step that runs in a batch."""
         raise NotImplementedError
+
+    def start_batches(self):
+        """Start batches that are closed, while there are slots."""
 
     def describe_error(self, error):
         """Return the text for the row's `error`."""
@@ -414,6 +419,8 @@ cdef class Dispatcher:
         self.wake_pump()
         if self.set_aside:
             self.start_set_aside()
+        if self.closed_batches:
+            self.start_batches()
         self.start_runners()
 
     def time_out(self, TaskLease lease):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -90,7 +89,7 @@ class Batches:
         self._kinds: dict[StepEntry, _Kind] = {}
         self._groups: dict[tuple[StepEntry, Any], _Group] = {}
         self._gathered = 0  # steps in groups
-        self._closed: deque[list[TaskLease]] = deque()  # batches that wait for a slot
+        self._closed = dispatch.closed_batches
         self._running: set[RunningBatch] = set()
         self._is_close_scheduled = self._is_start_scheduled = False
         self._size, self._size_at = 0, -math.inf  # of the class of the last step that came, and when
@@ -202,13 +201,13 @@ class Batches:
             self._dispatch.keep_ready(group.leases)
             self._closed.append(group.leases)
         taken: list[TaskLease] = []
-        kept: deque[list[TaskLease]] = deque()
-        for leases in self._closed:
+        closed = list(self._closed)
+        self._closed.clear()
+        for leases in closed:
             if leases[0].claims > 1:
-                kept.append(leases)
+                self._closed.append(leases)
             else:
                 taken += [lease for lease in leases if lease.is_ready]
-        self._closed = kept
         self._dispatch.forget_started(len(taken))
         return taken
 

@@ -94,6 +94,9 @@ class Dispatch(Dispatcher):
     def gather_step(self, lease: TaskLease) -> None:
         self.batches.gather(lease)
 
+    def start_batches(self) -> None:
+        self.batches.start()
+
     def take_ready(self) -> list[TaskLease]:
         return super().take_ready() + self.batches.take_unstarted()
 

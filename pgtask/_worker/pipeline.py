@@ -254,6 +254,8 @@ class Pipeline:
             unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_foreign()
             if self.dispatch.quarantined:
                 unused += self.dispatch.batches.take_unstarted()
+            elif self.dispatch.closed_batches:
+                self.dispatch.batches.start()
             await self._flush.release(unused)
             if self.leaving is not None:
                 await self._flush.release(self.dispatch.take_ready() + self._suspects.take_unstarted())

@@ -197,6 +197,19 @@ class Single(Batched):
         return Done()
 
 
+class Held(Batched):
+    """Runs alone, and waits for a file."""
+
+    number: int
+    go: str
+
+    async def run(self, ctx: Context) -> Done:
+        await ctx.db.execute("INSERT INTO call (step, numbers) VALUES ('Held', $1)", [self.number])
+        while not Path(self.go).exists():
+            await asyncio.sleep(0.01)
+        return Done()
+
+
 class Kept(Batched):
     archive = True
     policy = Policy(batch=Batch(10))

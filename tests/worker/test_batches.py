@@ -70,6 +70,17 @@ def test_steps_that_wait_for_a_batch_hold_no_slot(dsn: str, rows: Rows) -> None:
     assert sizes(rows, "Lingering") == [8]
 
 
+def test_batch_takes_the_slot_of_a_single_step_that_ends(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    with working(dsn, "--concurrency", "1", app=APP):
+        put(dsn, *(batched.Brief(number) for number in range(3)))
+        rows.until("SELECT count(*) = 3 FROM pg_task WHERE locked_by IS NOT NULL")
+        put(dsn, batched.Held(1, str(tmp_path / "go")))
+        rows.until("SELECT count(*) = 1 FROM call WHERE step = 'Held'")
+        (tmp_path / "go").touch()
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+    assert ran(rows, "Brief") == Counter(range(3))
+
+
 def test_linger_ends_a_batch_that_is_not_full(dsn: str, rows: Rows) -> None:
     with working(dsn, app=APP):
         put(dsn, *(batched.Brief(number) for number in range(30)))

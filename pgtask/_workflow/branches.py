@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pgtask._backoff import Backoff
 from pgtask._workflow.steps import is_cancelled
-from pgtask.errors import ReplayError
+from pgtask.errors import ReplayError, RunStopped
 
 __all__ = ["Branch", "BranchResult", "Branches", "Wait", "misplaced_error"]
 
@@ -88,7 +88,8 @@ class Branches:
         self.root = Branch()
         self._suspend = suspend
         self._now = now
-        self._by_task: dict[Any, Branch] = {asyncio.current_task(): self.root}
+        self._loop = asyncio.get_running_loop()  # without it, the look for the current task costs twice as much
+        self._by_task: dict[Any, Branch] = {asyncio.current_task(self._loop): self.root}
         self._working = 1
         self._is_deciding = False
         self._refused: list[Wait] = []  # the waits of all branches when the run was last not suspended
@@ -99,7 +100,7 @@ class Branches:
 
     def current(self) -> Branch | None:
         """The branch that the current task runs; None in a task that the workflow has made by itself."""
-        return self._by_task.get(asyncio.current_task())
+        return self._by_task.get(asyncio.current_task(self._loop))
 
     @property
     def tasks(self) -> Sequence[asyncio.Task[Any]]:
@@ -206,6 +207,10 @@ class Branches:
             if not over.done():
                 over.set_exception(error)
 
+    def close(self) -> None:
+        """Suspend nothing from now on: the run has ended."""
+        self._suspend = _refuse_to_suspend
+
     async def _decide(self) -> None:
         """Suspend the run if all its branches wait."""
         if self._working or not self._waiting or self._is_deciding:
@@ -234,6 +239,11 @@ class Branches:
         else:
             self._refused = waits
             self._backoff.reset()
+
+
+async def _refuse_to_suspend(_: list[Wait]) -> None:
+    """Stand for the suspension of a run that has ended."""
+    raise RunStopped("the run has ended")
 
 
 def misplaced_error(what: str, branch: Branch | None) -> ReplayError:

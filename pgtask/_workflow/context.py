@@ -469,6 +469,12 @@ class RunContext(WorkflowContext):
 
     # --- stopping
 
+    def close(self) -> None:
+        """Drop what refers back to this context, once the run has ended here: so the last reference to it frees it, and
+        the garbage collector has nothing to find."""
+        self.uncommitted.close()
+        self._branches.close()
+
     @property
     def is_stopped(self) -> bool:
         """True if nothing that the code of the run does counts any more."""

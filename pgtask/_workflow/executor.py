@@ -76,7 +76,14 @@ class RunExecutor:
             return await self._refuse_version(lease, name, history)
         run = RunContext(flow, lease, context, history, journal=self._journal, runner=self._runner)
         try:
-            output = await self._call_function(run, step.input)
+            return await self._drive(run, step.input, began)
+        finally:
+            run.close()
+
+    async def _drive(self, run: RunContext, input: Any, began: float) -> Handled | Requeue:
+        """Call the function of a run, and write what has become of it."""
+        try:
+            output = await self._call_function(run, input)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -90,7 +97,7 @@ class RunExecutor:
             return await self._conclude_stopped(run)
         written = await self._end_run(run, output=output)
         if run.outcome is None:
-            self._runner.report_done(lease, Done(), began)
+            self._runner.report_done(run.lease, Done(), began)
         return written
 
     async def _conclude_stopped(self, run: RunContext) -> Handled | Requeue:

@@ -140,7 +140,15 @@ class Uncommitted:
         for _, answered in self._in_flight:
             answered.add_done_callback(self._settle)
 
+    def close(self) -> None:
+        """Call nothing from now on."""
+        self._refuse = self._cut_off = _ignore
+
     def drop(self) -> None:
         """Drop all that is unsent, now and later: the lease was lost."""
         self._is_dropped = True
         self._unsent.clear()
+
+
+def _ignore(*_: object) -> None:
+    """Stand for the callbacks of a run that has ended."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,30 @@ def test_calls_that_are_awaited_later_are_not_forgotten(stores: Stores) -> None:
             assert await started.result(timeout=20) == sum(range(250)) * 2
 
     run(main())
+
+
+def test_context_of_a_run_is_freed_with_its_end(stores: Stores) -> None:
+    contexts: list[weakref.ref[WorkflowContext]] = []
+
+    @workflow("branched")
+    async def branched(ctx: WorkflowContext) -> int:
+        contexts.append(weakref.ref(ctx))
+        await ctx.gather(ctx.step("one", flows.double, 1), ctx.step("two", flows.double, 2))
+        return await ctx.step("three", flows.double, 3)
+
+    async def main() -> None:
+        async with stores() as world:
+            started = await world.client.trigger(branched)
+            await world.drive(App(branched))
+            assert await started.result(timeout=20) == 6
+        assert contexts
+        assert [context() for context in contexts] == [None] * len(contexts)
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
 
 
 def test_replay_that_asks_for_another_step_fails_the_run(stores: Stores) -> None:

@@ -23,26 +23,37 @@ class UnawaitedCalls:
     """The calls of one run."""
 
     def __init__(self) -> None:
-        self._held: list[tuple[str, Coroutine[Any, Any, Any]]] = []
+        self._held: list[Any] = []
         self._limit = INITIAL_LIMIT
 
-    def hold(self, what: str, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Remember a call, named as `what` in an error."""
-        self._held.append((what, coroutine))
-        if len(self._held) >= self._limit:
+    def hold(self, coroutine: Any) -> None:
+        """Remember a call, in the place of the one before if that has ended."""
+        held = self._held
+        if held and held[-1].cr_frame is None:
+            held[-1] = coroutine
+            return
+        held.append(coroutine)
+        if len(held) >= self._limit:
             self._held = self._not_begun()
             self._limit = max(INITIAL_LIMIT, 2 * len(self._held))
 
     def check_all(self) -> None:
         """Raise `ReplayError` if the workflow, which has returned, has not awaited a call."""
-        left = self._not_begun()
-        for _, coroutine in left:
+        if not (left := self._not_begun()):
+            return
+        what = _describe(left[0])
+        for coroutine in left:
             coroutine.close()
-        if left:
-            raise ReplayError(f"the workflow ends without having awaited {left[0][0]}: write await before it")
+        raise ReplayError(f"the workflow ends without having awaited {what}: write await before it")
 
-    def _not_begun(self) -> list[tuple[str, Coroutine[Any, Any, Any]]]:
-        return [one for one in self._held if inspect.getcoroutinestate(one[1]) == inspect.CORO_CREATED]
+    def _not_begun(self) -> list[Any]:
+        return [one for one in self._held if inspect.getcoroutinestate(one) == inspect.CORO_CREATED]
+
+
+def _describe(coroutine: Any) -> str:
+    """Return the call that has made a coroutine which has not begun, with the name that it is given."""
+    name = coroutine.cr_frame.f_locals.get("name")
+    return f"ctx.{coroutine.__name__}({'' if name is None else repr(name)})"
 
 
 def tracked(method: MethodT) -> MethodT:
@@ -51,8 +62,7 @@ def tracked(method: MethodT) -> MethodT:
     @functools.wraps(method)
     def call_tracked(self: Any, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
         coroutine = method(self, *args, **options)
-        name = repr(args[0]) if args and isinstance(args[0], str) else ""
-        self.unawaited.hold(f"ctx.{method.__name__}({name})", coroutine)
+        self.unawaited.hold(coroutine)
         return coroutine
 
     return cast(MethodT, call_tracked)

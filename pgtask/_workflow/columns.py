@@ -32,4 +32,4 @@ def transpose(rows: Sequence[Any]) -> Any:
 
 def sparse(column: list[Any]) -> list[Any]:
     """Empty a column of nulls."""
-    return column if column.count(None) < len(column) else []
+    return [] if column and column[0] is None and column.count(None) == len(column) else column

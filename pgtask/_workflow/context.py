@@ -110,16 +110,17 @@ class RunContext(WorkflowContext):
         branch, found = self._look_up("step", name)
         facts = inspect_step(name, function)
         if found is None or found.is_postponed:
-            found = await self._run_step(branch, found, function, args, policy or self.flow.policy, facts)
-        elif found.error is not None:
+            return await self._run_step(branch, found, function, args, policy or self.flow.policy, facts)
+        if found.error is not None:
             raise _fail_branch(branch, StepFailed(name, found.error, found.tried), found)
         assert found.result is not None
         return facts.codec.decode(found.result)
 
     async def _run_step(
         self, branch: Branch, found: Checkpoint | None, function: Any, args: Any, policy: Policy, facts: StepFunction
-    ) -> Checkpoint:
-        """Try a step until it has a result, and record that. Raises `StepFailed`."""
+    ) -> Any:
+        """Try a step until it has a result, record that, and return the value that a replay will see. Raises
+        `StepFailed`."""
         name = branch.name
         while True:
             if found is not None:
@@ -138,7 +139,7 @@ class RunContext(WorkflowContext):
                 current_checkpoint.set("")
             if error is None:
                 try:
-                    result = self._runner.encode_result(f"step {name}", facts.codec, value)
+                    result, value = self._runner.encode_result(f"step {name}", facts.codec, value)
                     break
                 except Permanent as wrong:
                     error = wrong
@@ -150,7 +151,7 @@ class RunContext(WorkflowContext):
         else:
             done = found._replace(result=result, error=None, seconds=seconds)
         self.uncommitted.add(done)
-        return done
+        return value
 
     def _check_step_error(self, branch: Branch, error: BaseException) -> BaseException:
         """Return the error of a step as that of its try. Raises an error that ends the run here: a cancellation from
@@ -189,7 +190,7 @@ class RunContext(WorkflowContext):
 
     def encode_output(self, output: Any) -> str:
         """Encode the output of the workflow as JSON. Raises `Permanent`."""
-        return self._runner.encode_result(f"workflow {self.flow.name}", codec_of(self.flow.types[1]), output)
+        return self._runner.encode_result(f"workflow {self.flow.name}", codec_of(self.flow.types[1]), output)[0]
 
     # --- waits
 

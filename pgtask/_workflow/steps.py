@@ -110,11 +110,11 @@ class StepRunner:
         """True if a step failed only because its connection to the database was lost."""
         return self._dispatcher.is_interruption(error)
 
-    def encode_result(self, what: str, codec: JsonCodec, value: Any) -> str:
-        """Encode a result as JSON that can be read back. Raises `Permanent`."""
+    def encode_result(self, what: str, codec: JsonCodec, value: Any) -> tuple[str, Any]:
+        """Return a result as JSON, and the value that a replay reads from it. Raises `Permanent`."""
         try:
             payload = codec.encode(value)
-            codec.decode(payload)
+            found = codec.decode(payload)
         except Exception as error:
             raise Permanent(f"{what} returned what cannot be recorded: {error}") from error
         if len(payload) > self._max_bytes:
@@ -122,7 +122,7 @@ class StepRunner:
                 f"{what} returned {len(payload)} bytes of JSON, more than the {self._max_bytes} allowed "
                 "(--max-step-bytes); store it elsewhere and return a reference to it"
             )
-        return payload.decode()
+        return payload.decode(), found
 
     def report_failure(
         self, lease: TaskLease, error: BaseException, delay: float | None, tried: int, **more: Any

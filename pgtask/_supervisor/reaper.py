@@ -19,12 +19,13 @@ import msgspec
 
 from pgtask._error_text import sanitise
 from pgtask._log import EventLog
+from pgtask._postgres.portions import Portions
 from pgtask._postgres.store import Link
 from pgtask._status import session_name
 from pgtask._supervisor.death import Death
 from pgtask._supervisor.fork import fork
 from pgtask.config import Config
-from pgtask.errors import DatabaseRefused, RowsLocked
+from pgtask.errors import DatabaseRefused, RowsLocked, StatementTimeout
 
 __all__ = ["DeadWorker", "Reapers"]
 
@@ -35,6 +36,8 @@ MAX_EXTRA = 8
 MIN_PAUSE = 0.02  # seconds until the next statement for a locked row, or for a session that still exists
 MAX_PAUSE = 1.0
 MAX_HIDDEN = 5.0  # seconds for which a transaction behind a pooler is taken for one of the dead worker
+MAX_SHARE = 0.05  # of a lease, which is the time of the reaper, that one statement may take,
+MIN_LIMIT = 0.5  # and the seconds that it may in any case
 MAX_NAMED = 20  # implicated tasks in the log; one crash implicates only those that were executing
 
 
@@ -104,7 +107,8 @@ def _run_reaper(config: Config, dead: Sequence[DeadWorker], parent_fd: int) -> i
 
 async def _release_all(config: Config, dead: Sequence[DeadWorker], parent_fd: int) -> int:
     assert config.dsn is not None
-    link = Link(config.dsn, "pgtask reaper", pooled=not config.listen)
+    limit = {"statement_timeout": f"{1000 * max(MIN_LIMIT, config.lease_timeout * MAX_SHARE):.0f}ms"}
+    link = Link(config.dsn, "pgtask reaper", pooled=not config.listen, settings=limit)
     releases = [_Release(link, worker, pooled=not config.listen) for worker in dead]
     try:
         async with asyncio.timeout(config.lease_timeout) as deadline:
@@ -137,15 +141,20 @@ async def _release_in_turn(releases: list[_Release]) -> None:
 
 
 class _Release:
-    """The release of one dead worker's leases, a statement at a time."""
+    """The release of one dead worker's leases, a statement at a time: of all leases, or of portions of them once that
+    was too slow. A lease that is too slow alone is left to expire."""
 
     def __init__(self, link: Link, dead: DeadWorker, *, pooled: bool) -> None:
         self._link = link
         self._dead = dead
         self._pooled = pooled
+        self._bounds = UUID(bytes=dead.worker + bytes(8)), UUID(bytes=dead.worker + b"\xff" * 8)
         self._may_park = True  # False once another session has locked a row that the parking of a run writes
         self._answered_at: float | None = None  # when the first statement was answered (monotonic seconds)
         self._session_seen = True
+        self._in_portions = False
+        self._portions: Portions[UUID] = Portions()
+        self._slow: set[UUID] = set()
         self._released = 0
         self._implicated: list[UUID] = []
         self._parked: list[UUID] = []
@@ -153,37 +162,63 @@ class _Release:
         """The reason why the database has refused the last statement. That may pass, as it may for a worker."""
 
     async def advance(self) -> bool:
-        """Release all leases that can be released now; return True when none is left and none can follow."""
-        dead = self._dead
-        age = 0.0 if self._answered_at is None else time.monotonic() - self._answered_at
+        """Release all leases that can be released now, or a portion of them; return True when none is left and none
+        can follow."""
         try:
-            ((left, session_seen, released, implicated, parked, _),) = await self._link.run(
-                "release_orphaned",
-                *(UUID(bytes=dead.worker + bytes(8)), UUID(bytes=dead.worker + b"\xff" * 8)),
-                [UUID(bytes=task) for task in dead.implicated],
-                len(dead.implicated) == 1 and self._may_park,
-                sanitise(dead.cause),
-                session_name(dead.pid, dead.worker),
-                age if self._pooled and age < MAX_HIDDEN else None,
-                raises=(RowsLocked,),
-            )
+            is_over = await (self._release_portion() if self._in_portions else self._release(None))
         except RowsLocked:  # that of the parent of a run: release the others, and let this run have one more try
             self._may_park = False
+            return False
+        except StatementTimeout as error:
+            log.warning("database.slow", statement="release_orphaned", pid=self._dead.pid, error=str(error))
+            self._in_portions = True
             return False
         except DatabaseRefused as error:
             self.refusal = str(error)
             return False
         self.refusal = None
+        if is_over:
+            self._log_release()
+        return is_over
+
+    async def _release_portion(self) -> bool:
+        """Release the next portion of the leases, or find out which are left; as `advance`."""
+        if not self._portions:
+            rows = await self._link.run("find_orphaned", *self._bounds, raises=(StatementTimeout,))
+            self._portions = Portions([row[0] for row in rows if row[0] not in self._slow])
+            if not self._portions:
+                return await self._release([])
+
+        async def release(portion: Sequence[UUID]) -> None:
+            await self._release(portion)
+
+        if (slow := await self._portions.send_next(release)) is not None:
+            self._slow.add(slow)
+            log.warning("database.slow", statement="release_orphaned", task=slow)
+        return False
+
+    async def _release(self, tasks: Sequence[UUID] | None) -> bool:
+        """Send the statement for these tasks (None: for all); as `advance`."""
+        dead = self._dead
+        age = 0.0 if self._answered_at is None else time.monotonic() - self._answered_at
+        ((left, session_seen, released, implicated, parked, _),) = await self._link.run(
+            "release_orphaned",
+            *self._bounds,
+            [UUID(bytes=task) for task in dead.implicated],
+            len(dead.implicated) == 1 and self._may_park,
+            sanitise(dead.cause),
+            session_name(dead.pid, dead.worker),
+            age if self._pooled and age < MAX_HIDDEN else None,
+            tasks,
+            raises=(RowsLocked, StatementTimeout),
+        )
         if self._answered_at is None:
             self._answered_at = time.monotonic()
         self._released += released
         self._implicated += implicated
         self._parked += parked
         was_seen, self._session_seen = self._session_seen, session_seen
-        if left or was_seen:  # a statement from before the session's end does not see its last commit
-            return False
-        self._log_release()
-        return True
+        return not left and not was_seen  # a statement from before the session's end does not see its last commit
 
     def _log_release(self) -> None:
         """Log the implicated tasks, and then the sum."""

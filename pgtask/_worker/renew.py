@@ -15,14 +15,15 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from pgtask._fastpath import Leases, TaskLease
 from pgtask._lease_clock import lease_clock
 from pgtask._log import EventLog
+from pgtask._postgres.portions import Portions
 from pgtask._postgres.store import Link
-from pgtask.errors import DatabaseRefused, DatabaseUnavailable, RowsLocked
+from pgtask.errors import DatabaseRefused, DatabaseUnavailable, RowsLocked, StatementTimeout
 
 __all__ = ["Renew"]
 
@@ -32,6 +33,7 @@ LOCK_TIMEOUT = 50  # milliseconds for a row that another session has locked, one
 MAX_WAIT = 0.7  # seconds that a lease may wait for its turn
 WATCH_INTERVAL = 0.2  # seconds between two searches for such leases, while the worker holds any
 RETRY_INTERVAL = 1.0  # seconds
+MIN_LIMIT = 0.5  # seconds of one statement, at least; one that is too slow is sent in parts
 
 
 class Renew:
@@ -80,6 +82,7 @@ class Renew:
         self._stopping = asyncio.Event()
         self._holding = asyncio.Event()
         self._turn = asyncio.Lock()  # of the connection
+        self._slow: set[TaskLease] = set()  # those whose renewal alone was too slow
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -112,7 +115,8 @@ class Renew:
             self._loop.close()
 
     async def _run(self) -> None:
-        link = Link(self._dsn, self._name, pooled=self._pooled)
+        limit = {"statement_timeout": f"{1000 * max(MIN_LIMIT, self._tick / 2):.0f}ms"}
+        link = Link(self._dsn, self._name, pooled=self._pooled, settings=limit)
         beside = [asyncio.create_task(self._give_up_late())]
         if self._released is not None:
             beside.append(asyncio.create_task(self._release_waiting(link, self._released)))
@@ -144,30 +148,46 @@ class Renew:
         due = self._leases.renewed_before(sent - self._heartbeat_interval + self._tick / 2)
         if not due:
             return
+        self._slow = {lease for lease in self._slow if lease.is_open}
+        left = [lease for lease in due if lease in self._slow]
+        portions = Portions([lease for lease in due if lease not in self._slow])
+
+        async def renew(portion: Sequence[TaskLease]) -> None:
+            left.extend(await self._renew_portion(link, portion))
+
+        while portions:
+            if (slow := await portions.send_next(renew)) is not None:
+                self._slow.add(slow)
+                log.warning("database.slow", statement="renew", task=slow.id, step=slow.label)
+        await self._renew_alone(link, left)
+
+    async def _renew_portion(self, link: Link, portion: Sequence[TaskLease]) -> list[TaskLease]:
+        """Renew leases in one statement. Return those whose rows another session has locked."""
+        sent = lease_clock()
         async with self._turn:
             rows = await link.once(
                 "renew",
-                [lease.id for lease in due],
-                [lease.token for lease in due],
+                [lease.id for lease in portion],
+                [lease.token for lease in portion],
                 self._lease_timeout,
                 deadline=max(1.0, self._heartbeat_interval),
             )
         ours = {row[0]: row[1] for row in rows}
-        self._leases.mark_renewed([lease for lease in due if ours.get(lease.id)], sent)
-        gone = [lease for lease in due if lease.id not in ours and lease.is_open]
+        self._leases.mark_renewed([lease for lease in portion if ours.get(lease.id)], sent)
+        gone = [lease for lease in portion if lease.id not in ours and lease.is_open]
         if gone:
             self._lost(gone)
-        await self._renew_locked(link, [lease for lease in due if ours.get(lease.id) is False])
+        return [lease for lease in portion if ours.get(lease.id) is False]
 
-    async def _renew_locked(self, link: Link, skipped: list[TaskLease]) -> None:
-        """Renew leases whose rows were locked a second time, one by one, the oldest first: our own journal may have
-        locked them, again and again. Stop when it is time to renew the others again."""
+    async def _renew_alone(self, link: Link, left: list[TaskLease]) -> None:
+        """Renew leases one by one: those whose rows were locked, the oldest first, as our own journal may have locked
+        them, again and again; then those that were too slow. Stop when it is time to renew the others again."""
         until = lease_clock() + self._tick
-        for lease in sorted(skipped, key=lambda lease: lease.renewed):
+        for lease in sorted(left, key=lambda lease: (lease in self._slow, lease.renewed)):
             sent = lease_clock()
             if sent > until:
                 return
-            with contextlib.suppress(RowsLocked):
+            with contextlib.suppress(RowsLocked, StatementTimeout):
                 parameters = (lease.id, lease.token, self._lease_timeout, LOCK_TIMEOUT)
                 async with self._turn:
                     rows = await link.once("renew_locked", *parameters, deadline=max(1.0, self._heartbeat_interval))
@@ -228,8 +248,19 @@ class Renew:
         self._called_at = None
 
     async def _release(self, link: Link, leases: list[TaskLease]) -> set[UUID]:
-        """Release leases; return the ids of those that stay ours, since another session has locked their rows."""
-        ids, tokens = [lease.id for lease in leases], [lease.token for lease in leases]
-        async with self._turn:
-            ((_, _, _, locked),) = await link.once("release", ids, tokens, deadline=self._max_delay)
-        return set(locked or ())
+        """Release leases; return the ids of those that stay ours, since another session has locked their rows.
+
+        One whose release is too slow is given up: its lease expires, as it is renewed no more."""
+        stay: set[UUID] = set()
+
+        async def release(portion: Sequence[TaskLease]) -> None:
+            ids, tokens = [lease.id for lease in portion], [lease.token for lease in portion]
+            async with self._turn:
+                ((_, _, _, locked),) = await link.once("release", ids, tokens, deadline=self._max_delay)
+            stay.update(locked or ())
+
+        portions = Portions(leases)
+        while portions:
+            if (slow := await portions.send_next(release)) is not None:
+                log.warning("database.slow", statement="release", task=slow.id, step=slow.label)
+        return stay

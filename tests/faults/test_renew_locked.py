@@ -1,9 +1,10 @@
-"""A lease is renewed though its row is locked again and again, as by the journal of a run that records all the time."""
+"""A lease is renewed though its row, or that of another lease, is locked again and again, or slow to write."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from typing import Any
@@ -35,6 +36,13 @@ async def insert(connection: Any, leases: list[TaskLease], token: UUID) -> None:
         [lease.id for lease in leases],
         token,
     )
+
+
+SLOW = """
+    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN PERFORM pg_sleep(600); RETURN NEW; END $$;
+    CREATE TRIGGER slow BEFORE UPDATE ON pg_task FOR EACH ROW WHEN (OLD.id = '{}') EXECUTE FUNCTION slow()
+"""
 
 
 async def until_renewed(connection: Any, leases: list[TaskLease]) -> None:
@@ -165,6 +173,53 @@ def test_locked_row_blocks_no_release_and_no_renewal(dsn: str, pooled: bool) -> 
         finally:
             await asyncio.to_thread(renew.stop)
         await locks.close()
+        await looks.close()
+
+    run(main())
+
+
+def test_row_that_is_slow_to_renew_costs_no_other_lease(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        leases, made, token = leased(30)
+        looks = await asyncpg.connect(dsn)
+        await insert(looks, made, token)
+        await looks.execute(SLOW.format(made[7].id))
+        async with renewing(dsn, leases) as lost:
+            await until_renewed(looks, [lease for lease in made if lease is not made[7]])
+            assert not lost, "a lease was given up"
+        await looks.close()
+
+    run(main())
+    slow = [line for line in map(logging.LogRecord.getMessage, caplog.records) if line.startswith("database.slow")]
+    assert [line.count("statement=renew") for line in slow] == [1], "the slow lease is named once"
+
+
+def test_row_that_is_slow_to_release_holds_up_no_other(dsn: str) -> None:
+    async def main() -> None:
+        leases, made, token = leased(30)
+        looks = await asyncpg.connect(dsn)
+        await insert(looks, made, token)
+        await looks.execute(SLOW.format(made[7].id))
+        ended: list[BaseException] = []
+        renew = Renew(
+            *(dsn, leases),
+            name="pgtask worker 1 renew",
+            pooled=False,
+            lease_timeout=20.0,
+            heartbeat_interval=15.0,
+            lost=lambda _: None,
+            refused=ended.append,
+            released=lambda done, _: leases.remove_released(done),
+        )
+        renew.start()
+        try:
+            async with asyncio.timeout(20):
+                while len(leases):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        finally:
+            await asyncio.to_thread(renew.stop)
+        assert not ended
+        assert await looks.fetch("SELECT id FROM pg_task WHERE locked_by IS NOT NULL") == [(made[7].id,)]
         await looks.close()
 
     run(main())

@@ -178,7 +178,7 @@ SKIPPING = {
     "release": Case("release", LEASES, TASK, lambda rows: set(RUNS if rows[0][2] is None else rows[0][2])),
     "release what is orphaned": Case(
         "release_orphaned",
-        (TOKEN, TOKEN, [*RUNS, *EXPIRED], False, "killed", "nobody", None),
+        (TOKEN, TOKEN, [*RUNS, *EXPIRED], False, "killed", "nobody", None, None),
         TASK | {"other child's task"},
         lambda rows: set(rows[0][3]),
     ),

@@ -136,7 +136,7 @@ def calls(held: list[Any]) -> dict[str, Call]:
         # The same, after a death.
         "release_orphaned": Call(
             "release_orphaned",
-            (UUID(int=0), UUID(int=2**64 - 1), ids[:9], False, "", "", 1.0),
+            (UUID(int=0), UUID(int=2**64 - 1), ids[:9], False, "", "", 1.0, None),
             {LEASED, PRIMARY},
             ROWS // 10 + 30 * HELD,
         ),

@@ -109,7 +109,7 @@ def of_worker(held: list[UUID]) -> dict[str, Call]:
 
 def of_recovery(held: list[UUID]) -> dict[str, Call]:
     """The statements that release the leases of a claim, or of a worker: they read the leases of all others, once."""
-    orphaned = (UUID(int=0), TOKEN, held[:9], False, "", "", 1.0)
+    orphaned = (UUID(int=0), TOKEN, held[:9], False, "", "", 1.0, None)
     return {"claim_recover": Call((TOKEN,), 10 * MANY), "release_orphaned": Call(orphaned, 15 * MANY)}
 
 

@@ -404,7 +404,7 @@ class Machine(RuleBasedStateMachine):
         bounds = [UUID(bytes=of(worker) + rest * 8) for rest in (b"\0", b"\xff")]
         self.sql("BEGIN")
         self.sql("SELECT FROM pg_task WHERE id = $1 FOR UPDATE", locked)
-        answer = self.send(worker, "release_orphaned", *bounds, executing, alone, "SIGSEGV", "nobody", None)
+        answer = self.send(worker, "release_orphaned", *bounds, executing, alone, "SIGSEGV", "nobody", None, None)
         self.sql("ROLLBACK")
         if locked is not None:
             mine.pop(locked)

@@ -38,7 +38,9 @@ async def by_flush(db: Any, child: UUID) -> None:
 
 async def by_reaper(db: Any, child: UUID) -> None:
     await db.execute("UPDATE pg_task SET claims = 3 WHERE id = $1", child)
-    await db.fetch(statement("release_orphaned"), child, child, [child], True, "killed by signal 9", "nobody", None)
+    await db.fetch(
+        statement("release_orphaned"), child, child, [child], True, "killed by signal 9", "nobody", None, None
+    )
 
 
 async def by_hand(db: Any, child: UUID) -> None:

@@ -1,4 +1,5 @@
--- Release the leases of a dead worker: those with tokens from $1 to $2, which begin with its eight bytes.
+-- Release the leases of a dead worker: those with tokens from $1 to $2, which begin with its eight bytes. With $8, only
+-- those of these tasks.
 --
 -- The implicated tasks, $3, are those that it may have been executing, and the one that began or ended last. Each
 -- counts this claim as a death. A third death parks the task with the cause $5, if it ran alone ($4); in company the
@@ -10,13 +11,19 @@
 -- a flush, or of a claim that commits after this statement has begun. So the caller repeats this until no lease is left
 -- and, since one such statement, that session has ended. Behind a pooler sessions have no name: any transaction of our
 -- role that was open $7 seconds ago may be one of the dead worker. Plan: reads only the leased rows, once by the index
--- of leases (IS TRUE keeps the planner from a second time) and then by the primary key.
+-- of leases (IS TRUE keeps the planner from a second time) and then by the primary key; with $8, only by that.
 WITH orphaned AS MATERIALIZED (
     SELECT id
     FROM pg_task
     WHERE locked_by IS NOT NULL
       AND lock_expires_at > '-infinity'
       AND locked_by BETWEEN $1 AND $2
+      AND $8::uuid[] IS NULL
+    UNION ALL
+    SELECT id
+    FROM pg_task
+    WHERE id = ANY ($8::uuid[])
+      AND (locked_by BETWEEN $1 AND $2) IS TRUE
 ),
 free AS MATERIALIZED (
     SELECT id

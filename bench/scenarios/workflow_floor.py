@@ -43,7 +43,7 @@ def _script(steps: Sequence[str], batch: int) -> str:
         prepare("end_runs", statement("journal/end")),
     ]
     take = f"EXECUTE claim('default', 0, {batch}, ':token', {held}, :floor) \\gset"
-    return turn_script("\n".join(lines), take, "\n".join(["EXECUTE load(':ids');", *_writes(steps)]))
+    return turn_script("\n".join(lines), take, "\n".join(["EXECUTE load(':ids', '{}');", *_writes(steps)]))
 
 
 def _writes(steps: Sequence[str]) -> Iterator[str]:

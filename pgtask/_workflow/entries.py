@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import chain
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
 
 from pgtask._fastpath import TaskLease
 from pgtask._workflow.columns import checkpoint_columns, sparse, transpose
-from pgtask._workflow.values import Checkpoint, ChildRow, History, RunResult, SignalResult
+from pgtask._workflow.entry import LOST, JournalEffects, JournalEntry
+from pgtask._workflow.reads import CollectResults, LoadHistory
+from pgtask._workflow.values import Checkpoint, ChildRow, SignalResult
 
 __all__ = [
     "LOST",
@@ -40,114 +41,6 @@ AnswerT = TypeVar("AnswerT")
 
 MAX_CHILDREN = 1000
 """Children that a workflow makes, or waits for, at a time."""
-
-LOST: Any = object()
-"""The answer for an entry that was not written, as its lease was not held or its task was locked."""
-
-
-class JournalEffects(Protocol):
-    """The part of a journal that a written entry may change."""
-
-    def learn_time(self, now: datetime) -> None:
-        """Set the clock by the time that the statement under way has read in the database."""
-
-    def announce_due(self, due_at: datetime) -> None:
-        """Say when a suspended run falls due."""
-
-    def count_end(self, *, is_success: bool) -> None:
-        """Count a run that has ended, in the database."""
-
-
-class JournalEntry(msgspec.Struct, Generic[AnswerT], frozen=True, eq=False):
-    """A request to a journal. Entries of one class share a statement, `sql/<statement>.sql`.
-
-    `is_once_per_run`: the statement takes one entry of a run at a time. `max_weight`: the sum of the weights of the
-    entries that it takes, unless one alone is heavier. `releases_lease`: once it is written, the run is not held here.
-    """
-
-    statement: ClassVar[str]
-    is_once_per_run: ClassVar[bool] = False
-    max_weight: ClassVar[int | None] = None
-    releases_lease: ClassVar[bool] = False
-
-    @property
-    def weight(self) -> int:
-        """The share of `max_weight` that this entry takes."""
-        return 0
-
-    @property
-    def size(self) -> int:
-        """The characters of the texts that it sends."""
-        return 0
-
-    @property
-    def task_id(self) -> UUID | None:
-        """The task whose row it writes or locks."""
-        return None
-
-    @staticmethod
-    def total_size(batch: Sequence[Any]) -> int:
-        """Return the sum of the sizes of entries of this class."""
-        return sum([entry.size for entry in batch])
-
-    @staticmethod
-    def parameters(batch: Sequence[Any]) -> list[Any]:
-        """Return the parameters of the statement for entries of this class."""
-        raise NotImplementedError
-
-    @staticmethod
-    def answers(batch: Sequence[Any], rows: list[Any]) -> list[Any]:
-        """Return the answer to each entry out of the rows of the statement; `LOST` for those that were not written."""
-        raise NotImplementedError
-
-    def complete(self, answer: AnswerT, effects: JournalEffects) -> None:
-        """Do what follows from the commit of this entry."""
-
-
-class LoadHistory(JournalEntry[History], frozen=True, eq=False):
-    """Read the history of a run."""
-
-    statement = "journal/load"
-    run: UUID
-
-    @staticmethod
-    def parameters(batch: Sequence[LoadHistory]) -> list[Any]:
-        return [[entry.run for entry in batch]]
-
-    @staticmethod
-    def answers(batch: Sequence[LoadHistory], rows: list[Any]) -> list[History]:
-        histories: dict[UUID, History] = {}
-        for run, wakeup_at, now, is_known, version, state, number, *rest in rows:
-            history = histories.get(run)
-            if history is None:
-                history = histories[run] = History(wakeup_at, is_known, version, state, [], now)
-            if number is not None:
-                history.checkpoints.append(Checkpoint(number, *rest))
-        return [histories[entry.run] for entry in batch]
-
-    def complete(self, answer: History, effects: JournalEffects) -> None:
-        effects.learn_time(answer.seen_at)
-
-
-class CollectResults(JournalEntry[dict[UUID, RunResult]], frozen=True, eq=False):
-    """Read the results of those of the runs that have ended."""
-
-    statement = "journal/collect"
-    max_weight = 10_000
-    runs: Sequence[UUID]
-
-    @property
-    def weight(self) -> int:
-        return len(self.runs)
-
-    @staticmethod
-    def parameters(batch: Sequence[CollectResults]) -> list[Any]:
-        return [list(dict.fromkeys(chain.from_iterable(entry.runs for entry in batch)))]
-
-    @staticmethod
-    def answers(batch: Sequence[CollectResults], rows: list[Any]) -> list[dict[UUID, RunResult]]:
-        ended = {UUID(int=run.int): RunResult(state, *rest) for run, state, *rest in rows if state is not None}
-        return [{run: ended[run] for run in entry.runs if run in ended} for entry in batch]
 
 
 class LeasedEntry(JournalEntry[AnswerT], Generic[AnswerT], frozen=True, eq=False):

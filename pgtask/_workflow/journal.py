@@ -24,7 +24,8 @@ from pgtask._invariants import CHECKS_INVARIANTS
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
 from pgtask._postgres.writer import MAX_SIZE, Aside, WriteBatch, Writer
-from pgtask._workflow.entries import LOST, STATEMENTS, JournalEntry
+from pgtask._workflow.entries import STATEMENTS
+from pgtask._workflow.entry import LOST, JournalEntry, PartialAnswer
 from pgtask.errors import DataRefused, RunStopped
 
 __all__ = ["Journal", "PostgresJournal"]
@@ -54,7 +55,7 @@ class Journal(Protocol):
 class _PendingEntry:
     """An entry that waits to be written, and the future of its answer."""
 
-    __slots__ = ("answered", "entry", "is_certain", "tries", "turn")
+    __slots__ = ("answered", "entry", "is_certain", "parts", "tries", "turn")
 
     def __init__(self, entry: JournalEntry[Any], answered: asyncio.Future[Any], turn: int) -> None:
         self.entry = entry
@@ -62,6 +63,7 @@ class _PendingEntry:
         self.turn = turn  # of the writer when it was handed in
         self.is_certain = True  # False once an attempt may have written it without our knowing
         self.tries = 0  # how often another session had locked its task
+        self.parts: list[Any] = []  # of its answer, before the last one
 
 
 class _EntryBatch(WriteBatch):
@@ -112,6 +114,11 @@ class _EntryBatch(WriteBatch):
             if answer is LOST:
                 missing.append(pending)
                 continue
+            if type(answer) is PartialAnswer:
+                self._journal.ask_for_rest(self._kind, pending, answer)
+                continue
+            if pending.parts:
+                answer = self._kind.join([*pending.parts, answer])
             pending.entry.complete(answer, self._journal)
             if not pending.answered.done():
                 pending.answered.set_result(answer)
@@ -264,6 +271,12 @@ class PostgresJournal:
                     pending.answered.set_exception(RunStopped("the lease of the run was lost"))
                 else:
                     pending.answered.set_result(None)
+
+    def ask_for_rest(self, kind: EntryClass, pending: _PendingEntry, answer: PartialAnswer) -> None:
+        """Keep a part of an answer, and ask for the rest in the next turn."""
+        pending.parts.append(answer.found)
+        pending.entry = answer.rest
+        self._try_again(kind, pending)
 
     def _try_again(self, kind: EntryClass, pending: _PendingEntry) -> None:
         pending.turn = self._turn

@@ -53,7 +53,7 @@ def calls(held: list[UUID]) -> dict[str, tuple[Any, ...]]:
     texts = (same("1"), same("step"), same("s"), same("1"), null)
     children = (held, [UUID(int=2**100 + at) for at in range(len(held))], same("flow"), same("{}"), same("q"), same(0))
     return {
-        "load": (held,),
+        "load": (held, []),
         "collect": (held,),
         "ours": lease,
         "adopt": (*lease, same("flow")),

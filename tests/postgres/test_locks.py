@@ -141,7 +141,7 @@ END = RECORD | {"parent's task", "parent's record"}
 DUE, EXPIRED = [LOCKED.due, FREE.due], [LOCKED.expired, FREE.expired]
 
 SKIPPING = {
-    "load": Case("journal/load", (RUNS,), set()),
+    "load": Case("journal/load", (RUNS, []), set()),
     "collect": Case("journal/collect", (RUNS,), set()),
     "ours": Case("journal/ours", LEASES, set()),
     "adopt": Case("journal/adopt", (*LEASES, both("flow")), RECORD, held),

@@ -23,7 +23,7 @@ from pgtask.outcome import Done, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
 from pgtask.task import BatchContext, Context, Task
-from pgtask.workflow import Permanent, Transient, Workflow
+from pgtask.workflow import Permanent, Throttled, Transient, Workflow
 from pgtask.workflow_context import Child, WorkflowContext
 from pgtask.workflow_decorator import workflow
 
@@ -46,6 +46,7 @@ __all__ = [
     # make functions durable
     "Child",
     "Permanent",
+    "Throttled",
     "Transient",
     "Workflow",
     "WorkflowContext",

@@ -22,6 +22,7 @@ __all__ = [
     "STEP",
     "Permanent",
     "RunState",
+    "Throttled",
     "Transient",
     "Workflow",
     "check_name",
@@ -55,6 +56,37 @@ class Transient(Exception):
         if retry_after is not None:
             check_delay(retry_after, "Transient(retry_after={!r}) must be")
         self.retry_after = retry_after
+
+
+class Throttled(Exception):
+    """Raise it in a step, of a task or of a workflow, when someone else asks you to wait, as HTTP does with status 429:
+    the step is tried again after `retry_after`, a timedelta or a number of seconds.
+
+    It costs no try, however often: the count of failed tries, and so `retry_limit`, stays as it is. Raises `ValueError`
+    for a `retry_after` that is negative, no time, or longer than 365,000 days.
+    """
+
+    __module__ = "pgtask"
+    retry_after = timedelta(seconds=1)
+
+    def __init__(self, retry_after: timedelta | float, message: str = "") -> None:
+        super().__init__(message or f"retry after {retry_after}")
+        self.retry_after = _as_delay(retry_after)
+
+
+def _as_delay(after: object) -> timedelta:
+    """Return the `retry_after` of `Throttled`. Raises `ValueError`."""
+    what = "Throttled(retry_after={!r}) must be a number of seconds, or"
+    delay = after
+    if isinstance(after, int | float) and not isinstance(after, bool):
+        try:
+            delay = timedelta(seconds=after)
+        except (ValueError, OverflowError):  # not a number, or infinite
+            delay = after
+    try:
+        return check_delay(delay, what)
+    except ValueError as error:
+        raise ValueError(str(error).replace(repr(delay), repr(after), 1)) from None
 
 
 class Permanent(Exception):

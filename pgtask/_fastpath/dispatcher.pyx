@@ -18,7 +18,7 @@ cdef class Dispatcher:
     `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A step for a
     thread that may not have one yet is set aside, and the others pass it. A subclass supplies the slow and the rare:
     `wake_pump`, `may_start_thread`, `start_thread`, `describe_error`, `is_interruption`, `log_finished`, `log_failed`,
-    `log_parked`, `unknown_delay`, `is_foreign`, `fail_worker`.
+    `log_throttled`, `log_parked`, `unknown_delay`, `is_foreign`, `fail_worker`.
     """
 
     cdef readonly Table table
@@ -115,6 +115,9 @@ cdef class Dispatcher:
 
     def log_failed(self, TaskLease lease, error, double delay, int tried):
         """Log that the try number `tried` failed, and that the next one starts after `delay` seconds."""
+
+    def log_throttled(self, TaskLease lease, error, double delay):
+        """Log that a step has raised `Throttled`, and is put off for `delay` seconds."""
 
     def log_parked(self, TaskLease lease, str text, error=None):
         """Log that a task was parked, with the exception if there is one."""

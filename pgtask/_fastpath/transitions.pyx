@@ -1,6 +1,6 @@
 """The transitions of a task: from the return value or the error of its step to a row of the buffer."""
 
-from pgtask._retry import seconds_before_retry
+from pgtask._retry import seconds_before_retry, throttled_seconds
 from pgtask.errors import OutcomeError, StepTimeout
 from pgtask.outcome import USAGE, Done, Fail, Next
 
@@ -149,6 +149,9 @@ cdef void fail_try(Dispatcher dispatcher, TaskLease lease, error):
         else:
             error = OutcomeError(f"{lease.label} was cancelled from within: it raised CancelledError")
         error = error.with_traceback(where)
+    elif (delay := throttled_seconds(error)) is not None:
+        put_off(dispatcher, lease, error, delay)
+        return
     elif dispatcher.is_interruption(error) and is_excused(dispatcher, lease):
         # The step lost the database: not a failed try. Its process lives, so this claim counts no crash.
         claims = max(lease.claims - 1, 0)
@@ -163,6 +166,14 @@ cdef void fail_try(Dispatcher dispatcher, TaskLease lease, error):
         reschedule(dispatcher, lease, None, lease.tried + 1, None, delay)
     else:
         park_task(dispatcher, lease, error)
+
+
+cdef void put_off(Dispatcher dispatcher, TaskLease lease, error, delay):
+    """Put a step off that has raised `Throttled`: no failed try, however often."""
+    dispatcher.interruptions.pop(lease.id, None)
+    lease.reason = NOT_CANCELLED
+    dispatcher.log_throttled(lease, error, delay)
+    reschedule(dispatcher, lease, None, None, None, delay)
 
 
 cdef bint is_excused(Dispatcher dispatcher, TaskLease lease) except -1:

@@ -173,6 +173,10 @@ class MemoryDispatch(Dispatch):
         if delay is not None:
             self._note(lease, self.describe_error(error))
 
+    def log_throttled(self, lease: TaskLease, error: BaseException, delay: float, **more: Any) -> None:
+        super().log_throttled(lease, error, delay, **more)
+        self._note(lease, self.describe_error(error))
+
     def log_parked(self, lease: TaskLease, text: str, error: BaseException | None = None) -> None:
         super().log_parked(lease, text, error)
         self._note(lease, text)

@@ -77,7 +77,7 @@ class Dispatch(Dispatcher):
         self._is_foreign = is_foreign
         self._broke = broke
         self._interrupted_at = float("-inf")
-        self._logged_at: dict[str, float] = {}  # by step: when its last failure was logged
+        self._logged_at: dict[tuple[str, str], float] = {}  # by event and step: when it was last logged
 
     def wake_pump(self) -> None:
         self._wake()
@@ -143,17 +143,29 @@ class Dispatch(Dispatcher):
         delay it was the final one, and the workflow decides what follows."""
         if self._is_unlogged:
             return
-        now = time.monotonic()
         debugs = log.is_enabled_for(logging.DEBUG)
-        warns = delay is not None and now - self._logged_at.get(lease.label, 0.0) >= 1
-        if warns:
-            self._logged_at[lease.label] = now
-        elif not debugs:
+        warns = delay is not None and self._is_first_in_second("step.failed", lease.label)
+        if not warns and not debugs:
             return
         fields: dict[str, Any] = {"task": lease.id, "step": lease.label, **more, "tried": tried}
         fields |= {"retry": "none" if delay is None else f"in {delay:.3g} s", "error": summary(describe(error))}
         trace = error if debugs else None
         log.log(logging.WARNING if warns else logging.DEBUG, "step.failed", exc_info=trace, trimmed=True, **fields)
+
+    def log_throttled(self, lease: TaskLease, error: BaseException, delay: float, **more: Any) -> None:
+        """Log a step that is put off: at most once a second for each step, however many are."""
+        informs = self._is_first_in_second("step.throttled", lease.label)
+        fields: dict[str, Any] = {"task": lease.id, "step": lease.label, **more, "retry": f"in {delay:.3g} s"}
+        fields["error"] = summary(describe(error))
+        log.log(logging.INFO if informs else logging.DEBUG, "step.throttled", trimmed=True, **fields)
+
+    def _is_first_in_second(self, event: str, label: str) -> bool:
+        """Return whether an event of a step is the first one in a second, and count it as logged then."""
+        now = time.monotonic()
+        if now - self._logged_at.get((event, label), 0.0) < 1:
+            return False
+        self._logged_at[event, label] = now
+        return True
 
     def log_parked(self, lease: TaskLease, text: str, error: BaseException | None = None) -> None:
         if self._is_unlogged:

@@ -22,7 +22,7 @@ from pgtask._delays import check_delay
 from pgtask._error_text import describe
 from pgtask._fastpath import Handled, Requeue, TaskLease
 from pgtask._json_types import codec_of
-from pgtask._retry import seconds_before_retry
+from pgtask._retry import seconds_before_retry, throttled_seconds
 from pgtask._workflow.branches import Branch, Branches, Wait, misplaced_error
 from pgtask._workflow.children import ChildIds, ChildRun, child_rows, decode_results, encode_results
 from pgtask._workflow.entries import (
@@ -172,18 +172,26 @@ class RunContext(WorkflowContext):
     ) -> Checkpoint:
         """Record that a step is put off; or that it has failed for good, and raise `StepFailed`."""
         self._runner.end_if_copy(error)
-        if isinstance(error, Exception) and self._runner.is_interruption(error):
+        pause = throttled_seconds(error)
+        if pause is None and isinstance(error, Exception) and self._runner.is_interruption(error):
             self._stop(error, "the database became unavailable during a step")
-        tried = before.tried + 1
+        tried = before.tried + (pause is None)
         text, seconds = describe(error), time.monotonic() - began
         numbered = before if before.number else self.history.number(before.place, "step", before.name)
         failed = numbered._replace(error=text, due_at=None, tried=tried, seconds=seconds)
+        if pause is not None:
+            self._runner.report_throttled(self.lease, error, pause, checkpoint=failed.name)
+            return self._put_off(failed, pause)
         delay = None if isinstance(error, StepFailed) else seconds_before_retry(policy, error, tried)
         if delay is None:
             self.uncommitted.add(failed)
             self._runner.report_failure(self.lease, error, None, tried, checkpoint=failed.name)
             raise _fail_branch(branch, StepFailed(failed.name, text, tried), failed) from error
         self._runner.report_failure(self.lease, error, delay, tried, checkpoint=failed.name)
+        return self._put_off(failed, delay)
+
+    def _put_off(self, failed: Checkpoint, delay: float) -> Checkpoint:
+        """Record that a step is tried again after `delay` seconds."""
         put_off = failed._replace(due_at=self._journal.now() + timedelta(seconds=delay))
         self.uncommitted.add(put_off)
         return put_off

@@ -14,7 +14,7 @@ from typing import Any
 from pgtask._error_text import describe
 from pgtask._fastpath import Dispatcher, Handled, Leases, Requeue, TaskLease
 from pgtask._log import EventLog
-from pgtask._retry import seconds_before_retry
+from pgtask._retry import seconds_before_retry, throttled_seconds
 from pgtask._workflow.context import RunContext
 from pgtask._workflow.entries import Adopt, EndRun, LoadHistory
 from pgtask._workflow.journal import Journal
@@ -158,12 +158,18 @@ class RunExecutor:
         self._runner.end_if_copy(error)
         if isinstance(error, RunStopped):
             error = Permanent(f"the workflow raised RunStopped by itself: {error}")
-        tried = run.failed_before + 1
-        delay = None if _is_final(error) else seconds_before_retry(run.flow.policy, error, tried)
+        pause = throttled_seconds(error)
+        tried = run.failed_before + (pause is None)
+        delay = pause
+        if pause is None and not _is_final(error):
+            delay = seconds_before_retry(run.flow.policy, error, tried)
         before = run.outcome
         await run.uncommitted.wait(is_last=delay is None)
         if run.outcome is not before:  # the error may follow from what is not recorded
             return await self._conclude_stopped(run)
+        if pause is not None:
+            self._runner.report_throttled(run.lease, error, pause)
+            return Requeue(pause, run.failed_before)
         if delay is not None:
             self._runner.report_failure(run.lease, error, delay, tried)
             return Requeue(delay, tried)

@@ -131,6 +131,10 @@ class StepRunner:
         self._dispatcher.errors += delay is not None
         self._dispatcher.log_failed(lease, error, delay, tried, **more)
 
+    def report_throttled(self, lease: TaskLease, error: BaseException, delay: float, **more: Any) -> None:
+        """Log that a step, or the run, is put off. No failed try, so it is not counted."""
+        self._dispatcher.log_throttled(lease, error, delay, **more)
+
     def report_done(self, lease: TaskLease, outcome: object, began: float) -> None:
         """Log, for those who debug, that a run has ended."""
         if self._dispatcher.logs_finished:

@@ -51,6 +51,11 @@ ENTRIES = {
     "record": Entry("journal/record", (*LEASE, *step(1), NEXT)),
     "record, late": Entry("journal/record", (*LEASE, *step(1), NEXT), CLAIMED_AGAIN),
     "record a step put off": Entry("journal/record", (*LEASE, *step(1, error="no", due_at=FUTURE, tried=1), NEXT)),
+    "record a step put off, which was put off again": Entry(
+        "journal/record",
+        (*LEASE, *step(1, error="no", due_at=PAST, tried=0), NEXT),
+        f"UPDATE pg_task_checkpoints SET due_at = '{FUTURE}'",
+    ),
     "spawn": Entry("journal/spawn", SPAWN),
     "spawn, and the child has ended": Entry("journal/spawn", SPAWN, CHILD_ENDS),
     "take": Entry("journal/take", (*LEASE, ["go"], [1], ["1"], [None], NEXT), ONE_MORE),

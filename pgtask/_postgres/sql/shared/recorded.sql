@@ -1,8 +1,8 @@
 -- Record the checkpoints of the CTE `arrived`, whose kind is 'step' and whose tries are none if they are null.
 --
 -- A step that is put off (until due_at) has a checkpoint that a later try, or its result, takes over under the same number.
--- A complete checkpoint stays unchanged, and tries only grow: so this may be sent again, and arrive late. Plan: joined by
--- arrays of one, as flush.sql says.
+-- A complete checkpoint stays unchanged, and tries only grow; if a step is put off again that has not failed, its time
+-- does. So this may be sent again, and arrive late. Plan: joined by arrays of one, as flush.sql says.
 recorded AS (
     INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result, error, due_at, tried, seconds)
     SELECT run, number, place, coalesce(kind, 'step'), name, result, error, due_at, coalesce(tried, 0), seconds
@@ -28,8 +28,8 @@ tried_again AS (
       AND checkpoint.number = ANY (ARRAY[arrived.number])
       AND checkpoint.kind = 'step'
       AND checkpoint.due_at IS NOT NULL
-      AND checkpoint.tried <= coalesce(arrived.tried, 0)
-      AND (checkpoint.tried, checkpoint.due_at) IS DISTINCT FROM (
-          coalesce(arrived.tried, 0), CASE WHEN arrived.result IS NULL THEN arrived.due_at END
+      AND (checkpoint.tried, checkpoint.due_at) < (
+          coalesce(arrived.tried, 0),
+          CASE WHEN arrived.result IS NULL AND arrived.due_at IS NOT NULL THEN arrived.due_at ELSE 'infinity' END
       )
 ),

@@ -23,6 +23,7 @@ from pgtask.outcome import Done, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
 from pgtask.task import BatchContext, Context, Task
+from pgtask.task_function import task
 from pgtask.workflow import Permanent, Throttled, Transient, Workflow
 from pgtask.workflow_context import Child, WorkflowContext
 from pgtask.workflow_decorator import workflow
@@ -38,6 +39,7 @@ __all__ = [
     "Context",
     "Policy",
     "Task",
+    "task",
     # say what comes next
     "Done",
     "Fail",

@@ -6,6 +6,7 @@ Invariant: an annotation that cannot be read is a `DefinitionError` that names t
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import traceback
 import types
@@ -17,15 +18,24 @@ from pgtask.errors import DefinitionError
 from pgtask.outcome import OUTCOMES, Next, Outcome
 from pgtask.task import Task
 
-__all__ = ["annotation_text", "batch_members", "edges_among", "is_of_annotation", "return_members"]
+__all__ = [
+    "annotation_text",
+    "batch_members",
+    "edges_among",
+    "is_of_annotation",
+    "read_annotations",
+    "return_annotation",
+    "return_members",
+    "union_members",
+]
 
 _LISTS = (list, tuple, Sequence)
 
 
 def return_members(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Sequence[Any]:
     """Return the outcomes that the return annotation of `run` names, in its order. Raises `DefinitionError`."""
-    annotation = _return_annotation(label, run, family)
-    members = _members(annotation)
+    annotation = return_annotation(label, run, family)
+    members = union_members(annotation)
     if not all(_is_outcome(member) for member in members):
         raise DefinitionError(
             f"step {label}: run() is annotated -> {annotation_text(annotation)}; "
@@ -37,11 +47,11 @@ def return_members(label: str, run: Callable[..., Any], family: dict[str, type[T
 def batch_members(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Sequence[Any]:
     """Return the outcomes that the return annotation of a `run_batch` names: one for all steps, or a list of them with
     exceptions among them. Raises `DefinitionError`."""
-    annotation = _return_annotation(label, run, family)
+    annotation = return_annotation(label, run, family)
     members = []
-    for part in _members(annotation):
+    for part in union_members(annotation):
         if typing.get_origin(part) in _LISTS:
-            inner = [member for element in typing.get_args(part) for member in _members(element)]
+            inner = [member for element in typing.get_args(part) for member in union_members(element)]
             members += [member for member in inner if not _is_exception(member) and member is not Ellipsis]
         else:
             members.append(part)
@@ -63,7 +73,7 @@ def edges_among(label: str, members: Sequence[Any], family: dict[str, type[Task]
     for member in members:
         if typing.get_origin(member) is not Next:
             continue
-        for step in _members(typing.get_args(member)[0]):
+        for step in union_members(typing.get_args(member)[0]):
             name = step.__forward_arg__ if isinstance(step, typing.ForwardRef) else getattr(step, "__name__", "")
             known = family.get(name)
             if known is None or not (known is step or isinstance(step, typing.ForwardRef)):
@@ -85,8 +95,9 @@ def _is_outcome(member: Any) -> bool:
     return False
 
 
-def _return_annotation(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Any:
-    annotations = _annotations(run)
+def return_annotation(label: str, run: Callable[..., Any], family: dict[str, type[Task]]) -> Any:
+    """Return the annotation of what `run` returns; a text is evaluated. Raises `DefinitionError`."""
+    annotations = read_annotations(run)
     if "return" not in annotations:
         raise DefinitionError(
             f"step {label}: {run.__name__}() has no return annotation; add one, as in -> Next[SomeStep] | Done"
@@ -96,14 +107,16 @@ def _return_annotation(label: str, run: Callable[..., Any], family: dict[str, ty
         return annotation
     # Classes made inside a function are not in the globals; an edge can name only the family and the outcomes.
     known = {**{outcome.__name__: outcome for outcome in OUTCOMES}, "Outcome": Outcome, **family}
-    scope = {**known, **run.__globals__, **family}
+    # A decorator from another module copies the text of the annotation.
+    scope = {**known, **run.__globals__, **inspect.unwrap(run).__globals__, **family}
     try:
         return eval(annotation, scope)
     except Exception as error:
         raise DefinitionError(f"step {label}: the annotation -> {annotation} cannot be read: {error}") from error
 
 
-def _annotations(run: Callable[..., Any]) -> dict[str, Any]:
+def read_annotations(run: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a function as they are written: those that name what is defined later too."""
     try:
         from annotationlib import Format, get_annotations  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
@@ -112,10 +125,10 @@ def _annotations(run: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
-def _members(annotation: Any) -> Sequence[Any]:
+def union_members(annotation: Any) -> Sequence[Any]:
     """Return the members of a union, or the annotation alone."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [member for part in typing.get_args(annotation) for member in _members(part)]
+        return [member for part in typing.get_args(annotation) for member in union_members(part)]
     return [annotation]
 
 

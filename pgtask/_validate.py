@@ -19,6 +19,7 @@ from pgtask._json_losses import refuse_numbers
 from pgtask.errors import DecodeError, DefinitionError, EnqueueError
 from pgtask.policy import Policy, check_priority, check_queue
 from pgtask.task import Task, family_of
+from pgtask.task_function import TaskFunction
 from pgtask.workflow import Workflow, check_name
 
 __all__ = [
@@ -57,6 +58,8 @@ def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:
     except EnqueueError:
         if isinstance(step, type):
             raise EnqueueError(f"{step.__name__} is a class: write {step.__name__}(...)") from None
+        if isinstance(step, TaskFunction):
+            raise EnqueueError(f"{step.name} is a task: call it to make a step, {step.name}(...)") from None
         raise
     try:
         payload = codec.payload(step)

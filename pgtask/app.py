@@ -25,13 +25,13 @@ from pgtask.batch import Batch
 from pgtask.errors import AppLoadError, DefinitionError
 from pgtask.outcome import Done, Fail
 from pgtask.policy import Policy
-from pgtask.task import Task
+from pgtask.task import RESERVED, Task
+from pgtask.task_function import TaskFunction
 from pgtask.workflow import STEP, Workflow
 
 __all__ = ["App", "StepDefinition", "check_reference", "load_app"]
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
-_RESERVED = ("policy", "transparent", "archive", "run", "run_batch")
 
 
 class StepDefinition(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class StepDefinition(msgspec.Struct, frozen=True):
 class App:
     """The tasks and workflows that a worker runs.
 
-        app = App(Greeter, Mailer, zip_files, lifespan=open_http_client)
+        app = App(Greeter, Mailer, greet, zip_files, lifespan=open_http_client)
 
     `lifespan` is a function without arguments that returns an async context manager (`@asynccontextmanager`). Each
     worker process enters it once, passes the value that it yields as `ctx.resources`, and leaves it after the last
@@ -73,7 +73,7 @@ class App:
 
     def __init__(
         self,
-        *tasks: type[Task] | Workflow[Any, Any],
+        *tasks: type[Task] | TaskFunction[..., Any] | Workflow[Any, Any],
         lifespan: Lifespan | None = None,
         archive: bool = False,
     ) -> None:
@@ -88,10 +88,15 @@ class App:
         self.archive = archive
         self.tasks: dict[str, type[Task]] = {}
         self.steps: dict[type[Task], StepDefinition] = {}
+        self.functions: dict[str, TaskFunction[..., Any]] = {}
         self.workflows: dict[str, list[Workflow[Any, Any]]] = {}
         for task in tasks:
             if isinstance(task, Workflow):
                 self._add_workflow(task)
+            elif isinstance(task, TaskFunction):
+                task._check()
+                self._add_task(task.family)
+                self.functions[task.name] = task
             else:
                 self._add_task(task)
 
@@ -337,7 +342,7 @@ def _check_signature(label: str, run: Callable[..., Any]) -> None:
 
 
 def _field_names(label: str, cls: type[Task]) -> tuple[str, ...]:
-    for name in _RESERVED:
+    for name in RESERVED:
         if name in cls.__struct_fields__:
             raise DefinitionError(f"step {label}: a field cannot be named {name!r}, Task uses that name; rename it")
     try:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 else:
     Database = Any  # `help` reads annotations at run time, and this module must not import a driver
 
-__all__ = ["BatchContext", "Context", "Task", "family_of"]
+__all__ = ["RESERVED", "BatchContext", "Context", "Task", "family_of"]
+
+RESERVED = ("policy", "transparent", "archive", "run", "run_batch")
+"""Names that a field cannot have, since `Task` uses them."""
 
 
 class Task(msgspec.Struct):

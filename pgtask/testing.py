@@ -30,8 +30,12 @@ from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import DatabaseRefused, DefinitionError
 from pgtask.task import Task
+from pgtask.task_function import TaskFunction, step_of
 
 __all__ = ["CheckpointRow", "Enqueued", "MemoryClient", "MemoryTask", "MemoryWorker", "Triggered", "Try", "run_task"]
+
+AnyStep = type[Task] | TaskFunction[..., Any] | str
+"""A step of a task, or the name of one in a workflow."""
 
 FROM_LIFESPAN: Any = object()
 Item = Task | Callable[[Any], bool]
@@ -149,7 +153,7 @@ class MemoryWorker:
 
     def fail(
         self,
-        step: type[Task] | str,
+        step: AnyStep,
         error: BaseException | type[BaseException],
         *,
         times: int = 1,
@@ -162,19 +166,21 @@ class MemoryWorker:
         step, the first one without `item`: each call with this step raises, until it is alone, as in a worker."""
         self._put_fault(step, error, times, item)
 
-    def time_out(self, step: type[Task] | str, *, times: int = 1, item: Item | None = None) -> None:
+    def time_out(self, step: AnyStep, *, times: int = 1, item: Item | None = None) -> None:
         """Let the next `times` tries of `step` time out at their first await. Raises `DefinitionError` if its policy
         has no timeout; for a step of a workflow, which shows its policy when it is called, `run` raises that."""
+        step = step_of(step)
         if isinstance(step, type) and self._dispatch.table.entry(step).policy.timeout is None:
             raise DefinitionError(f"step {step.__name__} cannot time out: its policy has no timeout")
         self._put_fault(step, "timeout", times, item)
 
-    def crash(self, step: type[Task] | str, *, times: int = 1, item: Item | None = None) -> None:
+    def crash(self, step: AnyStep, *, times: int = 1, item: Item | None = None) -> None:
         """Let the worker die after the next `times` tries of `step`, before their outcome is written: their effects
         stay, and they run again with the same count of tries. The effects of a step must allow that."""
         self._put_fault(step, "crash", times, item)
 
-    def _put_fault(self, step: type[Task] | str, fault: Fault, times: int, item: Item | None) -> None:
+    def _put_fault(self, wanted: AnyStep, fault: Fault, times: int, item: Item | None) -> None:
+        step = step_of(wanted)
         if isinstance(step, str):
             if not self._app.workflows:
                 raise DefinitionError(f"{step!r} would be a step of a workflow, and this app has none")

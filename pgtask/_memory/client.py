@@ -19,6 +19,7 @@ from pgtask.client import Client
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import EnqueueError
 from pgtask.task import Task
+from pgtask.task_function import TaskFunction, step_of
 from pgtask.workflow import Workflow
 
 __all__ = ["MemoryClient"]
@@ -60,7 +61,7 @@ class MemoryClient(Client):
 
     def assert_enqueued(
         self,
-        wanted: Task | type[Task],
+        wanted: Task | type[Task] | TaskFunction[..., Any],
         *,
         times: int | None = None,
         queue: str | None = None,
@@ -74,6 +75,7 @@ class MemoryClient(Client):
 
         Only calls of this client count, not steps that a task goes on to.
         """
+        wanted = step_of(wanted)
         found = [
             one
             for one in self.enqueued
@@ -84,8 +86,9 @@ class MemoryClient(Client):
         _check_times(f"{wanted!r} was not enqueued", len(found), times, calls)
         return found[-1]
 
-    def assert_not_enqueued(self, unwanted: Task | type[Task]) -> None:
+    def assert_not_enqueued(self, unwanted: Task | type[Task] | TaskFunction[..., Any]) -> None:
         """Assert that a step, or any step of a class, was not enqueued."""
+        unwanted = step_of(unwanted)
         for one in self.enqueued:
             if isinstance(one.step, unwanted) if isinstance(unwanted, type) else one.step == unwanted:
                 raise AssertionError(f"{one.step!r} was enqueued, in {one.queue!r}")

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import assert_type
 from uuid import UUID
 
-from pgtask import App, Client, Context, Done, Fail, Next, Outcome, Policy, Task
+from pgtask import App, Client, Context, Done, Fail, Next, Outcome, Policy, Task, Throttled, task
 
 
 class Greeter(Task):
@@ -70,7 +70,20 @@ async def resources() -> AsyncGenerator[dict[str, str], None]:
     yield {"greeting": "Hello"}
 
 
-app = App(Greeter, lifespan=resources)
+@task("greet", policy=Policy(retry_limit=3))
+async def greet(ctx: Context, name: str, *, times: int = 1) -> Done:
+    assert_type(ctx.attempt, int)
+    return Done()
+
+
+@task("check", archive=True)
+def check(ctx: Context, path: str, retry_after: float = 1) -> Done | Fail:
+    if ctx.attempt > 9:
+        return Fail(path)
+    raise Throttled(retry_after if path else timedelta(seconds=1))
+
+
+app = App(Greeter, greet, check, lifespan=resources)
 
 
 async def produce(client: Client) -> None:
@@ -78,3 +91,11 @@ async def produce(client: Client) -> None:
     await client.delay(ReadName(filename="name.txt"), timedelta(minutes=5))
     ids = await client.enqueue_many(ReadName(f"{number}.txt") for number in range(10))
     assert len(ids) == 10
+    assert_type(greet("Ada", times=2), Task)
+    await client.enqueue(greet(name="Ada"), key="once")
+    await client.enqueue_many([greet("Ada"), check("a"), check(path="b", retry_after=0.5)])
+
+
+async def call(ctx: Context) -> None:
+    assert_type(await greet.run(ctx, "Ada", times=2), Done)
+    assert_type(check.run(ctx, "a"), Done | Fail)

@@ -48,7 +48,12 @@ def run(*command: str, directory: Path) -> str:
 
 def test_the_files_hold_what_is_to_be_found() -> None:
     assert {file.name for file in FILES} == {
-        *("right.py", "wrong_batch.py", "wrong_edge.py", "wrong_field.py", "wrong_return.py")
+        "right.py",
+        "wrong_batch.py",
+        "wrong_call.py",
+        "wrong_edge.py",
+        "wrong_field.py",
+        "wrong_return.py",
     }
     assert [name for name, lines in expected("mypy").items() if not lines] == ["right.py"]
     lines = {name: {number for number, _ in found} for name, found in expected("mypy").items()}

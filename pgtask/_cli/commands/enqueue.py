@@ -29,6 +29,7 @@ from pgtask.client import Client
 from pgtask.config import load_config
 from pgtask.errors import ConfigError, DecodeError, EnqueueError
 from pgtask.task import Task
+from pgtask.task_function import CALL
 from pgtask.workflow import STEP, Workflow
 
 __all__ = ["HELP", "SUMMARY", "add_arguments", "run"]
@@ -49,7 +50,8 @@ def add_arguments(parser: Parser) -> None:
         "words",
         nargs="+",
         metavar="[APP] STEP [JSON]",
-        help="APP is module:attribute (default: PGTASK_APP); STEP is ReadName or Greeter.ReadName",
+        help="APP is module:attribute (default: PGTASK_APP); STEP is ReadName or Greeter.ReadName, or the name of a "
+        "workflow or a @task",
     )
     when = parser.add_mutually_exclusive_group()
     when.add_argument("--delay", type=parse_seconds, metavar="TIME", help=f"due after that time: {TIME_HELP}")
@@ -91,6 +93,8 @@ def _find_step(app: App, name: str) -> StepDefinition:
     """Return the step called `ReadName` or `Greeter.ReadName`. Raises `EnqueueError`, which lists all steps."""
     if name in app.workflows:
         name = f"{name}.{STEP}"
+    if name in app.functions and all(definition.name != name for definition in app):
+        name = f"{name}.{CALL}"
     found = [definition for definition in app if name in (definition.name, definition.label)]
     if len(found) == 1:
         return found[0]
@@ -98,7 +102,7 @@ def _find_step(app: App, name: str) -> StepDefinition:
         choice = ", ".join(definition.label for definition in found)
         raise EnqueueError(f"step {name} is ambiguous: give one of {choice}")
     labels = [definition.label for definition in app]
-    names = [*(definition.name for definition in app), *labels, *app.workflows]
+    names = [*(definition.name for definition in app), *labels, *app.functions, *app.workflows]
     meant = did_you_mean(name, names)
     raise EnqueueError(f"there is no step {name} in this app; it has {', '.join(labels)}{meant}")
 

@@ -46,21 +46,21 @@ def mermaid(app: App) -> str:
 
     With several tasks each is a box. A task may be enqueued at any step; the diagram takes for beginnings the steps
     that no other step leads to, and one step of each cycle that no other step leads to. Annotations do not show the
-    steps of a workflow: it is one state with the name of the workflow.
+    steps of a workflow: it is one state with the name of the workflow. So is the task that `@task` makes.
     """
     names = _name_states(app)
     lines = ["stateDiagram-v2"]
     for task in app.tasks:
         steps = [definition for definition in app if definition.task == task]
-        is_flow = task in app.workflows
-        inner = [*_alias_lines(steps, names, is_flow), *_arrow_lines(steps, names)]
+        is_single = task in app.workflows or task in app.functions
+        inner = [*_alias_lines(app, steps, names), *_arrow_lines(steps, names)]
         if fails := [names[step.cls] for step in steps if step.fails]:
             # A state of its own in each box: states of Mermaid have one name in the whole diagram.
             parked = "parked" if len(app.tasks) == 1 else f"{names[steps[0].cls]}__parked"
             if parked != "parked":
                 inner.insert(0, f'state "parked" as {parked}')
             inner += [f"{name} --> {parked}: Fail" for name in fails]
-        if len(app.tasks) == 1 or is_flow:
+        if len(app.tasks) == 1 or is_single:
             lines += [f"    {line}" for line in inner]
         else:
             lines += [f"    state {_box_name(task)} {{", *(f"        {line}" for line in inner), "    }"]
@@ -72,8 +72,8 @@ def _name_states(app: App) -> dict[type[Task], str]:
     taken = Counter([*app.tasks, *(definition.name for definition in app), "parked"])
     names = {}
     for number, definition in enumerate(app):
-        if definition.task in app.workflows:  # its name may hold any character
-            names[definition.cls] = f"workflow{number}"
+        if definition.task in app.workflows or definition.task in app.functions:  # its name may hold any character
+            names[definition.cls] = f"{'workflow' if definition.task in app.workflows else 'task'}{number}"
             continue
         is_clear = taken[definition.name] == 1 and definition.name.lower() not in _KEYWORDS
         names[definition.cls] = definition.name if is_clear else f"{definition.task}__{definition.name}"
@@ -84,10 +84,14 @@ def _box_name(task: str) -> str:
     return f'"{task}" as {task}__task' if task.lower() in _KEYWORDS else task
 
 
-def _alias_lines(steps: Sequence[StepDefinition], names: dict[type[Task], str], is_flow: bool) -> Iterator[str]:
+def _alias_lines(app: App, steps: Sequence[StepDefinition], names: dict[type[Task], str]) -> Iterator[str]:
     """Yield a line for each state that is shown by another text than its name."""
     for definition in steps:
-        shown = f"workflow {_strip_quotes(definition.task)}" if is_flow else definition.name
+        shown = definition.name
+        if definition.task in app.workflows:
+            shown = f"workflow {_strip_quotes(definition.task)}"
+        elif definition.task in app.functions:
+            shown = _strip_quotes(definition.task)
         if definition.policy.queue != DEFAULT_QUEUE:
             shown += f" (queue {_strip_quotes(definition.policy.queue)})"
         if names[definition.cls] != shown:

@@ -11,10 +11,14 @@ from uuid import UUID
 
 import msgspec
 
+from pgtask._progress import Progress
+from pgtask.errors import EnqueueError
 from pgtask.policy import Policy
 
 if TYPE_CHECKING:
     from asyncpg import Pool, Record
+
+    from pgtask.client import Client
 
     Database: TypeAlias = Pool[Record]
 else:
@@ -74,6 +78,28 @@ class Context(msgspec.Struct, eq=False):
     db: Database
     resources: Any
     _tools: Any = None  # `StepTools` of the worker
+
+    @property
+    def client(self) -> Client:
+        """The client of the worker, on the connections of `db`: enqueues tasks and triggers runs, for `async def` only.
+
+        Raises `EnqueueError` in a thread, and in a context that no worker has made.
+        """
+        if self._tools is None:
+            raise EnqueueError("ctx.client: no worker has made this context; in a test, run the step by a MemoryWorker")
+        client: Client = self._tools.client()
+        return client
+
+    def progress(self, done: int, total: int | None = None) -> None:
+        """Report how much of the step is done, of a total if that is known. Safe in threads.
+
+        It costs no statement: the worker writes the latest report when it next renews the lease, so steps that end
+        before write none. `pgtask show` tells it. Raises `ValueError` for numbers that are not whole or are negative,
+        and for a total below `done`.
+        """
+        report = Progress(done, total)
+        if self._tools is not None and self._tools.progress is not None:
+            self._tools.progress(self.task_id, self.attempt, report)
 
     def __repr__(self) -> str:
         return f"Context(task_id={self.task_id}, attempt={self.attempt})"

@@ -24,7 +24,10 @@ from pgtask._memory.rows import MemoryTask, Try
 from pgtask._memory.steps import MemoryStepRunner
 from pgtask._memory.store import Enqueued
 from pgtask._postgres.runs import CheckpointRow
+from pgtask._progress import Progress
+from pgtask._step_tools import StepTools
 from pgtask._worker.lifespan import opened_resources
+from pgtask._worker.step_client import StepClient
 from pgtask._workflow.executor import RunExecutor
 from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
@@ -32,7 +35,17 @@ from pgtask.errors import DatabaseRefused, DefinitionError
 from pgtask.task import Task
 from pgtask.task_function import TaskFunction, step_of
 
-__all__ = ["CheckpointRow", "Enqueued", "MemoryClient", "MemoryTask", "MemoryWorker", "Triggered", "Try", "run_task"]
+__all__ = [
+    "CheckpointRow",
+    "Enqueued",
+    "MemoryClient",
+    "MemoryTask",
+    "MemoryWorker",
+    "Progress",
+    "Triggered",
+    "Try",
+    "run_task",
+]
 
 AnyStep = type[Task] | TaskFunction[..., Any] | str
 """A step of a task, or the name of one in a workflow."""
@@ -77,7 +90,7 @@ class MemoryWorker:
         replays: bool = False,
     ) -> None:
         self.client = MemoryClient() if client is None else client
-        """The client whose tasks the worker takes. Give it to the code under test."""
+        """The client whose tasks the worker takes, and `ctx.client` of its steps. Give it to the code under test."""
         self._app = app
         self._resources = resources
         self._db = _NoDatabase() if db is None else db
@@ -107,6 +120,9 @@ class MemoryWorker:
         self._stack = AsyncExitStack()
         self._stack.callback(self._dispatch.close)
         self._dispatch.db = self._db
+        self._dispatch.tools = StepTools(
+            client=StepClient(lambda: self.client).get, progress=self._dispatch.note_progress
+        )
         if self._resources is FROM_LIFESPAN:
             self._dispatch.resources = await self._stack.enter_async_context(opened_resources(self._app))
         else:
@@ -143,6 +159,12 @@ class MemoryWorker:
     def tasks(self) -> list[MemoryTask]:
         """All tasks, in the order in which they were enqueued."""
         return list(self.client.rows.tasks.values())
+
+    def progress(self, id: UUID) -> Progress | None:
+        """Return the last progress that a step of the task has reported, with its `done` and `total`; None if none has.
+        Raises `KeyError`."""
+        reports = [one.progress for one in self.task(id).tries if one.progress is not None]
+        return reports[-1] if reports else None
 
     def recorded(self, run: UUID) -> list[CheckpointRow]:
         """Return the checkpoints of a run in their order: each has its `kind`, `name`, and `result` as JSON. Raises

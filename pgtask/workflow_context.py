@@ -9,12 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 from uuid import UUID
 
 from pgtask.policy import Policy
 from pgtask.task import Database
 from pgtask.workflow import Workflow
+
+if TYPE_CHECKING:
+    from pgtask.client import Client
 
 __all__ = ["Child", "WorkflowContext"]
 
@@ -44,7 +47,7 @@ class WorkflowContext(ABC):
     - `run_id`: the id of the run, and of its task.
     - `attempt`: the number of this try of the code outside of steps, from 1, since the run last got a result.
     - `version`: the version of the workflow under which the run began.
-    - `db`, `resources`: as in `Context`, for you to hand to steps. Do not query outside of a step.
+    - `db`, `client`, `resources`: as in `Context`, for you to hand to steps. Do not query or enqueue outside of a step.
 
     All of its coroutines raise `RunStopped` (not an `Exception`) when the run must not go on here; also when the
     journal has something else at their place, which ends the run with a `ReplayError`. Await them one after the other
@@ -56,6 +59,11 @@ class WorkflowContext(ABC):
     version: int
     db: Database
     resources: Any
+
+    @property
+    @abstractmethod
+    def client(self) -> Client:
+        """The client of the worker, for steps that are `async def`."""
 
     @overload
     async def step(

@@ -47,6 +47,8 @@ cdef class TaskLease:
     cdef double began_at  # seconds of `clock` at which its step began, if the end of steps is logged
     cdef readonly bint is_executing  # its step has suspended or is in a thread, and has not ended
     cdef public object batch  # that its step runs in, or None
+    cdef readonly object progress  # that its step has reported, or None
+    cdef object written  # the progress that its row has, or None
     cdef Py_ssize_t mark  # index in `Marks` of a step that executes beside the one that has the loop; else 0
 
     def __repr__(self):
@@ -147,6 +149,25 @@ cdef class Leases:
         cdef TaskLease lease
         for lease in leases:
             lease.renewed = sent
+
+    def report_progress(self, id, int attempt, progress):
+        """Note the progress of this try of a step, unless that is over. Safe for all threads."""
+        cdef TaskLease lease = self.by_id.get(id)
+        if lease is not None and lease.state == RUNNING and lease.tried + 1 == attempt:
+            lease.progress = progress
+
+    def unwritten_progress(self, list leases):
+        """Return the progress of each of these leases if a row has another one; else None. Safe for the renewing
+        thread."""
+        cdef TaskLease lease
+        for lease in leases:
+            if lease.progress is not lease.written:
+                return [one.progress for one in leases]
+        return None
+
+    def mark_written(self, TaskLease lease, progress):
+        """Note that the row of a lease has this progress. Safe for the renewing thread."""
+        lease.written = progress
 
     def take_overdue(self, double seconds):
         """Take the leases that have waited for their turn for longer than that, suspects excepted: the loop no longer

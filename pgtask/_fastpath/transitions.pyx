@@ -99,6 +99,7 @@ cdef object continue_with(Dispatcher dispatcher, TaskLease lease, outcome):
     lease.tried = 0
     lease.claims = 1
     lease.reason = NOT_CANCELLED
+    lease.progress = None
     lease.entry = then
     lease.step = step
     dispatcher.outcomes.add_continued(lease, text)

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from pgtask._fastpath import Leases, StepEntry, Table, TaskLease
 from pgtask._memory.rows import Rows, Try
+from pgtask._progress import Progress
 from pgtask._worker.dispatch import Dispatch
 from pgtask.app import App
 from pgtask.errors import StepTimeout
@@ -150,6 +151,12 @@ class MemoryDispatch(Dispatch):
         if fault == "crash":
             self.crashed.add(context.task_id)
         return fault
+
+    def note_progress(self, task: UUID, attempt: int, progress: Progress) -> None:
+        """Note the progress of a try of a task, unless that is over. Safe in threads."""
+        lease, now = self.leases.get(task), self._rows.tasks[task].tries[-1]
+        if lease is not None and lease.is_running and now.attempt == attempt:
+            now.progress = progress
 
     def next_fault(self, cls: type[Task] | str, step: Task | None = None) -> Fault | None:
         """The fault for this try of a step, raised if it is an exception."""

@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from pgtask._fastpath import Outcomes
+from pgtask._progress import Progress
 from pgtask.task import Task
 
 __all__ = ["FOREVER", "MemoryTask", "Rows", "Try"]
@@ -22,12 +23,14 @@ FOREVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Try(msgspec.Struct, eq=False):
-    """One try of a step: the step, the number of the try, its time by the clock in memory, and the error of its end."""
+    """One try of a step: the step, the number of the try, its time by the clock in memory, the error of its end, and
+    the progress that it has last reported."""
 
     step: Task
     attempt: int
     at: datetime
     error: str | None = None
+    progress: Progress | None = None
 
 
 class MemoryTask(msgspec.Struct, kw_only=True, eq=False):

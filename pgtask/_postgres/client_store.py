@@ -46,6 +46,7 @@ class PostgresStore:
         self.listens = True
         """Whether it may LISTEN, and use other state of a session."""
         self._dsn = ""
+        self._owns_pool = True
         self._pool: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._results: ResultWaiter | None = None
@@ -58,13 +59,23 @@ class PostgresStore:
         self._pool = await client_pool(dsn, size=size, pooled=not listens)
         self._loop = asyncio.get_running_loop()
 
+    def use_pool(self, pool: Any, dsn: str, *, listens: bool) -> None:
+        """Open the store on a pool of another owner, whose sessions have none of our settings. Call it on the loop."""
+        self.listens = listens
+        self._dsn = dsn
+        self._owns_pool = False
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+
     async def close(self) -> None:
+        """Close the pool, unless it is of another owner."""
         self.check_connection()
         pool, self._pool = self._pool, None
         if self._results is not None:
             await self._results.close()
             self._results = None
-        await pool.close()
+        if self._owns_pool:
+            await pool.close()
 
     @property
     def is_open(self) -> bool:
@@ -106,12 +117,12 @@ class PostgresStore:
         """Do the work in the caller's transaction; or on a connection of the pool, and then once more after a deadlock.
 
         `waits`: the work may wait for other sessions, and must see then what they have committed. Our sessions are set
-        so; behind a pooler, where we have none, the work gets a transaction that is.
+        so; behind a pooler and on the pool of another owner, where we have none, the work gets a transaction that is.
         """
         async with self.connection(conn) as connection:
 
             async def attempt() -> T:
-                if waits and conn is None and not self.listens:
+                if waits and conn is None and not (self.listens and self._owns_pool):
                     async with atomically(connection):
                         return await work(connection)
                 return await work(connection)

@@ -20,6 +20,7 @@ from pgtask._postgres.connection import connect, map_errors
 from pgtask._postgres.migrate import check_schema
 from pgtask._postgres.store import statement
 from pgtask._postgres.times import allow_far_times
+from pgtask._progress import Progress
 from pgtask.errors import DatabaseRefused, SchemaError
 
 __all__ = [
@@ -58,6 +59,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     tried: int
     claims: int
     position: int
+    progress: Progress | None = None
     wakeup_at: datetime
     created_at: datetime
     updated_at: datetime
@@ -144,7 +146,13 @@ async def show_tasks(connection: Any, ids: Sequence[UUID]) -> list[TaskRow]:
 async def describe(connection: Any, ids: Sequence[UUID], characters: int | None) -> list[TaskRow]:
     """Return rows as `show_tasks` does, in the caller's transaction, with `characters` of steps and errors."""
     rows = await connection.fetch(statement("describe"), ids, characters)
-    return [TaskRow(**plain_values(row)) for row in rows]
+    return [_task_row(plain_values(row)) for row in rows]
+
+
+def _task_row(values: dict[str, Any]) -> TaskRow:
+    if values["progress"] is not None:
+        values["progress"] = msgspec.json.decode(values["progress"], type=Progress)
+    return TaskRow(**values)
 
 
 def plain_values(row: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -34,6 +35,7 @@ from pgtask._worker.forked import protect_loop
 from pgtask._worker.leaving import UNWIND
 from pgtask._worker.lifespan import OVERDUE, opened_resources
 from pgtask._worker.pipeline import Pipeline
+from pgtask._worker.step_client import StepClient
 from pgtask._worker.to_thread import ToThreadExecutor
 from pgtask.app import App
 from pgtask.config import Config
@@ -42,6 +44,9 @@ from pgtask.errors import LifespanError, SchemaError
 __all__ = ["run_worker"]
 
 log = EventLog("pgtask.worker")
+
+MakeClient = Callable[[Any, Config, App], Any]
+"""Makes the client of the steps, on their pool."""
 
 TICK = 0.5  # seconds between two messages to the supervisor
 MAX_TICK = 2.0  # the same while the totals do not change
@@ -58,15 +63,17 @@ def run_worker(
     embedded: bool,
     worker: bytes,
     marks: Marks,
+    make_client: MakeClient,
 ) -> int:
     """Run one worker in this process until it is told to leave, or a burst is over; return the exit code, 0.
 
     SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Sends its
     messages to `status`. With `embedded` it creates a missing schema. All its tokens begin with the eight bytes
-    `worker`; `marks` hold the tasks that it executes. Raises `DatabaseRefused` on permanent errors, and
-    `LifespanError`.
+    `worker`; `marks` hold the tasks that it executes; `make_client` makes `ctx.client`. Raises `DatabaseRefused` on
+    permanent errors, and `LifespanError`.
     """
-    process = _WorkerProcess(config, app, status, worker, marks, embedded=embedded, counts_waiting=counts_waiting)
+    options = {"embedded": embedded, "counts_waiting": counts_waiting}
+    process = _WorkerProcess(config, app, status, worker, marks, make_client, **options)
     # The loop is not closed: that would wait for steps that ignore their cancellation, and the process ends here.
     uvloop.new_event_loop().run_until_complete(process.run(parent_fd))
     return 0
@@ -90,12 +97,14 @@ class _WorkerProcess:
         status: StatusPipe,
         worker: bytes,
         marks: Marks,
+        make_client: MakeClient,
         *,
         embedded: bool,
         counts_waiting: bool,
     ) -> None:
         self._worker = worker
         self._marks = marks
+        self._make_client = make_client
         self._config = config
         self._app = app
         self._status = status
@@ -170,7 +179,9 @@ class _WorkerProcess:
         stack.callback(pipeline.dispatch.close)
         pool = user_pool(self._config.dsn, size=self._config.pool_size, pooled=not self._config.listen)
         pipeline.dispatch.db = await stack.enter_async_context(pool)
-        pipeline.dispatch.tools = StepTools()
+        client = StepClient(functools.partial(self._make_client, pipeline.dispatch.db, self._config, self._app))
+        stack.push_async_callback(client.close)
+        pipeline.dispatch.tools = StepTools(client=client.get, progress=pipeline.dispatch.leases.report_progress)
         pipeline.dispatch.resources = await stack.enter_async_context(opened_resources(self._app))
 
     async def _run_pump(self) -> None:

@@ -16,13 +16,17 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 from uuid import UUID
+
+import msgspec
 
 from pgtask._fastpath import Leases, TaskLease
 from pgtask._lease_clock import lease_clock
 from pgtask._log import EventLog
 from pgtask._postgres.portions import Portions
 from pgtask._postgres.store import Link
+from pgtask._progress import Progress
 from pgtask.errors import DatabaseRefused, DatabaseUnavailable, RowsLocked, StatementTimeout
 
 __all__ = ["Renew"]
@@ -153,7 +157,7 @@ class Renew:
         portions = Portions([lease for lease in due if lease not in self._slow])
 
         async def renew(portion: Sequence[TaskLease]) -> None:
-            left.extend(await self._renew_portion(link, portion))
+            left.extend(await self._renew_portion(link, list(portion)))
 
         while portions:
             if (slow := await portions.send_next(renew)) is not None:
@@ -161,19 +165,26 @@ class Renew:
                 log.warning("database.slow", statement="renew", task=slow.id, step=slow.label)
         await self._renew_alone(link, left)
 
-    async def _renew_portion(self, link: Link, portion: Sequence[TaskLease]) -> list[TaskLease]:
-        """Renew leases in one statement. Return those whose rows another session has locked."""
+    async def _renew_portion(self, link: Link, portion: list[TaskLease]) -> list[TaskLease]:
+        """Renew leases in one statement, and write the progress of their steps. Return those whose rows another session
+        has locked."""
         sent = lease_clock()
+        reports = self._leases.unwritten_progress(portion)
+        parameters: list[Any] = [
+            *([lease.id for lease in portion], [lease.token for lease in portion], self._lease_timeout)
+        ]
+        if reports is not None:
+            parameters.append([_progress_json(*one) for one in zip(portion, reports, strict=True)])
+        name = "renew" if reports is None else "renew_progress"
         async with self._turn:
-            rows = await link.once(
-                "renew",
-                [lease.id for lease in portion],
-                [lease.token for lease in portion],
-                self._lease_timeout,
-                deadline=max(1.0, self._heartbeat_interval),
-            )
+            rows = await link.once(name, *parameters, deadline=max(1.0, self._heartbeat_interval))
         ours = {row[0]: row[1] for row in rows}
-        self._leases.mark_renewed([lease for lease in portion if ours.get(lease.id)], sent)
+        renewed = [lease for lease in portion if ours.get(lease.id)]
+        self._leases.mark_renewed(renewed, sent)
+        if reports is not None:
+            written = dict(zip(portion, reports, strict=True))
+            for lease in renewed:
+                self._leases.mark_written(lease, written[lease])
         gone = [lease for lease in portion if lease.id not in ours and lease.is_open]
         if gone:
             self._lost(gone)
@@ -264,3 +275,11 @@ class Renew:
             if (slow := await portions.send_next(release)) is not None:
                 log.warning("database.slow", statement="release", task=slow.id, step=slow.label)
         return stay
+
+
+def _progress_json(lease: TaskLease, progress: Progress | None) -> str:
+    """Return the progress as its row holds it."""
+    if progress is None:
+        return "null"
+    fields = {"done": progress.done, "total": progress.total, "lease": str(lease.token)}
+    return msgspec.json.encode(fields).decode()

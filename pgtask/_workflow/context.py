@@ -80,6 +80,7 @@ class RunContext(WorkflowContext):
         self.attempt = context.attempt
         self.version = self.history.version
         self.db, self.resources = context.db, context.resources
+        self._context = context
         self.flow = flow
         self.lease = lease
         self.outcome: Handled | Requeue | Exception | None = None
@@ -100,6 +101,10 @@ class RunContext(WorkflowContext):
         )
         self._wakeup_at = history.wakeup_at
         self._branches = Branches(self._suspend, journal.now)
+
+    @property
+    def client(self) -> Any:
+        return self._context.client
 
     # --- steps
 

@@ -29,13 +29,17 @@ def writes(ids: list[UUID], tokens: list[UUID]) -> dict[str, tuple[str, tuple[An
         "rescheduled": ("flush", (*NOTHING, *NOTHING, [], 1, *lease, *[none] * 7, False)),
         "archived": ("archive", lease),
         "renewed": ("renew", (*lease, 60.0)),
+        "renewed with progress": ("renew_progress", (*lease, 60.0, ["{}"] * len(ids))),
         "released": ("release", lease),
     }
 
 
-@pytest.mark.parametrize("how", [name for name in writes([], []) if name not in ("renewed", "released")])
+WAITLESS = ("renewed", "renewed with progress", "released")
+
+
+@pytest.mark.parametrize("how", [name for name in writes([], []) if name not in WAITLESS])
 def test_write_that_waited_leaves_a_lost_lease_alone(dsn: str, how: str) -> None:
-    """The two others wait for no row."""
+    """The others wait for no row."""
     task = UUID(int=7)
 
     async def main() -> None:

@@ -175,6 +175,9 @@ SKIPPING = {
     ),
     "claimed": Case("claimed", (RUNS, TOKEN), set()),
     "renew": Case("renew", (*LEASES, 60.0), TASK, lambda rows: {row[0] for row in rows if row[1]}),
+    "renew with progress": Case(
+        "renew_progress", (*LEASES, 60.0, both("{}")), TASK, lambda rows: {row[0] for row in rows if row[1]}
+    ),
     "release": Case("release", LEASES, TASK, lambda rows: set(RUNS if rows[0][2] is None else rows[0][2])),
     "release what is orphaned": Case(
         "release_orphaned",

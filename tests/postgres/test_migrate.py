@@ -319,7 +319,10 @@ def test_migrate_tries_again_until_the_lock_is_free(empty_dsn: str, monkeypatch:
     play(empty_dsn, scenario)
 
 
-UNDO_ADDITIONS = "ALTER TABLE pg_task DROP COLUMN position; DELETE FROM pg_task_schema WHERE version > 7"
+UNDO_ADDITIONS = """
+    ALTER TABLE pg_task DROP COLUMN position, DROP COLUMN progress;
+    DELETE FROM pg_task_schema WHERE version > 7;
+"""
 """Undoes the migrations after version 7. Add what a later one adds to `pg_task`."""
 
 

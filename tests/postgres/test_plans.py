@@ -118,6 +118,7 @@ def calls(held: list[Any]) -> dict[str, Call]:
         "expire from a floor": Call("expire", (1000, 0.0, 1.0, -ENDLESS, 0.0), {LEASED, PRIMARY}, 30),
         "expire in a portion": Call("expire", (1000, ENDLESS, 2.0, 1.0, ENDLESS), {LEASED, PRIMARY}, 30),
         "renew": Call("renew", (ids, tokens, LEASE), {PRIMARY}, 30 * HELD),
+        "renew_progress": Call("renew_progress", (ids, tokens, LEASE, ["{}"] * len(ids)), {PRIMARY}, 40 * HELD),
         "release": Call("release", (ids, tokens), {PRIMARY}, 24 * HELD),
         "flush done": Call("flush", outcomes("done", held), {PRIMARY}, 8 * HELD),
         "flush continued": Call("flush", outcomes("continued", held), {PRIMARY}, 15 * HELD),

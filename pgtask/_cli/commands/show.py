@@ -69,6 +69,8 @@ def show_lines(row: TaskRow, screen: Screen) -> Iterator[str]:
         "updated_at": format_time(row.updated_at, now),
         "lease": _describe_lease(row),
     }
+    if row.progress is not None:
+        values["progress"] = str(row.progress)
     for label, value in values.items():
         yield from labelled_lines(label, value, screen)
     yield ""

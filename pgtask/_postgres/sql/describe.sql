@@ -17,6 +17,7 @@ SELECT
     tried,
     claims,
     position,
+    CASE WHEN progress ->> 'lease' = locked_by::text THEN progress::text END AS progress,
     wakeup_at,
     created_at,
     updated_at,

@@ -29,6 +29,7 @@ continued AS (
         tried = 0,
         claims = 1,
         position = $6,
+        progress = NULL,
         updated_at = now()
     FROM unnest($3::uuid[], $4::uuid[], $5::text[]) AS outcome (id, token, step)
     WHERE task.id = ANY (ARRAY[outcome.id])
@@ -47,6 +48,7 @@ rescheduled AS (
         locked_by = NULL,
         lock_expires_at = NULL,
         claims = coalesce(outcome.claims, 0),
+        progress = NULL,
         updated_at = now()
     FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::integer[], $11::text[], $12::float8[], $13::text[],
         $14::smallint[], $15::integer[])

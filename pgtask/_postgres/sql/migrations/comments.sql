@@ -16,6 +16,7 @@ COMMENT ON COLUMN pg_task.priority IS 'Within a queue, workers claim a higher pr
 COMMENT ON COLUMN pg_task.key IS 'Idempotency key: while a task with this key is in the table, enqueueing it again returns that task.';
 COMMENT ON COLUMN pg_task.claims IS 'Claims of the current step that ended without an outcome, and the current one; more than one means that a worker died or lost its lease: the task then runs again in a group that has its process to itself.';
 COMMENT ON COLUMN pg_task.position IS 'Number of the flush that last wrote the row under its lease: an earlier flush that arrives late changes nothing.';
+COMMENT ON COLUMN pg_task.progress IS 'Progress that the running step has reported, as of the last renewal: {"done":3,"total":10,"lease":...}. It counts while lease is locked_by.';
 
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
 COMMENT ON COLUMN pg_task_runs.id IS 'The run, and its task in pg_task until it has ended.';

@@ -19,7 +19,7 @@ from pgtask.errors import (
     SignalTimeout,
     StepFailed,
 )
-from pgtask.outcome import Done, Fail, Next, Outcome
+from pgtask.outcome import Done, Enqueue, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
 from pgtask.task import BatchContext, Context, Task
@@ -42,6 +42,7 @@ __all__ = [
     "task",
     # say what comes next
     "Done",
+    "Enqueue",
     "Fail",
     "Next",
     "Outcome",

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -101,11 +102,23 @@ class Rescheduled(NamedTuple):
     priority: int | None
     claims: int | None
 
+class NewTask(NamedTuple):
+    codec: Codec
+    id: UUID
+    step: str
+    at: datetime | None
+    delay: float | None
+    queue: str
+    priority: int
+    key: str | None
+
 class Outcomes:
     done: list[TaskLease]
     archived: list[TaskLease]
     continued: list[tuple[TaskLease, str]]
     rescheduled: list[Rescheduled]
+    new_tasks: dict[TaskLease, list[NewTask]]
+    rows: int
     size: int
     statement: str
     def __init__(self) -> None: ...
@@ -124,9 +137,10 @@ class Outcomes:
         priority: int | None = None,
         claims: int | None = None,
     ) -> None: ...
+    def add_new_tasks(self, lease: TaskLease, tasks: list[NewTask]) -> None: ...
     def leases(self) -> list[TaskLease]: ...
     def parameters(self, position: int = 0) -> tuple[Any, ...]: ...
-    def take_archived(self) -> Outcomes: ...
+    def parts(self) -> list[Outcomes]: ...
     def halves(self) -> tuple[Outcomes, Outcomes]: ...
     def divide(self, ids: set[UUID]) -> tuple[Outcomes, Outcomes]: ...
 
@@ -190,6 +204,7 @@ class Dispatcher:
     def count_busy(self, seconds: float) -> None: ...
     def describe_error(self, error: BaseException | str) -> str: ...
     def is_interruption(self, error: BaseException) -> bool: ...
+    def encode_new_tasks(self, lease: TaskLease, items: Any) -> list[NewTask]: ...
     def log_finished(self, lease: TaskLease, label: str, outcome: Any, seconds: float, **more: Any) -> None: ...
     def log_failed(
         self, lease: TaskLease, error: BaseException, delay: float | None, tried: int, **more: Any

@@ -1,4 +1,4 @@
-"""Checks of what a client is given: steps, inputs, signals, lanes, keys and times; and their encoding for a row.
+"""Checks of what a client is given: steps, inputs and signals; and their encoding for a row.
 
 Invariant: a wrong value, and one that no worker could run, raises `EnqueueError`, which names it and the remedy.
 Nothing here sends anything.
@@ -6,18 +6,17 @@ Nothing here sends anything.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
-from pgtask import _delays
 from pgtask._fastpath import Codec
 from pgtask._json_losses import refuse_numbers
+from pgtask._placement import check_delay, check_key, check_time, choose_lane
 from pgtask.errors import DecodeError, DefinitionError, EnqueueError
-from pgtask.policy import Policy, check_priority, check_queue
+from pgtask.policy import Policy
 from pgtask.task import Task, family_of
 from pgtask.task_function import TaskFunction
 from pgtask.workflow import Workflow, check_name
@@ -33,8 +32,6 @@ __all__ = [
     "encode_step",
     "envelope_of",
 ]
-
-MAX_KEY_CHARACTERS = 512
 
 
 def encode_step(
@@ -132,51 +129,9 @@ def encode_signal(name: str, value: object) -> str:
     return payload.decode()
 
 
-def choose_lane(policy: Policy, queue: str | None, priority: int | None, *, what: str = "") -> tuple[str, int]:
-    """Return the queue and the priority that the caller gives, or those of the policy. `what` begins the error."""
-    try:
-        return (
-            policy.queue if queue is None else check_queue(queue),
-            policy.priority if priority is None else check_priority(priority),
-        )
-    except ValueError as error:
-        raise EnqueueError(f"{what}{error}") from None
-
-
-def check_key(key: object) -> str:
-    """Return `key` if it can be one: 1 to 512 characters without NUL."""
-    try:
-        if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_CHARACTERS or "\0" in key:
-            raise ValueError
-        key.encode()  # a lone surrogate cannot be
-    except ValueError:
-        raise EnqueueError(f"key {key!r:.80} must be 1 to {MAX_KEY_CHARACTERS} characters without NUL") from None
-    return key
-
-
 def check_run_id(id: object) -> UUID:
     """Return the id of a run, which may be given as text."""
     try:
         return id if isinstance(id, UUID) else UUID(str(id))
     except ValueError:
         raise EnqueueError(f"{id!r:.80} is not the id of a run: give a UUID, or its text") from None
-
-
-def check_delay(delay: object) -> float:
-    """Return a delay in seconds."""
-    try:
-        return _delays.check_delay(delay).total_seconds()
-    except ValueError as error:
-        raise EnqueueError(str(error)) from None
-
-
-def check_time(at: object) -> datetime:
-    """Return an aware time in UTC."""
-    if not isinstance(at, datetime):
-        raise EnqueueError(f"at={at!r} must be a datetime")
-    if at.tzinfo is None or at.utcoffset() is None:
-        raise EnqueueError(f"at={at!r} has no time zone; use datetime.now(timezone.utc) or .replace(tzinfo=...)")
-    try:
-        return at.astimezone(UTC)
-    except OverflowError:
-        raise EnqueueError(f"at={at!r} is out of the range of times") from None

@@ -18,6 +18,7 @@ from uuid import UUID
 from pgtask._copy import Source
 from pgtask._fastpath import Codec
 from pgtask._ids import TaskIds, first_id
+from pgtask._placement import check_one_time
 from pgtask._postgres.client_store import PostgresStore
 from pgtask._postgres.embedded import start
 from pgtask._postgres.failures import ParkedTask
@@ -316,8 +317,7 @@ class Client:
         """
         text = encode_input(workflow, input, self._max_step_bytes)
         lane = choose_lane(workflow.policy, queue, priority)
-        if after is not None and at is not None:
-            raise EnqueueError("give either after= or at=, not both")
+        check_one_time(after, at)
         due = (None if at is None else check_time(at), None if after is None else check_delay(after))
         if key is not None:
             check_key(key)

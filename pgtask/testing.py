@@ -258,7 +258,10 @@ class MemoryWorker:
         ids = [lease.id for lease in crashed.leases()]
         self._dispatch.crashed.difference_update(ids)
         self.client.rows.release(ids)
+        held = [tasks for lease, tasks in outcomes.new_tasks.items() if self.client.rows.is_leased(lease.id)]
         self.client.rows.write(outcomes)
+        for tasks in held:
+            self.client._memory.add_new_tasks(tasks)
         continuing = [lease for lease, _ in outcomes.continued]
         going_on = set(continuing)
         self._leases.remove_all(crashed.leases() + [lease for lease in outcomes.leases() if lease not in going_on])

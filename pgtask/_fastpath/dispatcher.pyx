@@ -17,8 +17,9 @@ cdef class Dispatcher:
 
     `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A step for a
     thread that may not have one yet is set aside, and the others pass it. A subclass supplies the slow and the rare:
-    `wake_pump`, `may_start_thread`, `start_thread`, `describe_error`, `is_interruption`, `log_finished`, `log_failed`,
-    `log_throttled`, `log_parked`, `unknown_delay`, `is_foreign`, `fail_worker`.
+    `wake_pump`, `may_start_thread`, `start_thread`, `describe_error`, `is_interruption`, `encode_new_tasks`,
+    `log_finished`, `log_failed`, `log_throttled`, `log_parked`, `unknown_delay`, `is_foreign`, `fail_worker`,
+    `gather_step`, `start_batches`.
     """
 
     cdef readonly Table table
@@ -109,6 +110,10 @@ cdef class Dispatcher:
     def is_interruption(self, error):
         """Return whether a step failed only because its connection to the database was lost."""
         return False
+
+    def encode_new_tasks(self, TaskLease lease, items):
+        """Return the `NewTask`s that the outcome of a lease enqueues. Raises `OutcomeError` for one that cannot be."""
+        raise NotImplementedError
 
     def log_finished(self, TaskLease lease, str label, outcome, double seconds):
         """Log that the step called `label` ended with an outcome after so many seconds. See `logs_finished`."""

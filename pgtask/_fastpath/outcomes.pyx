@@ -17,6 +17,21 @@ class Rescheduled(NamedTuple):
     claims: object
 
 
+class NewTask(NamedTuple):
+    """A task that the outcome of another one enqueues. Its columns after the codec are parameters of
+    shared/new_tasks.sql, in this order."""
+
+    codec: Codec
+    id: object
+    step: str
+    at: object  # a time, or None
+    delay: object  # seconds, or None
+    queue: str
+    priority: int
+    key: object
+
+
+cdef Py_ssize_t KEY_COLUMN = NewTask._fields.index("key")
 cdef Py_ssize_t QUEUE_COLUMN = Rescheduled._fields.index("queue") - 1  # of the columns after the lease
 
 
@@ -28,15 +43,20 @@ cdef class Outcomes:
     - `archived`, leases: it is finished, and its row is kept in the archive, by a statement of its own: archive.sql.
     - `continued`, pairs of lease and step: it goes on under its lease.
     - `rescheduled`, see `Rescheduled`.
+
+    `new_tasks`, by lease: the tasks that its outcome enqueues. Such outcomes are written by statements of their own,
+    flush_enqueue.sql and archive_enqueue.sql.
     """
 
     cdef readonly list done
     cdef readonly list archived
     cdef readonly list continued
     cdef readonly list rescheduled
+    cdef readonly dict new_tasks
 
     def __init__(self):
         self.done, self.archived, self.continued, self.rescheduled = [], [], [], []
+        self.new_tasks = {}
 
     def __len__(self):
         return len(self.done) + len(self.archived) + len(self.continued) + len(self.rescheduled)
@@ -56,11 +76,21 @@ cdef class Outcomes:
         row = (lease, step, tried, error, delay, queue, priority, claims)
         self.rescheduled.append(tuple.__new__(Rescheduled, row))  # a fifth of the time of Rescheduled(*row)
 
+    cpdef void add_new_tasks(self, TaskLease lease, list tasks):
+        """Add what an outcome that is here enqueues, a list of `NewTask`."""
+        if tasks:
+            self.new_tasks[lease] = tasks
+
     def leases(self):
         """The leases that have an outcome here, kind by kind."""
         return [
             *self.done, *self.archived, *[row[0] for row in self.continued], *[row[0] for row in self.rescheduled]
         ]
+
+    @property
+    def rows(self):
+        """The rows that a statement writes for the buffer."""
+        return len(self) + sum([len(tasks) for tasks in self.new_tasks.values()])
 
     @property
     def size(self):
@@ -70,33 +100,45 @@ cdef class Outcomes:
             size += len(step)
         for row in self.rescheduled:
             size += len(row.step or "") + len(row.error or "")
+        for tasks in self.new_tasks.values():
+            for task in tasks:
+                size += len(task.step) + len(task.key or "")
         return size
 
     @property
     def statement(self):
-        """The statement that writes the buffer. Outcomes to be archived have to be alone in it."""
-        return "archive" if self.archived else "flush"
+        """The statement that writes the buffer, one of `parts`."""
+        return ("archive" if self.archived else "flush") + ("_enqueue" if self.new_tasks else "")
 
     def parameters(self, position=0):
         """The parameters of that statement, in order. `position`: the number of this flush, greater than those before."""
-        if self.archived:
+        if self.archived and not self.new_tasks:
             return ids_and_tokens(self.archived)
         cdef list rescheduled = columns_after_lease(self.rescheduled)
         return (
-            *ids_and_tokens(self.done),
+            *ids_and_tokens(self.archived or self.done),
             *ids_and_tokens([row[0] for row in self.continued]),
             [row[1] for row in self.continued],
             position,
             *ids_and_tokens([row[0] for row in self.rescheduled]),
             *rescheduled,
             changes_lane(rescheduled),
+            *(columns_of_new_tasks(self.new_tasks) if self.new_tasks else ()),
         )
 
-    def take_archived(self):
-        """Move the outcomes to be archived into a buffer of their own, and return it."""
-        cdef Outcomes taken = Outcomes()
-        self.archived, taken.archived = taken.archived, self.archived
-        return taken
+    def parts(self):
+        """The same outcomes in buffers that one statement each writes: those that are archived and those that enqueue
+        are apart from the others."""
+        cdef Outcomes plain = self, enqueuing = Outcomes()
+        if self.new_tasks:
+            enqueuing, plain = self.split(self.new_tasks)
+        return [part for made in (plain, enqueuing) for part in made.apart_from_archived() if len(part)]
+
+    cpdef list apart_from_archived(self):
+        """The same outcomes in two buffers, the first of those to be archived."""
+        if len(self.archived) in (0, len(self)):
+            return [self]
+        return list(self.split(set(self.archived)))
 
     def halves(self):
         """The same outcomes in two buffers."""
@@ -110,18 +152,29 @@ cdef class Outcomes:
         for mine, taken in zip(self.kinds(), part.kinds()):
             taken.extend(mine[max(begin, 0):max(end, 0)])
             begin, end = begin - len(mine), end - len(mine)
+        part.take_new_tasks(self)
         return part
 
     def divide(self, set ids):
         """The same outcomes in two buffers: of the tasks in `ids`, and of the others."""
+        return self.split({lease for lease in self.leases() if lease.id in ids})
+
+    cdef tuple split(self, leases):
+        """The same outcomes in two buffers: of the leases in a set or dict, and of the others."""
         cdef Outcomes among = Outcomes(), others = Outcomes()
         cdef list mine, chosen, rest
-        cdef TaskLease lease
         for mine, chosen, rest in zip(self.kinds(), among.kinds(), others.kinds()):
             for row in mine:
                 lease = row if isinstance(row, TaskLease) else row[0]
-                (chosen if lease.id in ids else rest).append(row)
+                (chosen if lease in leases else rest).append(row)
+        among.take_new_tasks(self)
+        others.take_new_tasks(self)
         return among, others
+
+    cdef void take_new_tasks(self, Outcomes whole):
+        """Take the new tasks of the outcomes that are here, a part of `whole`."""
+        if whole.new_tasks:
+            self.new_tasks = {lease: whole.new_tasks[lease] for lease in self.leases() if lease in whole.new_tasks}
 
     cdef tuple kinds(self):
         return self.done, self.archived, self.continued, self.rescheduled
@@ -130,6 +183,15 @@ cdef class Outcomes:
 cdef tuple ids_and_tokens(list leases):
     cdef TaskLease lease
     return [lease.id for lease in leases], [lease.token for lease in leases]
+
+
+cdef list columns_of_new_tasks(dict new_tasks):
+    """Transpose new tasks, each behind the id of the task that enqueues it. Those with keys come in the order of the
+    keys, as in all statements that insert them: two that share keys wait for each other."""
+    cdef TaskLease lease
+    cdef list rows = [(lease.id, *task[1:]) for lease, tasks in new_tasks.items() for task in tasks]
+    rows.sort(key=lambda row: row[KEY_COLUMN] or "")
+    return [list(column) for column in zip(*rows)]
 
 
 cdef list columns_after_lease(list rows):

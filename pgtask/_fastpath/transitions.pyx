@@ -2,7 +2,7 @@
 
 from pgtask._retry import seconds_before_retry, throttled_seconds
 from pgtask.errors import OutcomeError, StepTimeout
-from pgtask.outcome import USAGE, Done, Fail, Next
+from pgtask.outcome import NO_TASKS, USAGE, Done, Fail, Next
 
 cdef object CancelledError = asyncio.CancelledError
 cdef int MAX_INTERRUPTIONS = 5  # in a row and in this worker: the last one counts as a failed try
@@ -41,9 +41,12 @@ cdef bint apply_outcome(Dispatcher dispatcher, TaskLease lease, outcome, error) 
     if dispatcher.interruptions:
         dispatcher.interruptions.pop(lease.id, None)
     kind = type(outcome)
-    if kind is Done:
-        finish_task(dispatcher, lease)
-    elif kind is Next:
+    if kind is Done or kind is Next:
+        if outcome.enqueue is not NO_TASKS:
+            return apply_with_tasks(dispatcher, lease, outcome)
+        if kind is Done:
+            finish_task(dispatcher, lease)
+            return True
         try:
             continue_with(dispatcher, lease, outcome)
         except OutcomeError as wrong:
@@ -66,6 +69,22 @@ cdef bint apply_outcome(Dispatcher dispatcher, TaskLease lease, outcome, error) 
         what = "returned None: a return is missing" if outcome is None else f"returned {safe_repr(outcome)}"
         fail_try(dispatcher, lease, OutcomeError(f"{lease.label} {what}; return {USAGE}"))
         return False
+    return True
+
+
+cdef bint apply_with_tasks(Dispatcher dispatcher, TaskLease lease, outcome) except -1:
+    """Apply a `Done` or `Next` that enqueues new tasks. One that cannot be enqueued is the error of the try, as is one
+    that the iterable of the user raises."""
+    try:
+        tasks = dispatcher.encode_new_tasks(lease, outcome.enqueue)
+        if type(outcome) is Next:
+            continue_with(dispatcher, lease, outcome)
+        else:
+            finish_task(dispatcher, lease)
+    except Exception as wrong:
+        fail_try(dispatcher, lease, wrong)
+        return False
+    dispatcher.outcomes.add_new_tasks(lease, tasks)
     return True
 
 

@@ -45,7 +45,7 @@ class MemoryClient(Client):
         """The tasks, by id in `rows.tasks`, and the time in memory, `rows.now`."""
         self.records = Records(self.rows)
         """The records of runs, by id in `records.runs`."""
-        self._store = MemoryStore(self.rows, self.records, self.enqueued)
+        self._store = self._memory = MemoryStore(self.rows, self.records, self.enqueued)
 
     async def __aenter__(self) -> MemoryClient:
         return self
@@ -73,7 +73,8 @@ class MemoryClient(Client):
         arguments are asserted if given; `delay` counts from the time in memory, to the millisecond. Returns the last
         such call.
 
-        Only calls of this client count, not steps that a task goes on to.
+        The calls of this client and the outcomes of its tasks (`Done(enqueue=...)`) count, not steps that a task goes
+        on to.
         """
         wanted = step_of(wanted)
         found = [

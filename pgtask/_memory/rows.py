@@ -84,6 +84,9 @@ class Rows:
         having = (task for task in self.tasks.values() if task.key == key and task.is_live)
         return None if key is None else next(having, None)
 
+    def is_leased(self, id: UUID) -> bool:
+        return self.tasks[id].state == "leased"
+
     def next_due(self) -> datetime | None:
         """Return the due time of the first waiting task; None if all wait until something wakes them."""
         waiting = (task.due_at for task in self.tasks.values() if task.state == "waiting")

@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from pgtask._copy import Source
-from pgtask._fastpath import Codec
+from pgtask._fastpath import Codec, NewTask
 from pgtask._ids import TaskIds, first_id
 from pgtask._memory.records import Records
 from pgtask._memory.rows import MemoryTask, Rows
@@ -83,6 +83,13 @@ class MemoryStore:
     async def insert_keyed_tasks(self, source: Source, encode: Encode, conn: Any) -> list[UUID]:
         found = [(*encode(step), check_key(key)) async for step, key in source]
         return [self._add_task(UUID(int=first_id()), *one, self._rows.now) for one in found]
+
+    def add_new_tasks(self, tasks: Sequence[NewTask]) -> None:
+        """Add the tasks that an outcome enqueues, like shared/new_tasks.sql."""
+        for new in tasks:
+            payload = new.step.encode()[len(new.codec.prefix) : -len(b"}}")]
+            due = self._due_time(new.at, new.delay)
+            self._add_task(new.id, new.codec, payload, (new.queue, new.priority), new.key, due)
 
     def _due_time(self, at: datetime | None, delay: float | None) -> datetime:
         return self._rows.now + timedelta(seconds=delay or 0) if at is None else at

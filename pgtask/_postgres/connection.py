@@ -192,9 +192,10 @@ def map_errors(dsn: str = "") -> Iterator[None]:
 def _error_of_sqlstate(error: asyncpg.PostgresError, dsn: str) -> DatabaseError:
     """Return our error for one that the server has reported."""
     state = error.sqlstate or ""
+    is_about_row = error.server_source_function == "ExecWithCheckOptions"  # the user's row security forbids this row
     text = " ".join(f"{error.args[0] if error.args else error}".split())
     # P0: raised by a trigger of the user. 53400: the statement is too large for a limit, such as temp_file_limit.
-    if state[:2] in ("22", "23", "P0") or state == "53400":
+    if state[:2] in ("22", "23", "P0") or state == "53400" or is_about_row:
         return DataRefused(f"{text} (SQLSTATE {state})")
     if state in ("55P03", "40P01"):  # the latter is a deadlock: the server has rolled our statement back
         return RowsLocked(f"{text} (SQLSTATE {state})")

@@ -54,12 +54,13 @@ _INCLUDE = re.compile(r"^ *-- include: (\S+)\.sql\n", re.MULTILINE)
 
 
 def _with_includes(text: str) -> str:
-    """Replace each line `-- include: NAME.sql` by the text of that file, without its heading comment."""
+    """Replace each line `-- include: NAME.sql` by the text of that file, without its heading comment. A file that is
+    included may include others."""
 
     def included(match: re.Match[str]) -> str:
         lines = _FILES[match[1]].splitlines(keepends=True)
         heading = next(number for number, line in enumerate(lines) if not line.startswith("--"))
-        return "".join(lines[heading:])
+        return _with_includes("".join(lines[heading:]))
 
     return _INCLUDE.sub(included, text)
 

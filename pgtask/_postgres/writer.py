@@ -11,7 +11,7 @@ that can happen to a batch:
 - *refused*, since the database does not take the data: likewise.
 
 Aside, a connection of its own writes the batch, so that the ordinary traffic goes on. Batches are bounded by their
-entries and their characters, and get smaller while the server is slow.
+rows and their characters, and get smaller while the server is slow.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["ASIDE_SETTINGS", "MAX_SIZE", "MAX_TIME", "SHARED_SETTINGS", "Aside",
 
 log = EventLog("pgtask.writer")
 
-MAX_ENTRIES = 5000  # in one statement
+MAX_ROWS = 5000  # in one statement, unless one entry alone has more
 MAX_SIZE = 16 * 1024 * 1024
 """Characters of one statement, unless one entry alone has more."""
 MAX_TIME = 10
@@ -67,6 +67,11 @@ class WriteBatch(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def rows(self) -> int:
+        """The rows that the statement writes: one for each entry, unless an entry makes others."""
+        return len(self)
 
     @property
     @abstractmethod
@@ -124,7 +129,7 @@ class Writer:
     def __init__(self, link: Link, aside: Aside) -> None:
         self._link = link
         self._aside = aside
-        self._max_entries = MAX_ENTRIES
+        self._max_rows = MAX_ROWS
 
     async def write(self, batch: WriteBatch) -> None:
         """Write a batch, or set it aside. Waits while the database is unavailable.
@@ -134,7 +139,7 @@ class Writer:
         waiting = deque([batch])
         while waiting:
             part = waiting.popleft()
-            if len(part) > 1 and (len(part) > self._max_entries or part.size > MAX_SIZE):
+            if len(part) > 1 and (part.rows > self._max_rows or part.size > MAX_SIZE):
                 waiting.extendleft(reversed(part.halves()))
                 continue
             began = time.monotonic()
@@ -143,14 +148,14 @@ class Writer:
             except (RowsLocked, StatementTimeout, DataRefused) as error:
                 self._aside.add(part, error)
             if part.is_certain:  # else the time includes an outage
-                self._adapt(len(part), time.monotonic() - began)
+                self._adapt(part.rows, time.monotonic() - began)
 
-    def _adapt(self, entries: int, seconds: float) -> None:
-        """Send fewer entries at a time while statements are slow, since each holds up those behind it."""
-        if seconds > SLOW and entries > 1:
-            self._max_entries = max(1, min(entries, self._max_entries) // 2)
-        elif seconds < FAST and self._max_entries < MAX_ENTRIES:
-            self._max_entries = min(MAX_ENTRIES, 2 * self._max_entries)
+    def _adapt(self, rows: int, seconds: float) -> None:
+        """Send fewer rows at a time while statements are slow, since each holds up those behind it."""
+        if seconds > SLOW and rows > 1:
+            self._max_rows = max(1, min(rows, self._max_rows) // 2)
+        elif seconds < FAST and self._max_rows < MAX_ROWS:
+            self._max_rows = min(MAX_ROWS, 2 * self._max_rows)
 
 
 class Aside:

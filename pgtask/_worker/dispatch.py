@@ -19,11 +19,12 @@ from typing import Any
 from pgtask._backoff import Backoff
 from pgtask._current import current_lease
 from pgtask._error_text import describe, summary
-from pgtask._fastpath import Dispatcher, Leases, Marks, StepEntry, Table, TaskLease
+from pgtask._fastpath import Dispatcher, Leases, Marks, NewTask, StepEntry, Table, TaskLease
 from pgtask._log import EventLog
 from pgtask._postgres.connection import is_connection_loss
 from pgtask._worker.batches import Batches
 from pgtask._worker.forked import called_in_thread
+from pgtask._worker.new_tasks import encode_new_tasks
 from pgtask._worker.threads import MIN_SAMPLE, CallKind, StepThreads, ThreadCall
 from pgtask.outcome import Next
 from pgtask.task import Context, Task
@@ -72,6 +73,7 @@ class Dispatch(Dispatcher):
         self._check_pauses = Backoff(MIN_SAMPLE, MAX_CHECK_PAUSE)
         self._check_pause = MIN_SAMPLE
         self._loop = asyncio.get_running_loop()
+        self._max_step_bytes = max_step_bytes
         self._wake = wake
         self._unknown = unknown
         self._is_foreign = is_foreign
@@ -114,6 +116,9 @@ class Dispatch(Dispatcher):
 
     def is_interruption(self, error: BaseException) -> bool:
         return is_connection_loss(error) or self._may_follow_interrupt()
+
+    def encode_new_tasks(self, lease: TaskLease, items: Any) -> list[NewTask]:
+        return encode_new_tasks(lease.label, items, self._max_step_bytes)
 
     def note_interrupt(self) -> None:
         """Note a Ctrl-C. The terminal interrupts the whole process group, with the programs and processes of steps."""

@@ -17,6 +17,7 @@ from pgtask._log import EventLog
 from pgtask._postgres.store import Link
 from pgtask._postgres.writer import Aside, WriteBatch, Writer
 from pgtask._sparing import SparingLog
+from pgtask._worker.new_tasks import seconds_until_due
 from pgtask.errors import DataRefused
 
 __all__ = ["Flush"]
@@ -72,6 +73,10 @@ class _OutcomeBatch(_FlushBatch):
         return len(self._outcomes)
 
     @property
+    def rows(self) -> int:
+        return self._outcomes.rows
+
+    @property
     def size(self) -> int:
         return self._outcomes.size
 
@@ -92,6 +97,8 @@ class _OutcomeBatch(_FlushBatch):
     async def answer(self, rows: list[Any], link: Link) -> None:
         going_on = self._flush.end_written(self._outcomes, *rows[0][:3], is_certain=self.is_certain)
         (self._flush.returned if self._is_aside else self._flush.continuing).extend(going_on)
+        if self._outcomes.new_tasks:
+            self._flush.due_in(min(seconds_until_due(self._outcomes)))
         self._come_back()
 
     def reject(self, error: DataRefused) -> _OutcomeBatch | None:
@@ -156,13 +163,21 @@ class _ReleaseBatch(_FlushBatch):
 
 class Flush:
     """The writer of `Outcomes` over `link`. It removes written leases from `leases`, and calls `wake` when an outcome
-    that was set aside is written."""
+    that was set aside is written, and `due_in` with the seconds until the first new task of written outcomes is due."""
 
-    def __init__(self, link: Link, leases: Leases, aside: Aside, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        leases: Leases,
+        aside: Aside,
+        wake: Callable[[], None],
+        due_in: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self._link = link
         self._leases = leases
         self._writer = Writer(link, aside)
         self.wake = wake
+        self.due_in = due_in
         self.done = 0
         """Tasks that are finished, in the database."""
         self.parked = 0
@@ -184,10 +199,9 @@ class Flush:
 
         Raises `DatabaseRefused`. If it is cancelled the batch may or may not be written; the leases then expire.
         """
-        if 0 < len(outcomes.archived) < len(outcomes):
-            await self.flush(outcomes.take_archived())
-        self._position += 1
-        await self._writer.write(_OutcomeBatch(self, outcomes, self._position))
+        for part in outcomes.parts():
+            self._position += 1
+            await self._writer.write(_OutcomeBatch(self, part, self._position))
 
     def take_continuing(self) -> list[TaskLease]:
         """Return the leases that a flush has written since the last call, and whose next step may run now."""

@@ -76,7 +76,7 @@ class Pipeline:
         self._table = build_table(app)
         self._build_claim(app, worker)
         self._build_dispatch(app, marks)
-        self._flush = Flush(self.link, self._leases, self.aside, self._work.set)
+        self._flush = Flush(self.link, self._leases, self.aside, self._work.set, self._look_in)
         self._build_renew()
         self._build_journal(app)
         self._build_wake(stopped)
@@ -187,6 +187,13 @@ class Pipeline:
         """Poll at once, since a task may have become due."""
         self._claim.poll_soon()
         self._work.set()
+
+    def _look_in(self, seconds: float) -> None:
+        """Poll when a task falls due that a step of this worker has enqueued."""
+        if seconds <= 0:
+            self._poll_soon()
+        else:
+            self._poll_in(seconds)
 
     def _poll_in(self, seconds: float) -> None:
         """Poll when a run falls due that the journal has put off, beside the pump."""

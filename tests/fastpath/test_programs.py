@@ -15,7 +15,7 @@ from dispatch_stage import rows_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jumping_loop import run_on
-from step_programs import ERRORS, MAX_STEP_BYTES, PLAY, WRONG_ENDS, World, turns
+from step_programs import ERRORS, MAX_STEP_BYTES, NEW, PLAY, WRONG_ENDS, World, turns
 
 from pgtask import PgtaskError
 from pgtask._error_text import describe
@@ -152,6 +152,7 @@ def _record(ids: list[UUID], outcomes: dict[UUID, list[reference.BufferedOutcome
                     entry.queue,
                     entry.priority,
                     entry.claims,
+                    entry.new,
                 )
                 for entry in outcomes[id]
             ]
@@ -198,6 +199,10 @@ def _acts(simple: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 LAST = st.one_of(
     _alone("done", "done", "fail", "raise from", "raise while", *WRONG_ENDS),
     st.sampled_from(sorted(ERRORS)).map(lambda name: ["raise", name]),
+    st.tuples(
+        st.sampled_from(["spreads", "spreads and goes on", "spreads and waits"]),
+        st.lists(st.sampled_from(sorted(NEW)), max_size=3),
+    ).map(lambda end: [end[0], *end[1]]),
 )
 ON = st.sampled_from(["next", "later", "at once", "elsewhere", "urgent"])
 

@@ -37,12 +37,15 @@ __all__ = [
 
 
 def rows_of(outcomes: Outcomes) -> Iterator[reference.BufferedOutcome]:
+    def new(lease: TaskLease) -> tuple[reference.NewTask, ...]:
+        return tuple(reference.NewTask(*task[2:]) for task in outcomes.new_tasks.get(lease, ()))
+
     for lease in outcomes.done:
-        yield reference.BufferedOutcome("done", lease.id)
+        yield reference.BufferedOutcome("done", lease.id, new=new(lease))
     for lease, step in outcomes.continued:
-        yield reference.BufferedOutcome("continued", lease.id, step=step)
+        yield reference.BufferedOutcome("continued", lease.id, step=step, new=new(lease))
     for row in outcomes.rescheduled:
-        values = row.step, row.tried, row.error, row.delay, row.queue, row.priority, row.claims
+        values = row.step, row.tried, row.error, row.delay, row.queue, row.priority, row.claims, new(row.lease)
         yield reference.BufferedOutcome("rescheduled", row.lease.id, None, *values)
 
 

@@ -11,6 +11,7 @@ import contextvars
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -18,7 +19,7 @@ import msgspec
 
 from pgtask.app import App, StepDefinition
 from pgtask.errors import DecodeError, OutcomeError, StepTimeout, UnknownStepError
-from pgtask.outcome import Done, Fail, Next
+from pgtask.outcome import Done, Enqueue, Fail, Next
 from pgtask.task import Context, Task
 
 MAX_TRANSITIONS = 100
@@ -150,10 +151,22 @@ class Leases:
 
 
 @dataclass(frozen=True)
+class NewTask:
+    """A task that an outcome enqueues, all but its id."""
+
+    step: str
+    at: datetime | None
+    delay: float | None
+    queue: str
+    priority: int
+    key: str | None
+
+
+@dataclass(frozen=True)
 class BufferedOutcome:
     """An outcome in the buffer of the flush."""
 
-    kind: Literal["done", "continued", "rescheduled"]
+    kind: Literal["done", "archived", "continued", "rescheduled"]
     id: UUID
     token: UUID | None = None
     step: str | None = None
@@ -163,6 +176,17 @@ class BufferedOutcome:
     queue: str | None = None
     priority: int | None = None
     claims: int | None = None
+    new: tuple[NewTask, ...] = ()
+
+
+def new_parameters(rows: Iterable[BufferedOutcome]) -> list[list[Any]]:
+    """Return the last parameters of flush_enqueue.sql, without the ids: those with keys last, in their order."""
+    new = [(row.id, task) for row in rows for task in row.new]
+    new = [pair for pair in new if pair[1].key is None] + sorted(
+        (pair for pair in new if pair[1].key is not None), key=lambda pair: pair[1].key or ""
+    )
+    names = ("step", "at", "delay", "queue", "priority", "key")
+    return [[id for id, _ in new], *([getattr(task, name) for _, task in new] for name in names)]
 
 
 def parameters(outcomes: Iterable[BufferedOutcome]) -> tuple[Any, ...]:
@@ -317,13 +341,17 @@ class Dispatcher:
             error = StepTimeout("too long") if timed_out else OutcomeError("was cancelled from within")
         if error is not None:
             self._fail_try(lease, error)
-        elif type(outcome) is Done:
-            self._add_outcome(lease, BufferedOutcome("done", lease.id))
-        elif type(outcome) is Next:
+        elif type(outcome) in (Done, Next):
             try:
-                self._continue_with(lease, outcome)
-            except OutcomeError as wrong:
+                new = tuple(self._new_task(item) for item in outcome.enqueue)
+                if type(outcome) is Next:
+                    self._continue_with(lease, outcome)
+                else:
+                    self._add_outcome(lease, BufferedOutcome("done", lease.id))
+            except Exception as wrong:
                 self._fail_try(lease, wrong)
+            else:
+                self.outcomes[-1] = replace(self.outcomes[-1], new=new)
         elif type(outcome) is Fail and isinstance(outcome.reason, str):
             self._park_task(lease, outcome.reason)
         else:
@@ -352,6 +380,22 @@ class Dispatcher:
         lease.definition, lease.step, lease.tried, lease.transitions = then, step, 0, lease.transitions + 1
         lease.claims = 1
         self._add_outcome(lease, BufferedOutcome("continued", lease.id, step=text))
+
+    def _new_task(self, item: Any) -> NewTask:
+        """Return a new task, of a step of this app."""
+        made = item if isinstance(item, Enqueue) else Enqueue(item)
+        then = self.app.steps.get(type(made.step))
+        try:
+            assert then is not None
+            text = encode(then, made.step)
+            decode(then, scan_envelope(text)[2])
+            assert len(text.encode()) <= self.max_step_bytes
+        except Exception as error:
+            raise OutcomeError("cannot be enqueued") from error
+        delay = None if made.after is None else made.after.total_seconds()
+        queue = then.policy.queue if made.queue is None else made.queue
+        priority = then.policy.priority if made.priority is None else made.priority
+        return NewTask(text, made.at, delay, queue, priority, made.key)
 
     def _fail_try(self, lease: TaskLease, error: BaseException) -> None:
         assert lease.definition is not None

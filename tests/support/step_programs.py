@@ -12,17 +12,18 @@ import sys
 import weakref
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from pgtask import App, Context, Done, Fail, Next, Policy, Task
+from pgtask import App, Context, Done, Enqueue, Fail, Next, Policy, Task
 
 __all__ = [
     "ERRORS",
     "MAX_STEP_BYTES",
+    "NEW",
     "PLAY",
     "VARIABLE",
     "WRONG_ENDS",
@@ -380,8 +381,30 @@ def ending(end: list[Any]) -> Any:
             return Next(Elsewhere(*arguments))
         case "urgent":
             return Next(Urgent(*arguments))
+        case "spreads":
+            return Done(enqueue=(NEW[name]() for name in arguments))
+        case "spreads and goes on":
+            return Next(Scene([], ["done"]), enqueue=[NEW[name]() for name in arguments])
+        case "spreads and waits":
+            return Next(Scene([], ["done"]), after=timedelta(seconds=5), enqueue=[NEW[name]() for name in arguments])
     return WRONG_ENDS[kind]()
 
+
+NEW: dict[str, Callable[[], Any]] = {
+    "scene": lambda: Scene([], ["done"]),
+    "elsewhere": lambda: Elsewhere([], ["done"]),
+    "urgent": lambda: Urgent([1], ["done"]),
+    "keyed": lambda: Enqueue(Undeclared(), key="a key"),
+    "placed": lambda: Enqueue(Urgent([], ["done"]), after=timedelta(seconds=3), queue="q", priority=-1),
+    "at a time": lambda: Enqueue(Scene([], ["done"]), at=datetime(2099, 1, 1, tzinfo=UTC)),
+    "nothing": lambda: None,
+    "a class": lambda: Scene,
+    "an outcome": Done,
+    "wrong field": lambda: Scene(5, ["done"]),  # type: ignore[arg-type]
+    "too large": lambda: Scene(["x" * MAX_STEP_BYTES], ["done"]),
+    "raises": lambda: [].pop(),
+}
+"""The new tasks of an outcome, good and bad."""
 
 WRONG_ENDS: dict[str, Callable[[], Any]] = {
     "nothing": lambda: None,

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import assert_type
 from uuid import UUID
 
-from pgtask import App, Client, Context, Done, Fail, Next, Outcome, Policy, Task, Throttled, task
+from pgtask import App, Client, Context, Done, Enqueue, Fail, Next, Outcome, Policy, Task, Throttled, task
 
 
 class Greeter(Task):
@@ -63,6 +63,28 @@ class Count(Greeter):
         if self.number < 0:
             return Fail(f"{self.number} is negative")
         return Next(Count(self.number - 1))
+
+
+class Spread(Task):
+    """A task whose steps enqueue others."""
+
+
+class Begin(Spread):
+    names: list[str]
+
+    async def run(self, ctx: Context) -> Next[End] | Done:
+        if not self.names:
+            return Done(enqueue=[ReadName("name.txt"), Enqueue(Wait(), after=timedelta(minutes=5), key="wait")])
+        if ctx.attempt > 1:
+            return Done(enqueue=(ReadName(name) for name in self.names))
+        return Next(End(), enqueue=map(ReadName, self.names))
+
+
+class End(Spread):
+    async def run(self, ctx: Context) -> Next[End] | Done:
+        readers = [ReadName("a"), ReadName("b")]
+        late = [Enqueue(reader, at=datetime.now(UTC), queue="files", priority=1) for reader in readers]
+        return Next(End(), after=timedelta(days=1), enqueue=late) if ctx.attempt > 1 else Done(enqueue=readers)
 
 
 @asynccontextmanager

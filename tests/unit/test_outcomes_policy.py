@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import Closes
 
-from pgtask import DefinitionError, Done, Fail, Next, Policy, Transient
+from pgtask import DefinitionError, Done, Enqueue, EnqueueError, Fail, Next, Policy, Transient
 from pgtask._delays import MAX_DELAY
 from pgtask.errors import OutcomeError
 from pgtask.policy import DEFAULT_QUEUE, check_priority, check_queue
+from pgtask.testing import MemoryClient
 
 SECOND = timedelta(seconds=1)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 # --- outcomes -----------------------------------------------------------------------------------------------------
 
@@ -80,11 +84,59 @@ def test_outcome_takes_nothing_else() -> None:
     for call in (
         lambda: Next(),  # type: ignore[call-arg]
         lambda: Next(1, delay=SECOND),  # type: ignore[call-arg]
-        lambda: Done(1),  # mypy cannot see this one
+        lambda: Done(1),  # type: ignore[call-arg,arg-type]
+        lambda: Done([Closes("a")]),  # type: ignore[call-arg]
         lambda: Fail(),  # type: ignore[call-arg]
     ):
         with pytest.raises(TypeError):
             call()
+
+
+def test_new_tasks_are_values() -> None:
+    step = Closes("a")
+    assert Done(enqueue=[step]) == Done(enqueue=[step]) != Done()
+    assert repr(Next(1, enqueue=[step])) == "Next(step=1, enqueue=[Closes(path='a')])"
+    full = Enqueue(step, after=SECOND, queue="q", priority=1, key="k")
+    assert copy.deepcopy(full) == full == pickle.loads(pickle.dumps(full))
+    assert repr(Enqueue(step, key="k")) == "Enqueue(step=Closes(path='a'), key='k')"
+
+
+WRONG_PLACES: dict[str, tuple[dict[str, Any], str]] = {
+    "both": ({"after": SECOND, "at": NOW}, "give either after= or at=, not both"),
+    "negative": ({"after": -SECOND}, "delay "),
+    "no timedelta": ({"after": 5}, "delay 5 must be a timedelta, zero or more"),
+    "too long": ({"after": timedelta.max}, "delay "),
+    "no zone": ({"at": NOW.replace(tzinfo=None)}, "at=datetime.datetime(2026, 1, 1, 0, 0) has no time zone"),
+    "no datetime": ({"at": "now"}, "at='now' must be a datetime"),
+    "queue": ({"queue": "a,b"}, "queue 'a,b' must be a printable string"),
+    "priority": ({"priority": 1.5}, "priority 1.5 must be a whole number"),
+    "empty key": ({"key": ""}, "key '' must be 1 to 512 characters without NUL"),
+    "long key": ({"key": "x" * 513}, "key 'xxx"),
+    "number as key": ({"key": 5}, "key 5 must be 1 to 512 characters without NUL"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PLACES)
+def test_enqueue_refuses_what_a_client_refuses(name: str) -> None:
+    wrong, says = WRONG_PLACES[name]
+    with pytest.raises(EnqueueError) as refused:
+        Enqueue(Closes("a"), **wrong)
+    assert str(refused.value).startswith(says)
+
+    async def by_client() -> None:
+        client = MemoryClient()
+        options = {name: value for name, value in wrong.items() if name not in ("after", "at")}
+        if "at" in wrong:
+            await client.schedule(Closes("a"), wrong["at"], **options)
+        elif "after" in wrong:
+            await client.delay(Closes("a"), wrong["after"], **options)
+        else:
+            await client.enqueue(Closes("a"), **options)
+
+    if name != "both":
+        with pytest.raises(EnqueueError) as same:
+            asyncio.run(by_client())
+        assert str(same.value) == str(refused.value)
 
 
 # --- policy -------------------------------------------------------------------------------------------------------

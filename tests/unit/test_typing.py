@@ -52,6 +52,7 @@ def test_the_files_hold_what_is_to_be_found() -> None:
         "wrong_batch.py",
         "wrong_call.py",
         "wrong_edge.py",
+        "wrong_enqueue.py",
         "wrong_field.py",
         "wrong_return.py",
     }

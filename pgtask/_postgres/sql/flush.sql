@@ -24,41 +24,11 @@ WITH done AS (
     RETURNING id
 ),
 continued AS (
-    UPDATE pg_task AS task
-    SET step = outcome.step,
-        tried = 0,
-        claims = 1,
-        position = $6,
-        progress = NULL,
-        updated_at = now()
-    FROM unnest($3::uuid[], $4::uuid[], $5::text[]) AS outcome (id, token, step)
-    WHERE task.id = ANY (ARRAY[outcome.id])
-      AND task.locked_by IS NOT DISTINCT FROM outcome.token
-      AND task.position <= $6::bigint
+    -- include: shared/goes_on.sql
     RETURNING task.id
 ),
 rescheduled AS (
-    UPDATE pg_task AS task
-    SET step = coalesce(outcome.step, task.step),
-        tried = coalesce(outcome.tried, task.tried),
-        error = outcome.error,
-        wakeup_at = coalesce(now() + make_interval(secs => outcome.delay), task.wakeup_at),
-        queue = coalesce(outcome.queue, task.queue),
-        priority = coalesce(outcome.priority, task.priority),
-        locked_by = NULL,
-        lock_expires_at = NULL,
-        claims = coalesce(outcome.claims, 0),
-        progress = NULL,
-        updated_at = now()
-    FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::integer[], $11::text[], $12::float8[], $13::text[],
-        $14::smallint[], $15::integer[])
-        AS outcome (id, token, step, tried, error, delay, queue, priority, claims)
-    WHERE task.id = ANY (ARRAY[outcome.id])
-      AND task.locked_by IS NOT DISTINCT FROM outcome.token
+    -- include: shared/leaves.sql
     RETURNING task.id
 )
-SELECT
-    CASE WHEN (SELECT count(*) FROM done) < cardinality($1::uuid[]) THEN ARRAY (SELECT id FROM done) END,
-    CASE WHEN (SELECT count(*) FROM continued) < cardinality($3::uuid[]) THEN ARRAY (SELECT id FROM continued) END,
-    CASE WHEN (SELECT count(*) FROM rescheduled) < cardinality($7::uuid[]) THEN ARRAY (SELECT id FROM rescheduled) END,
-    CASE WHEN $16 THEN pg_notify('pg_task_changed', '')::text END
+-- include: shared/lost.sql

@@ -74,7 +74,8 @@ class ConsumeError(PgtaskError, ValueError):
 
 
 class OutcomeError(PgtaskError):
-    """A step returned something that is not an outcome its annotation declares. Saved in the row's `error`."""
+    """A step returned something that is not an outcome its annotation declares, or misused `ctx.transaction()`. Saved
+    in the row's `error`."""
 
 
 class StepTimeout(PgtaskError, TimeoutError):

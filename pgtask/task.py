@@ -6,23 +6,26 @@ Invariant: a step is data. It holds no connection and no reference to the engine
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from uuid import UUID
 
 import msgspec
 
 from pgtask._progress import Progress
-from pgtask.errors import EnqueueError
+from pgtask.errors import EnqueueError, OutcomeError
 from pgtask.policy import Policy
 
 if TYPE_CHECKING:
     from asyncpg import Pool, Record
+    from asyncpg.pool import PoolConnectionProxy
 
     from pgtask.client import Client
 
+    Connection: TypeAlias = PoolConnectionProxy[Record]
     Database: TypeAlias = Pool[Record]
 else:
-    Database = Any  # `help` reads annotations at run time, and this module must not import a driver
+    Connection = Database = Any  # `help` reads annotations at run time, and this module must not import a driver
 
 __all__ = ["RESERVED", "BatchContext", "Context", "Task", "family_of"]
 
@@ -100,6 +103,29 @@ class Context(msgspec.Struct, eq=False):
         report = Progress(done, total)
         if self._tools is not None and self._tools.progress is not None:
             self._tools.progress(self.task_id, self.attempt, report)
+
+    def transaction(
+        self, *, isolation: Literal["repeatable_read", "serializable"] | None = None
+    ) -> AbstractAsyncContextManager[Connection]:
+        """Begin a transaction whose writes commit together with the outcome of this step, or not at all.
+
+            async with ctx.transaction() as conn:
+                await conn.execute("INSERT INTO sums (id, sum) VALUES ($1, $2)", self.id, self.sum)
+            return Done()
+
+        `conn` is a connection of `ctx.db`. The transaction stays open after the block: the step returns, pgtask writes
+        its outcome as the last statement, under the condition that the lease is still held, and commits. An exception,
+        a cancellation or a timeout rolls back; then the try counts as any other. A further block in the same step is a
+        savepoint. Leave COMMIT and ROLLBACK to pgtask.
+
+        `isolation` is that of the transaction, READ COMMITTED by default. A step that loses a serialization conflict or
+        a deadlock runs again at once without a used try, a few times in a row. For steps of tasks in `async def run`;
+        raises `OutcomeError` elsewhere.
+        """
+        if self._tools is None or self._tools.transactions is None:
+            raise OutcomeError("ctx.transaction() needs a worker: this context has none")
+        block: AbstractAsyncContextManager[Connection] = self._tools.transactions.open(self, isolation)
+        return block
 
     def __repr__(self) -> str:
         return f"Context(task_id={self.task_id}, attempt={self.attempt})"

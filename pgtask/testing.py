@@ -23,6 +23,7 @@ from pgtask._memory.records import Triggered
 from pgtask._memory.rows import MemoryTask, Try
 from pgtask._memory.steps import MemoryStepRunner
 from pgtask._memory.store import Enqueued
+from pgtask._memory.transactions import MemoryTransactions
 from pgtask._postgres.runs import CheckpointRow
 from pgtask._progress import Progress
 from pgtask._step_tools import StepTools
@@ -121,7 +122,9 @@ class MemoryWorker:
         self._stack.callback(self._dispatch.close)
         self._dispatch.db = self._db
         self._dispatch.tools = StepTools(
-            client=StepClient(lambda: self.client).get, progress=self._dispatch.note_progress
+            client=StepClient(lambda: self.client).get,
+            transactions=MemoryTransactions(self._dispatch),
+            progress=self._dispatch.note_progress,
         )
         if self._resources is FROM_LIFESPAN:
             self._dispatch.resources = await self._stack.enter_async_context(opened_resources(self._app))

@@ -17,9 +17,9 @@ cdef class Dispatcher:
 
     `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A step for a
     thread that may not have one yet is set aside, and the others pass it. A subclass supplies the slow and the rare:
-    `wake_pump`, `may_start_thread`, `start_thread`, `describe_error`, `is_interruption`, `encode_new_tasks`,
-    `log_finished`, `log_failed`, `log_throttled`, `log_parked`, `unknown_delay`, `is_foreign`, `fail_worker`,
-    `gather_step`, `start_batches`.
+    `wake_pump`, `may_start_thread`, `start_thread`, `end_transaction`, `describe_error`, `is_interruption`,
+    `encode_new_tasks`, `log_finished`, `log_failed`, `log_throttled`, `log_parked`, `unknown_delay`, `is_foreign`,
+    `fail_worker`, `gather_step`, `start_batches`.
     """
 
     cdef readonly Table table
@@ -102,6 +102,11 @@ cdef class Dispatcher:
 
     def start_batches(self):
         """Start batches that are closed, while there are slots."""
+
+    def end_transaction(self, TaskLease lease, outcome, error):
+        """End a step that has begun a transaction, once that has ended: by `end_step` if `lease.transaction` is None
+        then, by `end_written`, or by `end_interrupted`. Until then it keeps its slot and its mark."""
+        raise NotImplementedError
 
     def describe_error(self, error):
         """Return the text for the row's `error`."""
@@ -380,7 +385,7 @@ cdef class Dispatcher:
         cdef TaskLease lease
         cdef Py_ssize_t at
         for at, lease in enumerate(leases):
-            self.unmark_step(lease)
+            self.unmark_step(lease, lease.claims > 1)
             self.ended += 1
             lease.batch = None
             if outcomes is None:
@@ -394,7 +399,8 @@ cdef class Dispatcher:
 
     def end_batch(self):
         """Free the slot of a batch."""
-        self.free_slot()
+        self.suspended -= 1
+        self.fill_slot()
 
     def count_busy(self, double seconds):
         """Count seconds of the loop that a batch has taken."""
@@ -404,32 +410,82 @@ cdef class Dispatcher:
 
     cpdef void end_step(self, TaskLease lease, outcome, error):
         """Take the outcome or the error of a step that has ended."""
-        self.ended += 1
-        self.unmark_step(lease)
+        if lease.transaction is not None:
+            self.stop_timer(lease)
+            lease.task = None
+            self.end_transaction(lease, outcome, error)
+            return
+        self.free_slot(lease, lease.claims > 1)
+        finish_step(self, lease, outcome, error)
+        self.fill_slot()
+
+    cdef inline void stop_timer(self, TaskLease lease) except *:
         if lease.timer is not None:
             lease.timer.cancel()
             lease.timer = None
-        lease.task = None
-        finish_step(self, lease, outcome, error)
-        self.free_slot()
 
-    cdef void unmark_step(self, TaskLease lease) except *:
+    cdef void free_slot(self, TaskLease lease, bint is_suspect) except *:
+        """Take the slot and the mark from a step that has ended."""
+        self.suspended -= 1
+        self.ended += 1
+        self.unmark_step(lease, is_suspect)
+        self.stop_timer(lease)
+        lease.task = None
+
+    cdef void unmark_step(self, TaskLease lease, bint is_suspect) except *:
         """Note that a step no longer executes."""
         lease.is_executing = False
-        if lease.claims > 1:
+        if is_suspect:
             self.marks.mark_suspended(lease)  # what a suspect leaves behind may kill the process: `Suspects` clears it
         else:
             self.marks.mark_ended(lease)
 
-    cdef void free_slot(self) except *:
-        """Free a slot, and start what waited for it."""
-        self.suspended -= 1
+    cdef void fill_slot(self) except *:
+        """Start what may have the slot that has become free."""
         self.wake_pump()
         if self.set_aside:
             self.start_set_aside()
         if self.closed_batches:
             self.start_batches()
         self.start_runners()
+
+    # The end of a step whose outcome a transaction writes.
+
+    def draft_outcome(self, TaskLease lease, outcome):
+        """Apply an outcome to a buffer of its own. Return the buffer; whether it is an outcome that the step may have,
+        else the buffer has its failed try; and what `undo_outcome` needs."""
+        before = (
+            lease.entry, lease.step, lease.tried, lease.claims, lease.transitions, self.interruptions.get(lease.id, 0)
+        )
+        shared = self.outcomes
+        self.outcomes = Outcomes()
+        try:
+            is_valid = finish_step(self, lease, outcome, None)
+            return self.outcomes, is_valid, before
+        finally:
+            self.outcomes = shared
+
+    def undo_outcome(self, TaskLease lease, tuple before):
+        """Undo `draft_outcome`: the step has not ended."""
+        lease.entry, lease.step, lease.tried, lease.claims, lease.transitions, times = before
+        if times:
+            self.interruptions[lease.id] = times
+        lease.state = RUNNING
+
+    def end_written(self, TaskLease lease, bint is_suspect):
+        """End a step whose outcome is in the database, or was dropped. `is_suspect`: it was one when it began."""
+        self.free_slot(lease, is_suspect)
+        self.fill_slot()
+
+    def end_interrupted(self, TaskLease lease, error, double delay):
+        """End a step whose transaction was rolled back through no fault of its own: it runs again after `delay`
+        seconds without a used try, unless that has happened too often."""
+        self.free_slot(lease, lease.claims > 1)
+        if lease.state == RUNNING and lease.reason == NOT_CANCELLED:
+            interrupt_try(self, lease, error, delay)
+        else:
+            finish_step(self, lease, None, error)
+        self.fill_slot()
 
     def time_out(self, TaskLease lease):
         """End a step whose timeout has passed."""

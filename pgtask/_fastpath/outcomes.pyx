@@ -140,6 +140,13 @@ cdef class Outcomes:
             return [self]
         return list(self.split(set(self.archived)))
 
+    def absorb(self, Outcomes others):
+        """Add the outcomes of another buffer."""
+        cdef list mine, more
+        for mine, more in zip(self.kinds(), others.kinds()):
+            mine.extend(more)
+        self.new_tasks.update(others.new_tasks)
+
     def halves(self):
         """The same outcomes in two buffers."""
         cdef Py_ssize_t count = len(self)

@@ -17,20 +17,25 @@ cdef str safe_repr(thing):
         return f"a {type(thing).__name__}"
 
 
-cdef void finish_step(Dispatcher dispatcher, TaskLease lease, outcome, error):
-    """Turn the return value or the error of a step into a row of the buffer, even if the user's objects raise."""
+cdef bint finish_step(Dispatcher dispatcher, TaskLease lease, outcome, error) except -1:
+    """Turn the return value or the error of a step into a row of the buffer, even if the user's objects raise. Return
+    whether it is an outcome that the step of a task may have."""
     if lease.state != RUNNING:
-        return  # lost, or given up already
+        return False  # lost, or given up already
     cdef StepEntry entry = lease.entry
     try:
-        if apply_outcome(dispatcher, lease, outcome, error) and dispatcher.logs_finished:
+        if not apply_outcome(dispatcher, lease, outcome, error):
+            return False
+        if dispatcher.logs_finished:
             dispatcher.log_finished(lease, entry.codec.label, outcome, clock() - lease.began_at)
+        return True
     except BaseException as broken:
         if lease.state == RUNNING:
             kind = type(error if error is not None else outcome).__name__
             dispatcher.errors += 1
             text = f"a {kind} of {lease.label} raised {type(broken).__name__}"
             reschedule(dispatcher, lease, None, lease.tried + 1, text, 0.0)
+        return False
 
 
 cdef bint apply_outcome(Dispatcher dispatcher, TaskLease lease, outcome, error) except -1:
@@ -172,11 +177,23 @@ cdef void fail_try(Dispatcher dispatcher, TaskLease lease, error):
     elif (delay := throttled_seconds(error)) is not None:
         put_off(dispatcher, lease, error, delay)
         return
-    elif dispatcher.is_interruption(error) and is_excused(dispatcher, lease):
-        # The step lost the database: not a failed try. Its process lives, so this claim counts no crash.
-        claims = max(lease.claims - 1, 0)
-        reschedule(dispatcher, lease, None, None, None, INTERRUPTION_DELAY, None, None, claims)
+    elif dispatcher.is_interruption(error):
+        interrupt_try(dispatcher, lease, error, INTERRUPTION_DELAY)
         return
+    count_failed_try(dispatcher, lease, error)
+
+
+cdef void interrupt_try(Dispatcher dispatcher, TaskLease lease, error, double delay):
+    """Run a step again after a delay that has lost the database, or a race in it: not a failed try, unless that has
+    happened too often. Its process lives, so this claim counts no crash."""
+    if not is_excused(dispatcher, lease):
+        count_failed_try(dispatcher, lease, error)
+        return
+    reschedule(dispatcher, lease, None, None, None, delay, None, None, max(lease.claims - 1, 0))
+
+
+cdef void count_failed_try(Dispatcher dispatcher, TaskLease lease, error):
+    """Retry a step whose try has failed by its policy, or park the task."""
     dispatcher.interruptions.pop(lease.id, None)
     lease.reason = NOT_CANCELLED
     delay = seconds_before_retry(lease.entry.policy, error, lease.tried + 1)

@@ -15,7 +15,7 @@ import asyncpg
 
 from pgtask.errors import PoolExhausted
 
-__all__ = ["StepPool"]
+__all__ = ["StepConnection", "StepPool"]
 
 CHECK_INTERVAL = 1.0  # seconds in which another task may still release a connection that its owner has passed to it
 MIN_IDLE_CHECKS = 5  # checks without a change, where an owner may do something else than wait for its children
@@ -37,6 +37,25 @@ _holds: ContextVar[tuple[_Hold, ...]] = ContextVar("pgtask_holds", default=())
 """The holds of a task, and of the tasks that have started it; some may be released."""
 
 
+class StepConnection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection that can send more in the round trip of a BEGIN."""
+
+    _added = ""
+
+    def itself(self) -> StepConnection:
+        """Return the connection behind a proxy of the pool, which forgets it once it is closed."""
+        return self
+
+    def add_to_begin(self, sql: str) -> None:
+        """Append SQL to the next statement, which is the BEGIN of a transaction."""
+        self._added = sql
+
+    def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+        if self._added:
+            query, self._added = query + self._added, ""
+        return super().execute(query, *args, timeout=timeout)
+
+
 class StepPool(asyncpg.Pool):  # type: ignore[misc]
     """An asyncpg pool whose `acquire` raises `PoolExhausted` when it could never succeed.
 
@@ -52,7 +71,7 @@ class StepPool(asyncpg.Pool):  # type: ignore[misc]
             max_queries=50_000,
             max_inactive_connection_lifetime=300.0,
             loop=None,
-            connection_class=asyncpg.Connection,
+            connection_class=StepConnection,
             record_class=asyncpg.Record,
             **options,
         )

@@ -63,8 +63,9 @@ async def atomically(connection: Any) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def planned_by_index(connection: Any) -> AsyncIterator[None]:
-    """Let the statements inside read tables by their indexes only, in a transaction of the caller or of ours.
+async def planned_by_index(connection: Any, **more: str) -> AsyncIterator[None]:
+    """Let the statements inside read tables by their indexes only, in a transaction of the caller or of ours. `more`:
+    other settings for them.
 
     A session keeps its plans: one that it has made on a small table may read all of a large one. The sessions of our
     pool have `PLAN_SETTINGS` from the start, so nothing is to do outside of a transaction. The settings of the caller
@@ -73,7 +74,8 @@ async def planned_by_index(connection: Any) -> AsyncIterator[None]:
     if not connection.is_in_transaction():
         yield
         return
-    rows = await connection.fetch(statement("set_locally"), list(PLAN_SETTINGS), list(PLAN_SETTINGS.values()))
+    settings = {**PLAN_SETTINGS, **more}
+    rows = await connection.fetch(statement("set_locally"), list(settings), list(settings.values()))
     before = [row[0] for row in rows], [row[1] for row in rows]
     try:
         yield

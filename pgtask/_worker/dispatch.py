@@ -110,6 +110,8 @@ class Dispatch(Dispatcher):
             yield
         finally:
             self._is_unlogged = False
+    def end_transaction(self, lease: TaskLease, outcome: Any, error: BaseException | None) -> None:
+        self.tools.transactions.end_step(lease, outcome, error)
 
     def describe_error(self, error: BaseException | str) -> str:
         return describe(error)

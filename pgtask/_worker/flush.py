@@ -200,8 +200,12 @@ class Flush:
         Raises `DatabaseRefused`. If it is cancelled the batch may or may not be written; the leases then expire.
         """
         for part in outcomes.parts():
-            self._position += 1
-            await self._writer.write(_OutcomeBatch(self, part, self._position))
+            await self._writer.write(_OutcomeBatch(self, part, self.next_position()))
+
+    def next_position(self) -> int:
+        """Return the number of the next flush, or of a transaction that writes outcomes."""
+        self._position += 1
+        return self._position
 
     def take_continuing(self) -> list[TaskLease]:
         """Return the leases that a flush has written since the last call, and whose next step may run now."""
@@ -238,6 +242,21 @@ class Flush:
             self._remove_ended([lease for lease in going_on if lease.id not in written], [], True)
             going_on = [lease for lease in going_on if lease.id in written]
         return going_on
+
+    def find_lost(
+        self,
+        outcomes: Outcomes,
+        done: list[UUID] | None,
+        continued: list[UUID] | None,
+        rescheduled: list[UUID] | None,
+    ) -> list[TaskLease]:
+        """Return the leases that a statement did not find, from its answer as in `end_written`."""
+        kinds = (
+            (outcomes.done + outcomes.archived, done),
+            ([lease for lease, _ in outcomes.continued], continued),
+            ([row.lease for row in outcomes.rescheduled], rescheduled),
+        )
+        return [lease for leases, found in kinds if found is not None for lease in leases if lease.id not in set(found)]
 
     def _remove_ended(self, leases: list[TaskLease], written: list[UUID] | None, is_certain: bool) -> int:
         """Remove leases that have ended. Return how many were lost before: `written`, if not None, lacks those.

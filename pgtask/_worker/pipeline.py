@@ -33,6 +33,7 @@ from pgtask._worker.invariants import PumpInvariants
 from pgtask._worker.leaving import cancel_steps, release_leases
 from pgtask._worker.renew import MAX_WAIT, Renew
 from pgtask._worker.suspects import Suspects
+from pgtask._worker.transactions import Transactions
 from pgtask._worker.wake import Wake
 from pgtask._workflow.executor import RunExecutor
 from pgtask._workflow.journal import PostgresJournal
@@ -78,6 +79,7 @@ class Pipeline:
         self._build_dispatch(app, marks)
         self._flush = Flush(self.link, self._leases, self.aside, self._work.set, self._look_in)
         self._build_renew()
+        self._build_transactions()
         self._build_journal(app)
         self._build_wake(stopped)
         self._capacity = Capacity(
@@ -152,6 +154,15 @@ class Pipeline:
             released=lambda leases, locked: self._call_soon(self._note_released, leases, locked),
             call_soon=self._call_soon,
             abandon_claim=self._claim.abandon_stalled,
+        )
+
+    def _build_transactions(self) -> None:
+        self.transactions = Transactions(
+            self.dispatch,
+            self._flush,
+            self._link("look", {}, far_times=False),
+            lease_timeout=self._config.lease_timeout,
+            written=self._note_outcomes,
         )
 
     def _build_journal(self, app: App) -> None:
@@ -302,11 +313,15 @@ class Pipeline:
         return is_small and bool(self.dispatch.ready) and self.leaving is None
 
     async def _write(self, outcomes: Outcomes) -> None:
+        self._note_outcomes(outcomes)
+        await self._flush.flush(outcomes)
+
+    def _note_outcomes(self, outcomes: Outcomes) -> None:
+        """Note what the outcomes say about the next claims."""
         for row in outcomes.rescheduled:
             if row.error is None:
                 self._claim.poll_in(row.delay)
         self._capacity.prefetch.count_outcomes(len(outcomes))
-        await self._flush.flush(outcomes)
 
     def _is_empty(self) -> bool:
         """Return whether no step executes or waits for its turn, and every outcome is in the database, or was set

@@ -177,11 +177,14 @@ class _WorkerProcess:
         pipeline.renew.start()
         stack.callback(pipeline.renew.stop)
         stack.callback(pipeline.dispatch.close)
+        stack.push_async_callback(pipeline.transactions.close)
         pool = user_pool(self._config.dsn, size=self._config.pool_size, pooled=not self._config.listen)
         pipeline.dispatch.db = await stack.enter_async_context(pool)
         client = StepClient(functools.partial(self._make_client, pipeline.dispatch.db, self._config, self._app))
         stack.push_async_callback(client.close)
-        pipeline.dispatch.tools = StepTools(client=client.get, progress=pipeline.dispatch.leases.report_progress)
+        pipeline.dispatch.tools = StepTools(
+            client=client.get, transactions=pipeline.transactions, progress=pipeline.dispatch.leases.report_progress
+        )
         pipeline.dispatch.resources = await stack.enter_async_context(opened_resources(self._app))
 
     async def _run_pump(self) -> None:

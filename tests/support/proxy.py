@@ -26,6 +26,8 @@ class Line:
     def __init__(self, dsn: str) -> None:
         self._upstream = dsn
         self._swallow = False
+        self._trap: tuple[bytes, str] | None = None
+        self._go = asyncio.Event()
         self._lines: set[asyncio.Task[None]] = set()
         self.cut = 0
 
@@ -48,6 +50,14 @@ class Line:
     def swallow(self) -> None:
         self._swallow = True
 
+    def trap(self, text: bytes, how: str) -> None:
+        """Cut the line of the next client that sends this text: `before` it reaches the server, `after` the server has
+        answered it, or `late`: the server gets it when `release` is called, and has the line until then."""
+        self._trap = text, how
+
+    def release(self) -> None:
+        self._go.set()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -56,18 +66,33 @@ class Line:
             answers, questions = await asyncio.open_unix_connection(self._address)
         else:
             answers, questions = await asyncio.open_connection(*self._address)
-        upward = asyncio.create_task(self._pass(reader, questions))
+        upward = asyncio.create_task(self._pass(reader, questions, writer))
         try:
-            with contextlib.suppress(ConnectionError):  # one of its ends has closed
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # an end has closed, or the test has
                 await self._answer(answers, writer)
         finally:
             upward.cancel()
             for end in (writer, questions):
                 end.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: asyncio.StreamWriter
+    ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
+                if self._trap is not None and self._trap[0] in data:
+                    (_, how), self._trap = self._trap, None
+                    if how == "after":
+                        self._swallow = True
+                    else:
+                        self.cut += 1
+                        client.transport.abort()
+                    if how == "before":
+                        break
+                    if how == "late":
+                        await self._go.wait()
+                        writer.write(data)
+                        return
                 writer.write(data)
         writer.close()
 

@@ -1,0 +1,303 @@
+"""transactions: commit what a step has written together with its outcome, or roll it back.
+
+Invariants: the outcome is the last statement of the transaction, and the fence: it finds the row under the token of the
+lease, or everything is rolled back. A step keeps its slot, its mark and its lease until the fate of its transaction is
+known. A try whose transaction was rolled back for no fault of the step does not count, a few times in a row.
+
+    the step returns -> its outcome is drafted -> written on the connection of the step -> COMMIT -> the lease ends
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, get_args
+from uuid import UUID
+
+from pgtask import _current
+from pgtask._fastpath import Outcomes, TaskLease
+from pgtask._log import EventLog
+from pgtask._postgres.step_transaction import CommitUnknown, Interrupted, Isolation, StepTransaction, is_conflict
+from pgtask._postgres.store import Link
+from pgtask._sparing import SparingLog
+from pgtask._worker.dispatch import Dispatch
+from pgtask._worker.flush import Flush
+from pgtask.errors import OutcomeError, RowsLocked, StatementTimeout
+from pgtask.task import Context
+
+__all__ = ["Transactions", "forget"]
+
+log = EventLog("pgtask.transactions")
+
+SLOW = 1.0  # seconds for which a transaction may be open before the log names it
+INTERRUPTION_DELAY = 1.0  # seconds until a step runs again whose connection was lost, or whose row was locked
+MAX_CONFLICT_DELAY = 0.1  # seconds until one runs again that has lost a race; random, so that two do not meet again
+LOOK_INTERVAL = 0.2  # seconds between two looks at rows that a transaction of unknown fate has locked
+
+
+class Transactions:
+    """The transactions of the steps of one worker. `look` is a link of its own for transactions of unknown fate;
+    `written` is called with the outcomes that one has written."""
+
+    has_rows = True
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        flush: Flush,
+        look: Link,
+        *,
+        lease_timeout: float,
+        written: Callable[[Outcomes], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._dispatch = dispatch
+        self._flush = flush
+        self._link = look
+        self._looking = asyncio.Lock()  # one statement at a time over the link
+        self._idle_timeout = max(1000, int(1000 * lease_timeout))
+        self._written = written
+        self._running: set[asyncio.Task[None]] = set()
+        self._slow_log = SparingLog(log, logging.WARNING, "transaction.slow")
+
+    # --- the part of the step
+
+    def open(self, context: Context, isolation: Isolation | None) -> AbstractAsyncContextManager[Any]:
+        """Return a block of the transaction of the step with this context."""
+        return self.open_for([self._lease_of(context)], isolation)
+
+    def open_for(self, leases: Sequence[TaskLease], isolation: Isolation | None) -> AbstractAsyncContextManager[Any]:
+        """Return a block of the transaction of a step with several leases, all of which have it as their
+        `transaction`."""
+        if isolation not in (None, *get_args(Isolation)):
+            raise OutcomeError(
+                f"ctx.transaction(isolation={isolation!r}): use 'repeatable_read', 'serializable', or None for read "
+                "committed"
+            )
+        return _Block(self, leases, isolation)
+
+    def _lease_of(self, context: Context) -> TaskLease:
+        lease = _current.current_lease.get(None) or _current.executing() or self._dispatch.leases.get(context.task_id)
+        if lease is None or lease.id != context.task_id or not lease.is_running:
+            raise OutcomeError("ctx.transaction() is called outside of the step that ctx belongs to, or after its end")
+        if lease.entry is not None and hasattr(lease.entry.codec.cls, "workflow"):
+            raise OutcomeError(
+                f"{lease.label}: ctx.transaction() is for the steps of a task; in a workflow, record the effect by a "
+                "step, and make that step idempotent"
+            )
+        try:
+            is_on_loop = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_on_loop = False
+        if not is_on_loop:
+            raise OutcomeError(
+                f"{lease.label} runs in a thread, where ctx.transaction() cannot be used: make it async def run"
+            )
+        return lease
+
+    async def begin(self, leases: Sequence[TaskLease], isolation: Isolation | None) -> StepTransaction:
+        """Begin a transaction, and give it to the leases."""
+        transaction = StepTransaction(
+            self._dispatch.db, leases, isolation=isolation, idle_timeout=self._idle_timeout, has_rows=self.has_rows
+        )
+        for lease in leases:
+            lease.transaction = transaction
+        await transaction.begin()
+        transaction.watch = self._loop.call_later(SLOW, self._note_slow, transaction, time.monotonic())
+        return transaction
+
+    def _note_slow(self, transaction: StepTransaction, began: float) -> None:
+        lease = transaction.leases[0]
+        more = {"tasks": len(transaction.leases)} if len(transaction.leases) > 1 else {}
+        seconds = round(time.monotonic() - began, 3)
+        self._slow_log.log_or_count(task=lease.id, step=lease.label, **more, seconds=seconds)
+
+    # --- the end of a step with one lease
+
+    def end_step(self, lease: TaskLease, outcome: Any, error: BaseException | None) -> None:
+        """End a step that has begun a transaction: commit, or roll back."""
+        transaction: StepTransaction = lease.transaction
+        if transaction.is_over:  # an error has left its first block, and it was rolled back there
+            lease.transaction = None
+            if error is not None and transaction.lost_race:
+                self._dispatch.end_interrupted(lease, error, _conflict_delay())
+            else:
+                self._dispatch.end_step(lease, outcome, error)
+            return
+        self._carry_through(self._end(lease, transaction, outcome, error))
+
+    def _carry_through(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _end(
+        self, lease: TaskLease, transaction: StepTransaction, outcome: Any, error: BaseException | None
+    ) -> None:
+        try:
+            if error is None and lease.is_running:
+                await self._end_with(lease, transaction, outcome)
+                return
+            await transaction.roll_back()
+            forget(transaction)
+            if error is not None and is_conflict(error):
+                self._dispatch.end_interrupted(lease, error, _conflict_delay())
+            else:
+                self._dispatch.end_step(lease, outcome, error)
+        except BaseException as broken:  # else no part of the worker would learn of it
+            self._dispatch.fail_worker(broken)
+
+    async def _end_with(self, lease: TaskLease, transaction: StepTransaction, outcome: Any) -> None:
+        """Write an outcome, and commit."""
+        is_suspect = lease.claims > 1
+        outcomes, is_valid, before = self._dispatch.draft_outcome(lease, outcome)
+        if not is_valid:
+            await transaction.roll_back()
+            forget(transaction)
+            self._dispatch.outcomes.absorb(outcomes)
+            self._dispatch.end_written(lease, is_suspect)
+            return
+        try:
+            lost = await self.commit(transaction, outcomes)
+        except Interrupted as interruption:
+            self._dispatch.undo_outcome(lease, before)
+            delay = _conflict_delay() if interruption.at_once else INTERRUPTION_DELAY
+            self._dispatch.end_interrupted(lease, interruption.error, delay)
+            return
+        except Exception as error:
+            self._dispatch.undo_outcome(lease, before)
+            self._dispatch.end_step(lease, None, error)
+            return
+        if lost:
+            self._flush.end_written(outcomes, [], [], [], is_certain=True)
+        self._dispatch.end_written(lease, is_suspect)
+
+    # --- the end of any transaction
+
+    async def commit(self, transaction: StepTransaction, outcomes: Outcomes) -> list[TaskLease]:
+        """Write outcomes in a transaction, commit, and end their leases as a flush does. Return the leases that were
+        lost: if there are any, everything is rolled back, and no outcome is written.
+
+        Raises `Interrupted` if it was rolled back through no fault of the step, and other errors, which are the step's;
+        nothing is written then. In each case the leases have no transaction afterwards. A lease that goes on may start
+        its next step when the loop has its next turn.
+        """
+        position = self._flush.next_position()
+        parts = outcomes.parts()
+        try:
+            lost = await self._write(transaction, parts, position)
+            written = None if lost else await self._commit(transaction, parts, position)
+        except BaseException:
+            await transaction.roll_back()
+            forget(transaction)
+            raise
+        if lost:
+            await transaction.roll_back()
+            forget(transaction)
+            return lost
+        self._carry_through(transaction.release())
+        forget(transaction)
+        for part in parts:
+            self._flush.returned += self._flush.end_written(part, None, written, None, is_certain=written is None)
+            self._written(part)
+        return []
+
+    async def _write(self, transaction: StepTransaction, parts: Sequence[Outcomes], position: int) -> list[TaskLease]:
+        """Write the outcomes; return the leases that were lost."""
+        lost: list[TaskLease] = []
+        for part in parts:
+            answer = await transaction.write(part, position)
+            if any(column is not None for column in answer[:3]):
+                lost += self._flush.find_lost(part, *answer[:3])
+        return lost
+
+    async def _commit(
+        self, transaction: StepTransaction, parts: Sequence[Outcomes], position: int
+    ) -> list[UUID] | None:
+        """Commit. Return the tasks that go on under their leases, if only a look at the rows has told; else None."""
+        try:
+            await transaction.commit()
+            return None
+        except CommitUnknown as unknown:
+            written = await self._find_written(transaction, parts, position)
+            if written is None:
+                raise Interrupted(unknown.__cause__ or unknown) from unknown
+            return written
+
+    async def _find_written(
+        self, transaction: StepTransaction, parts: Sequence[Outcomes], position: int
+    ) -> list[UUID] | None:
+        """Find what became of a transaction whose COMMIT was not answered. Return the tasks that go on under their
+        leases, or None if it was not committed. Waits until the database answers, and until it has ended."""
+        await transaction.release()
+        leases = [lease for part in parts for lease in part.leases()]
+        ids, tokens = [lease.id for lease in leases], [lease.token for lease in leases]
+        log.warning("commit.unknown", task=ids[0], step=leases[0].label)
+        while True:
+            try:
+                async with self._looking:
+                    rows = await self._link.run(
+                        "find_written", ids, tokens, position, raises=(RowsLocked, StatementTimeout)
+                    )
+                break
+            except (RowsLocked, StatementTimeout):
+                await asyncio.sleep(LOOK_INTERVAL)
+        return [id for id, _ in rows] if all(is_written for _, is_written in rows) else None
+
+    async def close(self) -> None:
+        """Close the link."""
+        self._slow_log.log_count()
+        await self._link.close()
+
+
+def forget(transaction: StepTransaction) -> None:
+    """Take a transaction that has ended from its leases."""
+    for lease in transaction.leases:
+        if lease.transaction is transaction:
+            lease.transaction = None
+
+
+class _Block(AbstractAsyncContextManager[Any]):
+    """`async with ctx.transaction()`: the transaction of a step, or a savepoint of it if there is one already."""
+
+    def __init__(self, transactions: Transactions, leases: Sequence[TaskLease], isolation: Isolation | None) -> None:
+        self._transactions = transactions
+        self._leases = leases
+        self._isolation = isolation
+        self._savepoint: Any = None
+
+    async def __aenter__(self) -> Any:
+        transaction: StepTransaction | None = self._leases[0].transaction
+        if transaction is None or transaction.is_over:
+            self._transaction = await self._transactions.begin(self._leases, self._isolation)
+        else:
+            self._transaction = transaction
+            if not transaction.is_open:
+                raise OutcomeError(
+                    f"{transaction.label} uses ctx.transaction() in several asyncio tasks at once: use one"
+                )
+            if self._isolation not in (None, transaction.isolation):
+                raise OutcomeError(
+                    f"{transaction.label}: isolation={self._isolation!r} is for the first ctx.transaction() of a step; "
+                    "the others are savepoints of it"
+                )
+            self._savepoint = await transaction.open_savepoint()
+        return self._transaction.connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._savepoint is not None:
+            await self._transaction.close_savepoint(self._savepoint, error)
+        elif error is not None:
+            self._transaction.lost_race = is_conflict(error)
+            await self._transaction.roll_back()
+
+
+def _conflict_delay() -> float:
+    return random.uniform(0.0, MAX_CONFLICT_DELAY)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 from pgtask._consumer.leases import ConsumerLeases, Lease
 from pgtask._consumer.statements import StatementQueue
@@ -22,6 +23,7 @@ from pgtask._log import EventLog
 from pgtask._postgres.migrate import check_schema
 from pgtask._postgres.store import Link
 from pgtask._postgres.times import allow_far_times
+from pgtask._postgres.transactions import check_caller
 from pgtask._worker.claim import Claim
 from pgtask._worker.renew import Renew
 from pgtask._worker.wake import Wake
@@ -127,7 +129,7 @@ class Consumer:
             async with asyncio.timeout(RELEASE_TIMEOUT):
                 while self._statements.running:
                     await asyncio.wait(self._statements.running)
-                unused = self._held.settle("release", self._held.all())
+                unused = self._held.settle("release", self._held.unused())
                 await self._statements.begin(self._statements.release_unused, unused)
         except TimeoutError:
             if self._held:
@@ -198,10 +200,19 @@ class Consumer:
 
     # --- outcomes
 
-    async def done(self, leases: Lease | Iterable[Lease]) -> list[Lease]:
+    async def done(self, leases: Lease | Iterable[Lease], *, conn: Any = None) -> list[Lease]:
         """Finish these tasks: their rows leave the table, into the archive where the client's app says so. Returns the
-        leases that were lost."""
+        leases that were lost.
+
+        With `conn=`, an asyncpg connection in a transaction of yours, that transaction finishes them: together with
+        what you write in it, or not at all. If some were lost, roll it back, or undo what you have written for these.
+        You hold the other leases until it commits, so you can try again after a rollback. Raises `RowsLocked` if
+        another session has locked a row for two seconds; your transaction is as it was before.
+        """
         self._check_open()
+        if conn is not None:
+            check_caller(conn, ConsumeError)
+            return await self._statements.finish_within(conn, self._held.check("done", leases))
         chosen = self._held.settle("done", leases)
         return await asyncio.shield(self._statements.begin(self._statements.finish, chosen))
 

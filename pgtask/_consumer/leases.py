@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any
 from uuid import UUID
 
@@ -44,7 +45,7 @@ class Lease:
 
     __slots__ = (
         *("task_id", "queue", "priority", "key", "created_at", "raw", "tried", "claims"),
-        *("held", "holder", "is_lost", "settled_by"),
+        *("held", "holder", "is_lost", "settled_by", "done_at", "done_on"),
     )
 
     def __init__(self, holder: ConsumerLeases, held: _fastpath.TaskLease, raw: str, described: Sequence[Any]) -> None:
@@ -58,6 +59,7 @@ class Lease:
         self.created_at: datetime = described[4]
         self.held, self.holder = held, holder  # these and the rest are the engine's
         self.is_lost = False
+        self.done_at, self.done_on = inf, None  # the time on the lease clock, and the connection, of `done(conn=)`
         self.settled_by: str | None = None  # the verb, from when its statement is about to be sent
 
     def __repr__(self) -> str:
@@ -90,6 +92,19 @@ class Lease:
         return datetime.now(UTC) + timedelta(seconds=left)
 
 
+def _may_be_done(lease: Lease) -> bool:
+    """Return whether a transaction of the caller has deleted the row, and no renewal has found it since."""
+    return lease.held.renewed <= lease.done_at < inf
+
+
+def _is_open(conn: Any) -> bool:
+    """Return whether a connection of the caller is in a transaction."""
+    try:
+        return conn is not None and not conn.is_closed() and bool(conn.is_in_transaction())
+    except Exception:  # it is back in its pool
+        return False
+
+
 class ConsumerLeases:
     """The table of a consumer's leases. Call its methods on the consumer's loop, except `lose`. `archives`: whether the
     app keeps any of its tasks when they are done."""
@@ -109,6 +124,10 @@ class ConsumerLeases:
 
     def all(self) -> list[Lease]:
         return list(self._by_id.values())
+
+    def unused(self) -> list[Lease]:
+        """Return the leases but those that a transaction of the caller is about to end."""
+        return [lease for lease in self.all() if not (_may_be_done(lease) and _is_open(lease.done_on))]
 
     def add_claimed(self, rows: list[Any], token: UUID, sent: float) -> list[_fastpath.TaskLease]:
         """Add the rows of a claim, which are renewed from now on."""
@@ -184,8 +203,18 @@ class ConsumerLeases:
         if self._by_id.get(lease.held.id) is lease:
             del self._by_id[lease.held.id]
 
+    def mark_done(self, leases: Iterable[Lease], conn: Any) -> None:
+        """Note that a transaction of the caller has deleted the rows of leases. If it is rolled back, we still hold
+        them, and the next renewal finds the rows."""
+        now = lease_clock()
+        for lease in leases:
+            lease.done_at, lease.done_on = now, conn
+
     def mark_lost(self, leases: list[Lease]) -> None:
         for lease in leases:
+            if _may_be_done(lease):
+                self.forget(lease)
+                continue
             lease.is_lost = True
             self.forget(lease)
             self._lost_log.log_or_count(task=lease.task_id, queue=lease.queue)
@@ -200,7 +229,7 @@ class ConsumerLeases:
         for held in leases:
             lease = self._by_id.get(held.id)
             if lease is not None and lease.held is held and lease.settled_by is None:
-                lease.is_lost = True
+                lease.is_lost = not _may_be_done(lease)
                 lost.append(lease)
         if lost and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.mark_lost, lost)

@@ -17,7 +17,9 @@ from pgtask._consumer.leases import ConsumerLeases, Lease
 from pgtask._fastpath import Outcomes
 from pgtask._lease_clock import lease_clock
 from pgtask._log import EventLog
-from pgtask._postgres.store import Link
+from pgtask._postgres.connection import map_errors
+from pgtask._postgres.store import Link, statement
+from pgtask._postgres.transactions import atomically, planned_by_index
 from pgtask._worker.claim import Claim
 from pgtask.errors import DatabaseError, RowsLocked, StatementTimeout
 
@@ -28,6 +30,7 @@ log = EventLog("pgtask.consumer")
 P = ParamSpec("P")
 T = TypeVar("T")
 MAX_BATCH = 5000  # tasks in one statement
+LOCK_TIMEOUT = "2s"  # for a row, in a transaction of the caller
 RETRY_LOCKED = 0.2  # seconds between two tries to end leases whose rows another session has locked
 
 Build = Callable[[list[Lease]], tuple[str, tuple[Any, ...]]]
@@ -110,12 +113,30 @@ class StatementQueue:
 
     async def finish(self, leases: list[Lease]) -> list[Lease]:
         """Write that tasks are done. Returns the leases that were lost."""
+        return await self._send(self._done_batches(leases))
+
+    async def finish_within(self, conn: Any, leases: list[Lease]) -> list[Lease]:
+        """Write that tasks are done, all or none, in the transaction of `conn`. Returns the leases that were lost; the
+        others are still held until that transaction commits."""
+        lost: list[Lease] = []
+        with map_errors():
+            async with atomically(conn), planned_by_index(conn, lock_timeout=LOCK_TIMEOUT):
+                for batch in self._done_batches(leases):
+                    name, parameters = batch.build(batch.leases)
+                    (row,) = await conn.fetch(statement(name), *parameters)
+                    written = next((set(column) for column in row if isinstance(column, list)), None)
+                    if written is not None:
+                        lost += [lease for lease in batch.leases if lease.held.id not in written]
+        gone = set(lost)
+        self._held.mark_done([lease for lease in leases if lease not in gone], conn)
+        return lost
+
+    def _done_batches(self, leases: list[Lease]) -> list[_Batch]:
         archived = [lease for lease in leases if self._held.is_archived(lease)]
         kept = set(archived)
         others = [lease for lease in leases if lease not in kept]
         batches = _outcome_batches(archived, lambda outcomes, held: outcomes.add_archived(held))
-        batches += _outcome_batches(others, lambda outcomes, held: outcomes.add_done(held))
-        return await self._send(batches)
+        return batches + _outcome_batches(others, lambda outcomes, held: outcomes.add_done(held))
 
     async def retry_or_park(self, leases: list[Lease], error: str | None, delay: float) -> list[Lease]:
         """Write that a try has failed: park the tasks with an error, or make them due again after `delay` seconds.
@@ -173,10 +194,10 @@ class StatementQueue:
             nonlocal attempts
             attempts += 1
 
-        statement, parameters = batch.build(batch.leases)
+        name, parameters = batch.build(batch.leases)
         try:
             raises = (RowsLocked, StatementTimeout)
-            (row,) = await self._link.run(statement, *parameters, on_loss=count_attempt, raises=raises)
+            (row,) = await self._link.run(name, *parameters, on_loss=count_attempt, raises=raises)
         except RowsLocked:
             return await self._send_unlocked(batch)
         except StatementTimeout:
@@ -184,7 +205,7 @@ class StatementQueue:
                 raise
             return [], _halve(batch)
         written = next((set(column) for column in row if isinstance(column, list)), None)  # None: all
-        still = set(row[3] or ()) if statement == "release" else set()
+        still = set(row[3] or ()) if name == "release" else set()
         skipped = [lease for lease in batch.leases if lease.held.id in still]
         settled = [lease for lease in batch.leases if lease.held.id not in still]
         for lease in settled:

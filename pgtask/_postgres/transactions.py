@@ -14,22 +14,20 @@ import asyncpg
 
 from pgtask._postgres.connection import PLAN_SETTINGS, map_errors
 from pgtask._postgres.store import statement
-from pgtask.errors import DatabaseUnavailable, EnqueueError
+from pgtask.errors import DatabaseUnavailable, EnqueueError, PgtaskError
 
 __all__ = ["atomically", "check_caller", "planned_by_index"]
 
 _SAVEPOINT = "pgtask"
 
 
-def check_caller(conn: Any) -> None:
-    """Raise `EnqueueError` unless `conn` is an asyncpg connection in a transaction. One that has failed counts: its
+def check_caller(conn: Any, refuse: type[PgtaskError] = EnqueueError) -> None:
+    """Raise the error `refuse` unless `conn` is an asyncpg connection in a transaction. One that has failed counts: its
     next statement raises. Raises `DatabaseUnavailable` for a closed one."""
     if isinstance(conn, asyncpg.Pool):
-        raise EnqueueError(
-            "conn= is a pool; acquire a connection from it, begin a transaction, and pass the connection"
-        )
+        raise refuse("conn= is a pool; acquire a connection from it, begin a transaction, and pass the connection")
     if not (hasattr(conn, "copy_to_table") and hasattr(conn, "is_in_transaction")):
-        raise EnqueueError(
+        raise refuse(
             f"conn={conn!r:.80} is not an asyncpg connection; that of a SQLAlchemy session is "
             "(await (await session.connection()).get_raw_connection()).driver_connection"
         )
@@ -38,7 +36,7 @@ def check_caller(conn: Any) -> None:
             raise DatabaseUnavailable("conn= is closed")
         if conn.is_in_transaction():
             return
-    raise EnqueueError(
+    raise refuse(
         "conn= is not in a transaction, so this would be committed at once, even if your own data is not; begin one "
         "before: async with conn.transaction(). SQLAlchemy begins its own with its first statement: flush or execute "
         "something before. Pass no conn if you want no transaction"

@@ -1,4 +1,5 @@
-"""The query of a step by itself: as many coroutines and connections as the steps of a worker have, and no task.
+"""The query of a step by itself: as many coroutines and connections as the steps of a worker have, and no task. Where
+the query is in a transaction with the outcome, that is BEGIN, the query, the DELETE of a row of pg_task, and COMMIT.
 
 As a program, this module runs N such processes.
 
@@ -11,6 +12,8 @@ import asyncio
 import multiprocessing
 import sys
 import time
+from itertools import pairwise
+from typing import Any
 
 import msgspec
 import uvloop
@@ -26,12 +29,15 @@ from pgtask.config import Config
 
 __all__ = ["Bare"]
 
+IDS = "SELECT id FROM pg_task ORDER BY id OFFSET $1 LIMIT $2"
+DELETE = "DELETE FROM pg_task WHERE id = $1"
+
 
 class Bare(TableContender):
     """The floor of the workloads whose steps send a query."""
 
     name = "bare"
-    about = "the query of each step alone: asyncpg, as many at once as a worker has steps under way, no task"
+    about = "the query of each step alone: asyncpg, as many at once as a worker has steps under way, no lease"
     left = "SELECT 0"
     settle: tuple[str, ...] = ()
 
@@ -41,6 +47,8 @@ class Bare(TableContender):
         return "asyncpg"
 
     def fill(self, arena: Arena) -> float | None:
+        if arena.workload.is_transaction:
+            return super().fill(arena)
         if arena.workload.setup:
             asyncio.run(_execute_once(arena.dsn, arena.workload.setup))
         return None
@@ -68,34 +76,43 @@ async def _execute_once(dsn: str, sql: str) -> None:
         await pool.execute(sql)
 
 
-def _run_process(dsn: str, tasks: int, query: str) -> tuple[float, float, float]:
+def _run_process(dsn: str, first: int, tasks: int, workload: str) -> tuple[float, float, float]:
     """Return the time before the first query, the time after the last one, and the CPU seconds between."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run_queries(dsn, tasks, query))
+        return runner.run(_run_queries(dsn, first, tasks, WORKLOADS[workload]))
 
 
-async def _run_queries(dsn: str, tasks: int, query: str) -> tuple[float, float, float]:
+async def _run_queries(dsn: str, first: int, tasks: int, workload: Workload) -> tuple[float, float, float]:
     config = Config()
+    query = workload.query
     numbers = iter(range(tasks))
 
-    async def run_in_turn(pool: object) -> None:
-        execute, fetchval = pool.execute, pool.fetchval  # type: ignore[attr-defined]
+    async def run_in_turn(pool: Any) -> None:
+        execute, fetchval = pool.execute, pool.fetchval
         for number in numbers:
             await (execute(query, number) if query == WRITE else fetchval(query))
 
+    async def finish_in_turn(pool: Any) -> None:
+        for number in numbers:
+            async with pool.acquire() as connection, connection.transaction():
+                await connection.execute(query, number)
+                await connection.execute(DELETE, rows[number])
+
     async with user_pool(dsn, size=config.pool_size) as pool:
         await asyncio.gather(*(pool.fetchval("SELECT 0") for _ in range(config.pool_size)))  # connects all of them
+        rows = [row[0] for row in await pool.fetch(IDS, first, tasks)] if workload.is_transaction else []
+        run = finish_in_turn if workload.is_transaction else run_in_turn
         began, cpu = time.time(), time.process_time()
-        await asyncio.gather(*(run_in_turn(pool) for _ in range(config.concurrency)))
+        await asyncio.gather(*(run(pool) for _ in range(config.concurrency)))
         return began, time.time(), time.process_time() - cpu
 
 
 def _main() -> None:
-    dsn, tasks, procs, workload = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), WORKLOADS[sys.argv[4]]
-    assert workload.query is not None
-    shares = [tasks // procs + (place < tasks % procs) for place in range(procs)]
+    dsn, tasks, procs, workload = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    bounds = [tasks * place // procs for place in range(procs + 1)]
+    shares = [(dsn, first, end - first, workload) for first, end in pairwise(bounds)]
     with multiprocessing.get_context("fork").Pool(procs) as pool:
-        spans = pool.starmap(_run_process, [(dsn, share, workload.query) for share in shares], chunksize=1)
+        spans = pool.starmap(_run_process, shares, chunksize=1)
     print(msgspec.json.encode(spans).decode())
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "Third",
     "Write",
     "WriteAtOnce",
+    "WriteWithin",
 ]
 
 WRITE = "INSERT INTO bench_effects (number) VALUES ($1)"
@@ -160,6 +161,19 @@ class WriteAtOnce(SqlWriteBatch):
         return Done()
 
 
+class Transact(Task):
+    """One step that writes a row, in the transaction of its outcome."""
+
+
+class WriteWithin(Transact):
+    number: int
+
+    async def run(self, ctx: Context) -> Done:
+        async with ctx.transaction() as conn:
+            await conn.execute(WRITE, self.number)
+        return Done()
+
+
 class DbQuery(Task):
     """One step that sends a query to the database."""
 
@@ -262,4 +276,6 @@ class Measure(Probe):
         return Done()
 
 
-TASKS = (Noop, NoopBatch, Chain5, Sleep0, Cpu1ms, SqlWrite, SqlWriteBatch, DbQuery, Payload, Slow, Shared, Probe)
+TASKS = (
+    *(Noop, NoopBatch, Chain5, Sleep0, Cpu1ms, SqlWrite, SqlWriteBatch, Transact, DbQuery, Payload, Slow, Shared, Probe),
+)

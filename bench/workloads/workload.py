@@ -24,6 +24,7 @@ from bench.workloads.steps import (
     Third,
     Write,
     WriteAtOnce,
+    WriteWithin,
 )
 from pgtask import Task
 
@@ -35,7 +36,8 @@ class Workload(msgspec.Struct, frozen=True):
 
     `make(number)` is the first step of a task, and `later` are samples of the steps after it. `tasks`: enough for a run
     of some seconds. `setup`: SQL to run in the database before the fill. `is_idle`: its steps do nothing but move on,
-    so that the floor can be compared with it. `query`: the statement that each step sends to the database.
+    so that the floor can be compared with it. `query`: the statement that each step sends to the database;
+    `is_transaction`: in one transaction with its outcome.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Workload(msgspec.Struct, frozen=True):
     setup: str | None = None
     is_idle: bool = True
     query: str | None = None
+    is_transaction: bool = False
 
     @property
     def steps(self) -> int:
@@ -79,6 +82,15 @@ WORKLOADS = {
             WriteAtOnce,
             setup="CREATE TABLE bench_effects (number bigint NOT NULL)",
             is_idle=False,
+        ),
+        Workload(
+            "transact",
+            WriteWithin,
+            tasks=20_000,
+            setup="CREATE TABLE bench_effects (number bigint NOT NULL)",
+            is_idle=False,
+            query=WRITE,
+            is_transaction=True,
         ),
         Workload("dbquery", Ask, tasks=50_000, is_idle=False, query=QUERY),
         Workload("payload1k", lambda number: Carry(number, _random_text(1_000)), tasks=100_000),

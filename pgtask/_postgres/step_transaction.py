@@ -16,7 +16,6 @@ import asyncpg
 from pgtask._fastpath import Outcomes, TaskLease
 from pgtask._postgres.connection import PLAN_SETTINGS, is_connection_loss, map_errors
 from pgtask._postgres.pools import release_quietly
-from pgtask._postgres.step_pool import StepConnection
 from pgtask._postgres.store import DEADLINE, statement
 from pgtask._postgres.transactions import planned_by_index
 from pgtask.errors import DatabaseError, DatabaseUnavailable, OutcomeError
@@ -126,7 +125,7 @@ class StepTransaction:
         settings = (
             f"SET LOCAL idle_in_transaction_session_timeout = {self._idle_timeout}; SET LOCAL pgtask.transaction = 'on'"
         )
-        if isinstance(self._raw, StepConnection):
+        if hasattr(self._raw, "add_to_begin"):
             self._raw.add_to_begin(settings)
             await self._transaction.start()
         else:
@@ -176,35 +175,43 @@ class StepTransaction:
     # --- the end
 
     async def write(self, outcomes: Outcomes, position: int) -> Any:
-        """Write the outcomes, as the last statement. Return the row of its answer.
+        """Write the outcomes, as the last statement. Return the row of its answer, as that of flush.sql.
 
         Raises `Interrupted`, and `OutcomeError` if the step has left no transaction in which that is possible; the
         caller rolls it back.
         """
+        is_plain = len(outcomes) == len(outcomes.done) == 1 and outcomes.statement == "flush"
+        if is_plain and await self._finish_one(outcomes.done[0]):
+            return None, None, None
         await self.check_unbroken()
         with self._ending():
             rows = await self._raw.fetch(statement(outcomes.statement), *outcomes.parameters(position))
         return rows[0]
 
+    async def _finish_one(self, lease: TaskLease) -> bool:
+        """Finish one task in one round trip. False if the row was not found."""
+        text = statement("finish_one").replace("$1", f"'{lease.id}'").replace("$2", f"'{lease.token}'")
+        with self._ending():
+            self._check_connection()
+            return bool(await self._raw.execute(text) == "DELETE 1")
+
     async def check_unbroken(self) -> None:
         """Prepare it for the outcome. Raises as `write` does."""
         with self._ending():
-            if self._is_released_by_hand() or not (self._raw.is_closed() or self._raw.is_in_transaction()):
-                raise self._ended_by_hand()
-            if self._savepoints:
-                raise OutcomeError(
-                    f"{self.label} returned inside a block of ctx.transaction() that another asyncio task has open; "
-                    "await that task first"
-                )
-            try:
-                mark = await self._raw.fetchval(statement("fence"), list(_FENCE), list(_FENCE.values()))
-            except asyncpg.InFailedSQLTransactionError:
-                raise OutcomeError(
-                    f"the transaction of {self.label} has failed in a statement whose error the step has caught: let "
-                    "it raise, or put that statement into a block of its own, async with ctx.transaction()"
-                ) from None
+            self._check_connection()
+            mark = await self._raw.fetchval(statement("fence"), list(_FENCE), list(_FENCE.values()))
         if mark != "on":
             raise self._ended_by_hand()
+
+    def _check_connection(self) -> None:
+        """Raise `OutcomeError` if the step has not left the connection in its transaction."""
+        if self._is_released_by_hand() or not (self._raw.is_closed() or self._raw.is_in_transaction()):
+            raise self._ended_by_hand()
+        if self._savepoints:
+            raise OutcomeError(
+                f"{self.label} returned inside a block of ctx.transaction() that another asyncio task has open; "
+                "await that task first"
+            )
 
     def _is_released_by_hand(self) -> bool:
         """Return whether the step has released the connection, which may be another's now."""
@@ -230,6 +237,11 @@ class StepTransaction:
         except DatabaseUnavailable as error:
             raise Interrupted(error.__cause__ or error) from error
         except DatabaseError as error:
+            if isinstance(error.__cause__, asyncpg.InFailedSQLTransactionError):
+                raise OutcomeError(
+                    f"the transaction of {self.label} has failed in a statement whose error the step has caught: let "
+                    "it raise, or put that statement into a block of its own, async with ctx.transaction()"
+                ) from None
             if isinstance(error.__cause__, asyncpg.InterfaceError):
                 raise OutcomeError(
                     f"{self.label} has left its connection in use: await all that uses it ({error})"

@@ -68,6 +68,7 @@ class Pipeline:
         self._work = asyncio.Event()  # something for the pump to do
         self._stop_now = False
         self._failure: BaseException | None = None
+        self._transacted = 0  # outcomes that transactions of steps have written since the pump last claimed
         self.leaving: Reason | None = None
         """The reason why it claims no more, or None while it does."""
         name = session_name(os.getpid(), worker)
@@ -162,7 +163,7 @@ class Pipeline:
             self._flush,
             self._link("look", {}, far_times=False),
             lease_timeout=self._config.lease_timeout,
-            written=self._note_outcomes,
+            written=self._note_transacted,
         )
 
     def _build_journal(self, app: App) -> None:
@@ -296,25 +297,34 @@ class Pipeline:
                 await self._flush.release(returned)
             else:
                 self.dispatch.start_next_steps(returned)
-        if len(self.dispatch.outcomes):
+        if len(self.dispatch.outcomes) or self._transacted:
             for _ in range(MAX_GATHERING):
                 if not self._may_gather():
                     break
                 await asyncio.sleep(GATHER_INTERVAL)
+            self._transacted = 0
+        if len(self.dispatch.outcomes):
             await self._write(self.dispatch.take_outcomes())
             self.dispatch.start_next_steps(self._flush.take_continuing())
 
     def _may_gather(self) -> bool:
-        """Return whether it is too early to write. Steps that await end one by one: while the worker has tasks to
-        start, and no task waits for its outcome to be durable, writing outcomes one by one would cost more than the
+        """Return whether it is too early to write and to claim. Steps that await end one by one: while the worker has
+        tasks to start, and no task waits for its outcome to be durable, doing that one by one would cost more than the
         steps do."""
         outcomes = self.dispatch.outcomes
-        is_small = len(outcomes) < SMALL_BATCH and not outcomes.continued
+        is_small = (
+            len(outcomes) + self._transacted < SMALL_BATCH and not outcomes.continued and not self._flush.returned
+        )
         return is_small and bool(self.dispatch.ready) and self.leaving is None
 
     async def _write(self, outcomes: Outcomes) -> None:
         self._note_outcomes(outcomes)
         await self._flush.flush(outcomes)
+
+    def _note_transacted(self, outcomes: Outcomes) -> None:
+        """Note outcomes that a transaction of their steps has written. They come one by one, and so would the claims."""
+        self._transacted += len(outcomes)
+        self._note_outcomes(outcomes)
 
     def _note_outcomes(self, outcomes: Outcomes) -> None:
         """Note what the outcomes say about the next claims."""

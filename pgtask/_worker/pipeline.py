@@ -68,7 +68,6 @@ class Pipeline:
         self._work = asyncio.Event()  # something for the pump to do
         self._stop_now = False
         self._failure: BaseException | None = None
-        self._transacted = 0  # outcomes that transactions of steps have written since the pump last claimed
         self.leaving: Reason | None = None
         """The reason why it claims no more, or None while it does."""
         name = session_name(os.getpid(), worker)
@@ -80,7 +79,10 @@ class Pipeline:
         self._build_dispatch(app, marks)
         self._flush = Flush(self.link, self._leases, self.aside, self._work.set, self._look_in)
         self._build_renew()
-        self._build_transactions()
+        look = self._link("look", {}, far_times=False)
+        self.transactions = Transactions(
+            self.dispatch, self._flush, look, lease_timeout=config.lease_timeout, written=self._note_outcomes
+        )
         self._build_journal(app)
         self._build_wake(stopped)
         self._capacity = Capacity(
@@ -155,15 +157,6 @@ class Pipeline:
             released=lambda leases, locked: self._call_soon(self._note_released, leases, locked),
             call_soon=self._call_soon,
             abandon_claim=self._claim.abandon_stalled,
-        )
-
-    def _build_transactions(self) -> None:
-        self.transactions = Transactions(
-            self.dispatch,
-            self._flush,
-            self._link("look", {}, far_times=False),
-            lease_timeout=self._config.lease_timeout,
-            written=self._note_transacted,
         )
 
     def _build_journal(self, app: App) -> None:
@@ -297,12 +290,12 @@ class Pipeline:
                 await self._flush.release(returned)
             else:
                 self.dispatch.start_next_steps(returned)
-        if len(self.dispatch.outcomes) or self._transacted:
+        if len(self.dispatch.outcomes) or self.transactions.ended:
             for _ in range(MAX_GATHERING):
                 if not self._may_gather():
                     break
                 await asyncio.sleep(GATHER_INTERVAL)
-            self._transacted = 0
+            self.transactions.ended = 0
         if len(self.dispatch.outcomes):
             await self._write(self.dispatch.take_outcomes())
             self.dispatch.start_next_steps(self._flush.take_continuing())
@@ -311,20 +304,14 @@ class Pipeline:
         """Return whether it is too early to write and to claim. Steps that await end one by one: while the worker has
         tasks to start, and no task waits for its outcome to be durable, doing that one by one would cost more than the
         steps do."""
-        outcomes = self.dispatch.outcomes
-        is_small = (
-            len(outcomes) + self._transacted < SMALL_BATCH and not outcomes.continued and not self._flush.returned
-        )
+        outcomes, ended = self.dispatch.outcomes, self.transactions.ended
+        goes_on = outcomes.continued or self._flush.returned
+        is_small = len(outcomes) + ended < SMALL_BATCH and not goes_on
         return is_small and bool(self.dispatch.ready) and self.leaving is None
 
     async def _write(self, outcomes: Outcomes) -> None:
         self._note_outcomes(outcomes)
         await self._flush.flush(outcomes)
-
-    def _note_transacted(self, outcomes: Outcomes) -> None:
-        """Note outcomes that a transaction of their steps has written. They come one by one, and so would the claims."""
-        self._transacted += len(outcomes)
-        self._note_outcomes(outcomes)
 
     def _note_outcomes(self, outcomes: Outcomes) -> None:
         """Note what the outcomes say about the next claims."""

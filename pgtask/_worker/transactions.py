@@ -62,6 +62,8 @@ class Transactions:
         self._looking = asyncio.Lock()  # one statement at a time over the link
         self._idle_timeout = max(1000, int(1000 * lease_timeout))
         self._written = written
+        self.ended = 0
+        """Outcomes that were written since the pump last reset this. They come one by one, and so would the claims."""
         self._running: set[asyncio.Task[None]] = set()
         self._slow_log = SparingLog(log, logging.WARNING, "transaction.slow")
 
@@ -205,6 +207,7 @@ class Transactions:
         for part in parts:
             self._flush.returned += self._flush.end_written(part, None, written, None, is_certain=written is None)
             self._written(part)
+            self.ended += len(part)
         return []
 
     async def _write(self, transaction: StepTransaction, parts: Sequence[Outcomes], position: int) -> list[TaskLease]:

@@ -24,9 +24,10 @@ def current_step() -> dict[str, Any]:
     lease = current_lease.get(None) or executing()
     if lease is None:
         return {}
-    if (tasks := getattr(lease, "tasks", None)) is not None:  # a batch
-        return {"step": lease.label, "tasks": tasks}
-    fields = {"task": lease.id, "step": lease.label}
+    leases = getattr(lease, "leases", (lease,))  # of the call of a batch
+    if len(leases) > 1:
+        return {"step": lease.label, "tasks": len(leases)}
+    fields = {"task": leases[0].id, "step": lease.label}
     if checkpoint := current_checkpoint.get(""):
         fields["checkpoint"] = checkpoint
     return fields

@@ -145,5 +145,33 @@ class BatchContext(msgspec.Struct, eq=False):
     resources: Any
     _tools: Any = None  # `StepTools` of the worker
 
+    @property
+    def client(self) -> Client:
+        """The client of the worker, on the connections of `db`: enqueues tasks and triggers runs, for `async def` only.
+
+        Raises `EnqueueError` in a thread, and in a context that no worker has made.
+        """
+        if self._tools is None:
+            raise EnqueueError("ctx.client: no worker has made this context; in a test, run the step by a MemoryWorker")
+        client: Client = self._tools.client()
+        return client
+
+    def transaction(
+        self, *, isolation: Literal["repeatable_read", "serializable"] | None = None
+    ) -> AbstractAsyncContextManager[Connection]:
+        """Begin a transaction whose writes commit together with the outcomes of all steps of this call, or not at all.
+
+            async with ctx.transaction() as conn:
+                await conn.executemany("INSERT INTO sums (id, sum) VALUES ($1, $2)", [...])
+            return Done()
+
+        As `Context.transaction`. If the lease of a step was lost, all is rolled back, and the worker calls `run_batch`
+        again without that step. For `async def run_batch`; raises `OutcomeError` in a thread.
+        """
+        if self._tools is None or self._tools.transactions is None:
+            raise OutcomeError("ctx.transaction() needs a worker: this context has none")
+        block: AbstractAsyncContextManager[Connection] = self._tools.transactions.open_batch(self, isolation)
+        return block
+
     def __repr__(self) -> str:
         return f"BatchContext({len(self.task_ids)} tasks)"

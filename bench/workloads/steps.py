@@ -38,6 +38,7 @@ __all__ = [
     "Third",
     "Write",
     "WriteAtOnce",
+    "WriteAtOnceWithin",
     "WriteWithin",
 ]
 
@@ -174,6 +175,21 @@ class WriteWithin(Transact):
         return Done()
 
 
+class TransactBatch(Task):
+    """One step that writes a row, many with one statement in the transaction of their outcomes."""
+
+
+class WriteAtOnceWithin(TransactBatch):
+    policy = Policy(batch=Batch(500))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[WriteAtOnceWithin], ctx: BatchContext) -> Done:
+        async with ctx.transaction() as conn:
+            await conn.execute(WRITE_MANY, [step.number for step in steps])
+        return Done()
+
+
 class DbQuery(Task):
     """One step that sends a query to the database."""
 
@@ -277,5 +293,19 @@ class Measure(Probe):
 
 
 TASKS = (
-    *(Noop, NoopBatch, Chain5, Sleep0, Cpu1ms, SqlWrite, SqlWriteBatch, Transact, DbQuery, Payload, Slow, Shared, Probe),
+    *(
+        Noop,
+        NoopBatch,
+        Chain5,
+        Sleep0,
+        Cpu1ms,
+        SqlWrite,
+        SqlWriteBatch,
+        Transact,
+        DbQuery,
+        Payload,
+        Slow,
+        Shared,
+        Probe,
+    ),
 )

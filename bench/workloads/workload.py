@@ -24,6 +24,7 @@ from bench.workloads.steps import (
     Third,
     Write,
     WriteAtOnce,
+    WriteAtOnceWithin,
     WriteWithin,
 )
 from pgtask import Task
@@ -91,6 +92,12 @@ WORKLOADS = {
             is_idle=False,
             query=WRITE,
             is_transaction=True,
+        ),
+        Workload(
+            "transactbatch",
+            WriteAtOnceWithin,
+            setup="CREATE TABLE bench_effects (number bigint NOT NULL)",
+            is_idle=False,
         ),
         Workload("dbquery", Ask, tasks=50_000, is_idle=False, query=QUERY),
         Workload("payload1k", lambda number: Carry(number, _random_text(1_000)), tasks=100_000),

@@ -397,6 +397,26 @@ cdef class Dispatcher:
                 else:
                     finish_step(self, lease, outcome, None)
 
+    def end_batched_in_transaction(self, list leases, list were_suspects):
+        """End steps of a batch whose outcomes are in the database, or were dropped."""
+        cdef TaskLease lease
+        for lease, was_suspect in zip(leases, were_suspects):
+            self.unmark_step(lease, was_suspect)
+            self.ended += 1
+            lease.batch = None
+
+    def interrupt_batched(self, list leases, error, double delay):
+        """End steps of a batch that run again after `delay` seconds through no fault of their own."""
+        cdef TaskLease lease
+        for lease in leases:
+            self.unmark_step(lease, lease.claims > 1)
+            self.ended += 1
+            lease.batch = None
+            if lease.state == RUNNING and lease.reason == NOT_CANCELLED:
+                interrupt_try(self, lease, error, delay)
+            else:
+                finish_step(self, lease, None, error)
+
     def end_batch(self):
         """Free the slot of a batch."""
         self.suspended -= 1
@@ -451,8 +471,8 @@ cdef class Dispatcher:
 
     # The end of a step whose outcome a transaction writes.
 
-    def draft_outcome(self, TaskLease lease, outcome):
-        """Apply an outcome to a buffer of its own. Return the buffer; whether it is an outcome that the step may have,
+    def draft_outcome(self, TaskLease lease, outcome, error=None):
+        """Apply an outcome, or an error, to a buffer of its own. Return the buffer; whether it is an outcome that the step may have,
         else the buffer has its failed try; and what `undo_outcome` needs."""
         before = (
             lease.entry, lease.step, lease.tried, lease.claims, lease.transitions, self.interruptions.get(lease.id, 0)
@@ -460,7 +480,7 @@ cdef class Dispatcher:
         shared = self.outcomes
         self.outcomes = Outcomes()
         try:
-            is_valid = finish_step(self, lease, outcome, None)
+            is_valid = finish_step(self, lease, outcome, error)
             return self.outcomes, is_valid, before
         finally:
             self.outcomes = shared

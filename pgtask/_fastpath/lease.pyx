@@ -46,7 +46,7 @@ cdef class TaskLease:
     cdef object timer  # of the timeout of a step that suspended or is in a thread
     cdef double began_at  # seconds of `clock` at which its step began, if the end of steps is logged
     cdef public object transaction  # `StepTransaction` that its step has begun and that has not ended, else None
-    cdef public bint is_held  # that transaction has locked its row, so no other session can end the lease
+    cdef public bint has_locked_row  # that transaction has locked its row, so no other session can end the lease
     cdef readonly bint is_executing  # its step has suspended or is in a thread, and has not ended
     cdef public object batch  # that its step runs in, or None
     cdef readonly object progress  # that its step has reported, or None
@@ -145,7 +145,7 @@ cdef class Leases:
         """Return the leases last renewed before that time of `lease_clock`, but for those that are held. Safe for the
         renewing thread."""
         cdef TaskLease lease
-        return [lease for lease in list(self.by_id.values()) if lease.renewed < time and not lease.is_held]
+        return [lease for lease in list(self.by_id.values()) if lease.renewed < time and not lease.has_locked_row]
 
     def mark_renewed(self, list leases, double sent):
         """Note that these leases were renewed by a statement sent at that time. Safe for the renewing thread."""

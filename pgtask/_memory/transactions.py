@@ -9,9 +9,9 @@ from typing import Any
 
 from pgtask._fastpath import Outcomes, TaskLease
 from pgtask._memory.dispatch import MemoryDispatch
-from pgtask._postgres.step_transaction import CommitUnknown, Interrupted, StepTransaction
+from pgtask._postgres.step_transaction import CommitUnknown, Interrupted, StepTransaction, forget
 from pgtask._settings import DEFAULT_LEASE_TIMEOUT
-from pgtask._worker.transactions import Transactions, forget
+from pgtask._worker.transactions import Transactions
 
 __all__ = ["MemoryTransactions"]
 

@@ -7,6 +7,7 @@ back to the pool when the fate of the transaction is known, or when the connecti
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeAlias
@@ -20,12 +21,14 @@ from pgtask._postgres.store import DEADLINE, statement
 from pgtask._postgres.transactions import planned_by_index
 from pgtask.errors import DatabaseError, DatabaseUnavailable, OutcomeError
 
-__all__ = ["CommitUnknown", "Interrupted", "Isolation", "StepTransaction", "is_conflict"]
+__all__ = ["CommitUnknown", "Interrupted", "Isolation", "StepTransaction", "forget", "is_conflict"]
 
 Isolation: TypeAlias = Literal["repeatable_read", "serializable"]
 
 ROLLBACK_TIMEOUT = 5.0  # seconds; then the connection is dropped, which does the same
 LOCK_TIMEOUT = "2s"  # for the rows of the tasks: renewals, for one, lock them for a moment
+INTERRUPTION_DELAY = 1.0  # seconds until a step runs again whose connection was lost, or whose row was locked
+MAX_CONFLICT_DELAY = 0.1  # seconds until one runs again that has lost a race
 MAX_HOLDS = 5  # tries to lock the rows of the leases, each under a snapshot of its own
 _FENCE: dict[str, str | None] = {
     **PLAN_SETTINGS,
@@ -38,16 +41,25 @@ _FENCE: dict[str, str | None] = {
 """The settings under which the outcome is written. None is the default of the session."""
 
 
+def forget(transaction: StepTransaction) -> None:
+    """Take a transaction that has ended from its leases."""
+    for lease in transaction.leases:
+        if lease.transaction is transaction:
+            lease.transaction = None
+
+
 class Interrupted(Exception):
     """The transaction was rolled back through no fault of its step.
 
-    `error` is the cause; `at_once`: it has lost a race against another transaction, so it may run again at once.
+    `error` is the cause; `delay`: the seconds until its steps run again. One that has lost a race against another
+    transaction may run again at once: after a random time, so that two do not meet again.
     """
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, *, lost_race: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
-        self.at_once = is_conflict(error)
+        has_lost = lost_race or is_conflict(error)
+        self.delay = random.uniform(0.0, MAX_CONFLICT_DELAY) if has_lost else INTERRUPTION_DELAY
 
 
 class CommitUnknown(Exception):
@@ -137,7 +149,7 @@ class StepTransaction:
         for number in range(1, MAX_HOLDS + 1):
             try:
                 async with planned_by_index(self._raw, lock_timeout=LOCK_TIMEOUT):
-                    held = await self._raw.fetch(statement("hold"), *_ids_and_tokens(self.leases))
+                    held = await self._raw.fetch(statement("lock_leases"), *_ids_and_tokens(self.leases))
                 break
             except (asyncpg.SerializationError, asyncpg.LockNotAvailableError):
                 if number == MAX_HOLDS:
@@ -147,7 +159,7 @@ class StepTransaction:
         if len(held) < len(self.leases):
             raise OutcomeError(f"{self.label} has lost its lease, so it cannot begin a transaction")
         for lease in self.leases:
-            lease.is_held = True
+            lease.has_locked_row = True
 
     async def open_savepoint(self) -> Any:
         """Open a savepoint, and return it for `close_savepoint`."""
@@ -290,7 +302,7 @@ class StepTransaction:
         if self.watch is not None:
             self.watch.cancel()
         for lease in self.leases:
-            lease.is_held = False
+            lease.has_locked_row = False
         connection, self.connection = self.connection, None
         if connection is not None:
             await release_quietly(self._pool, connection)

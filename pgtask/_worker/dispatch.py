@@ -110,6 +110,7 @@ class Dispatch(Dispatcher):
             yield
         finally:
             self._is_unlogged = False
+
     def end_transaction(self, lease: TaskLease, outcome: Any, error: BaseException | None) -> None:
         self.tools.transactions.end_step(lease, outcome, error)
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pgtask._current import current_lease
 from pgtask._fastpath import StepEntry, TaskLease
 from pgtask._log import EventLog
+from pgtask._postgres.step_transaction import Interrupted, StepTransaction, forget, is_conflict
+from pgtask._retry import throttled_seconds
 from pgtask._worker.forked import called_in_thread, end_if_copy
 from pgtask.errors import OutcomeError, StepTimeout
 from pgtask.outcome import USAGE, Done, Fail, Next
@@ -34,12 +36,19 @@ def _short_repr(thing: object) -> str:
         return f"a {type(thing).__name__}"
 
 
-class _Label:
-    """Names a batch in the lines that its code logs."""
+class _WrongResult(OutcomeError):
+    """A result of `run_batch` that is not the outcomes of its steps."""
 
-    def __init__(self, label: str, tasks: int) -> None:
+
+_ROLLED_BACK = Exception("the transaction of a call that goes on without it")
+
+
+class _Call:
+    """One call of `run_batch`, as `current_lease` names it."""
+
+    def __init__(self, label: str, leases: list[TaskLease]) -> None:
         self.label = label
-        self.tasks = tasks
+        self.leases = leases
 
 
 class _Timed:
@@ -125,17 +134,61 @@ class RunningBatch:
         entry = leases[0].entry
         assert entry is not None
         result, error = await self._attempt(entry, leases)
-        if self._is_stopped or error is None:
+        outcomes: list[Any] | None = None
+        if error is None:
+            read = self._read(entry, leases, result)
+            outcomes, error = (None, read) if isinstance(read, _WrongResult) else (read, None)
+        transaction: StepTransaction | None = leases[0].transaction
+        if transaction is not None:
+            error = await self._end_transaction(transaction, leases, outcomes, error)
             if error is None:
-                self._distribute(entry, leases, result)
-            else:
-                self._dispatch.end_batched(leases, None, asyncio.CancelledError())
-        elif len(leases) == 1 or self._dispatch.is_interruption(error):
-            self._dispatch.end_batched(leases, None, error)
+                return
+        if outcomes is not None and (error is None or error is _ROLLED_BACK):
+            self._dispatch.end_batched(leases, outcomes, None)
+        elif self._is_stopped:
+            self._dispatch.end_batched(leases, None, asyncio.CancelledError())
+        elif isinstance(error, Interrupted):
+            self._dispatch.interrupt_batched(leases, error.error, error.delay)
+        elif isinstance(error, _WrongResult):
+            self._end_wrong(entry.codec.label, leases, error)
         else:
-            middle = len(leases) // 2
-            log.debug("batch.halved", step=entry.codec.label, tasks=len(leases), error=repr(error)[:200])
-            self._parts += [leases[middle:], leases[:middle]]
+            assert error is not None
+            self._divide(entry, leases, error)
+
+    def _divide(self, entry: StepEntry, leases: list[TaskLease], error: BaseException) -> None:
+        """End the steps of a call that has raised, or divide them for two further calls."""
+        if len(leases) == 1 or self._dispatch.is_interruption(error) or throttled_seconds(error) is not None:
+            self._dispatch.end_batched(leases, None, error)
+            return
+        middle = len(leases) // 2
+        log.debug("batch.halved", step=entry.codec.label, tasks=len(leases), error=repr(error)[:200])
+        self._parts += [leases[middle:], leases[:middle]]
+
+    async def _end_transaction(
+        self,
+        transaction: StepTransaction,
+        leases: list[TaskLease],
+        outcomes: list[Any] | None,
+        error: BaseException | None,
+    ) -> BaseException | None:
+        """End the transaction of a call. Return its error, or None if all is written or is called again."""
+        if transaction.is_over:  # an error has left its first block, and it was rolled back there
+            forget(transaction)
+            if error is not None and transaction.lost_race:
+                return Interrupted(error, lost_race=True)
+            return error or _ROLLED_BACK
+        if outcomes is None or self._is_stopped:
+            await transaction.roll_back()
+            forget(transaction)
+            return Interrupted(error) if error is not None and is_conflict(error) else error
+        try:
+            lost = await self._dispatch.tools.transactions.end_call(transaction, leases, outcomes)
+        except Exception as raised:
+            return raised
+        if lost:
+            gone = set(lost)
+            self._parts.append([lease for lease in leases if lease not in gone])
+        return None
 
     # --- one call
 
@@ -143,7 +196,7 @@ class RunningBatch:
         """Call `run_batch` once, for the timeout of the policy at most. Returns its result, or the error."""
         loop = asyncio.get_running_loop()
         variables = self._dispatch.context.copy()
-        variables.run(current_lease.set, leases[0] if len(leases) == 1 else _Label(entry.codec.label, len(leases)))
+        variables.run(current_lease.set, _Call(entry.codec.label, leases))
         call = self._call = loop.create_task(self._run(entry, leases, variables), context=variables)
         await asyncio.wait([call], timeout=entry.timeout or None)
         is_late = not call.done()
@@ -172,21 +225,18 @@ class RunningBatch:
 
     # --- the end of a call
 
-    def _distribute(self, entry: StepEntry, leases: list[TaskLease], result: Any) -> None:
-        """Give each step its outcome."""
+    def _read(self, entry: StepEntry, leases: list[TaskLease], result: Any) -> list[Any] | _WrongResult:
+        """Return an outcome for each step, or the error of all."""
         if isinstance(result, (Done, Next, Fail)):
-            self._dispatch.end_batched(leases, [result] * len(leases), None)
-            return
+            return [result] * len(leases)
         label, count = entry.codec.label, len(leases)
         if isinstance(result, (list, tuple)):
             if len(result) == count:
-                self._dispatch.end_batched(leases, list(result), None)
-                return
+                return list(result)
             what = f"returned {len(result)} outcomes for {count} steps"
         else:
             what = "returned None: a return is missing" if result is None else f"returned {_short_repr(result)}"
-        wrong = OutcomeError(f"{label} {what}; return {USAGE} for all, or a list with one for each, in their order")
-        self._end_wrong(label, leases, wrong)
+        return _WrongResult(f"{label} {what}; return {USAGE} for all, or a list with one for each, in their order")
 
     def _end_wrong(self, label: str, leases: Sequence[TaskLease], error: OutcomeError) -> None:
         """Fail a try of all steps, and say so once."""

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Any, get_args
 from uuid import UUID
@@ -22,21 +21,26 @@ from uuid import UUID
 from pgtask import _current
 from pgtask._fastpath import Outcomes, TaskLease
 from pgtask._log import EventLog
-from pgtask._postgres.step_transaction import CommitUnknown, Interrupted, Isolation, StepTransaction, is_conflict
+from pgtask._postgres.step_transaction import (
+    CommitUnknown,
+    Interrupted,
+    Isolation,
+    StepTransaction,
+    forget,
+    is_conflict,
+)
 from pgtask._postgres.store import Link
 from pgtask._sparing import SparingLog
 from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import Flush
 from pgtask.errors import OutcomeError, RowsLocked, StatementTimeout
-from pgtask.task import Context
+from pgtask.task import BatchContext, Context
 
-__all__ = ["Transactions", "forget"]
+__all__ = ["Transactions"]
 
 log = EventLog("pgtask.transactions")
 
 SLOW = 1.0  # seconds for which a transaction may be open before the log names it
-INTERRUPTION_DELAY = 1.0  # seconds until a step runs again whose connection was lost, or whose row was locked
-MAX_CONFLICT_DELAY = 0.1  # seconds until one runs again that has lost a race; random, so that two do not meet again
 LOOK_INTERVAL = 0.2  # seconds between two looks at rows that a transaction of unknown fate has locked
 
 
@@ -83,6 +87,15 @@ class Transactions:
             )
         return _Block(self, leases, isolation)
 
+    def open_batch(self, context: BatchContext, isolation: Isolation | None) -> AbstractAsyncContextManager[Any]:
+        """Return a block of the transaction of the call with this context."""
+        call = _current.current_lease.get(None)
+        leases: list[TaskLease] = getattr(call, "leases", [])
+        if [lease.id for lease in leases] != list(context.task_ids):
+            raise OutcomeError("ctx.transaction() is called outside of the call that ctx belongs to, or after its end")
+        self._check_loop(leases[0].label, "run_batch")
+        return self.open_for(leases, isolation)
+
     def _lease_of(self, context: Context) -> TaskLease:
         lease = _current.current_lease.get(None) or _current.executing() or self._dispatch.leases.get(context.task_id)
         if lease is None or lease.id != context.task_id or not lease.is_running:
@@ -92,15 +105,18 @@ class Transactions:
                 f"{lease.label}: ctx.transaction() is for the steps of a task; in a workflow, record the effect by a "
                 "step, and make that step idempotent"
             )
+        self._check_loop(lease.label, "run")
+        return lease
+
+    def _check_loop(self, label: str, method: str) -> None:
         try:
             is_on_loop = asyncio.get_running_loop() is self._loop
         except RuntimeError:
             is_on_loop = False
         if not is_on_loop:
             raise OutcomeError(
-                f"{lease.label} runs in a thread, where ctx.transaction() cannot be used: make it async def run"
+                f"{label} runs in a thread, where ctx.transaction() cannot be used: make it async def {method}"
             )
-        return lease
 
     async def begin(self, leases: Sequence[TaskLease], isolation: Isolation | None) -> StepTransaction:
         """Begin a transaction, and give it to the leases."""
@@ -127,7 +143,7 @@ class Transactions:
         if transaction.is_over:  # an error has left its first block, and it was rolled back there
             lease.transaction = None
             if error is not None and transaction.lost_race:
-                self._dispatch.end_interrupted(lease, error, _conflict_delay())
+                self._dispatch.end_interrupted(lease, error, Interrupted(error, lost_race=True).delay)
             else:
                 self._dispatch.end_step(lease, outcome, error)
             return
@@ -148,7 +164,7 @@ class Transactions:
             await transaction.roll_back()
             forget(transaction)
             if error is not None and is_conflict(error):
-                self._dispatch.end_interrupted(lease, error, _conflict_delay())
+                self._dispatch.end_interrupted(lease, error, Interrupted(error).delay)
             else:
                 self._dispatch.end_step(lease, outcome, error)
         except BaseException as broken:  # else no part of the worker would learn of it
@@ -168,8 +184,7 @@ class Transactions:
             lost = await self.commit(transaction, outcomes)
         except Interrupted as interruption:
             self._dispatch.undo_outcome(lease, before)
-            delay = _conflict_delay() if interruption.at_once else INTERRUPTION_DELAY
-            self._dispatch.end_interrupted(lease, interruption.error, delay)
+            self._dispatch.end_interrupted(lease, interruption.error, interruption.delay)
             return
         except Exception as error:
             self._dispatch.undo_outcome(lease, before)
@@ -178,6 +193,47 @@ class Transactions:
         if lost:
             self._flush.end_written(outcomes, [], [], [], is_certain=True)
         self._dispatch.end_written(lease, is_suspect)
+
+    # --- the end of a call of a batch
+
+    async def end_call(
+        self, transaction: StepTransaction, leases: list[TaskLease], outcomes: list[Any]
+    ) -> list[TaskLease]:
+        """Write the outcomes of a call, one for each lease, an exception for a failed try, and commit.
+
+        Returns the leases that were lost: nothing is written then, and the call is to be repeated without them.
+
+        Raises `Interrupted`, `OutcomeError` for an outcome that a step may not have, and other errors of the step;
+        nothing is written then. All leases run again, but those that were lost.
+        """
+        drafts, undo = Outcomes(), []
+        were_suspects = [lease.claims > 1 for lease in leases]
+        try:
+            for lease, outcome in zip(leases, outcomes, strict=True):
+                error = outcome if isinstance(outcome, BaseException) else None
+                with self._dispatch.unlogged() if error is None else nullcontext():
+                    draft, is_valid, before = self._dispatch.draft_outcome(lease, outcome, error)
+                undo.append((lease, before))
+                if error is None and not is_valid:
+                    raise OutcomeError(f"{lease.label} returned an outcome that this step may not have")
+                drafts.absorb(draft)
+            lost = await self.commit(transaction, drafts)
+        except BaseException:
+            await transaction.roll_back()
+            forget(transaction)
+            for lease, before in undo:
+                self._dispatch.undo_outcome(lease, before)
+            raise
+        if not lost:
+            self._dispatch.end_batched_in_transaction(leases, were_suspects)
+            return []
+        gone = set(lost)
+        for lease, before in undo:
+            if lease not in gone:
+                self._dispatch.undo_outcome(lease, before)
+        self._flush.end_written(drafts.divide({lease.id for lease in lost})[0], [], [], [], is_certain=True)
+        self._dispatch.end_batched_in_transaction(lost, [lease.claims > 1 for lease in lost])
+        return lost
 
     # --- the end of any transaction
 
@@ -258,13 +314,6 @@ class Transactions:
         await self._link.close()
 
 
-def forget(transaction: StepTransaction) -> None:
-    """Take a transaction that has ended from its leases."""
-    for lease in transaction.leases:
-        if lease.transaction is transaction:
-            lease.transaction = None
-
-
 class _Block(AbstractAsyncContextManager[Any]):
     """`async with ctx.transaction()`: the transaction of a step, or a savepoint of it if there is one already."""
 
@@ -300,7 +349,3 @@ class _Block(AbstractAsyncContextManager[Any]):
         elif error is not None:
             self._transaction.lost_race = is_conflict(error)
             await self._transaction.roll_back()
-
-
-def _conflict_delay() -> float:
-    return random.uniform(0.0, MAX_CONFLICT_DELAY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ CREATE TABLE call (
     at timestamptz DEFAULT clock_timestamp(), pid integer, step text, numbers integer[], attempts integer[], kind text
 );
 """
+LOADED = "CREATE TABLE loaded (number integer PRIMARY KEY DEFERRABLE)"
 AN_HOUR = timedelta(hours=1)
 
 
@@ -184,6 +186,45 @@ class Poisoned(Batched):
         if any(step.kills for step in steps):
             ctypes.string_at(0)
         await note(ctx, steps, "end")
+        return Done()
+
+
+class Loaded(Batched):
+    """Writes a row for each step, which must not be there twice, in the transaction of the outcomes."""
+
+    policy = Policy(batch=Batch(16))
+    number: int
+    how: str = ""
+
+    @classmethod
+    async def run_batch(
+        cls, steps: Sequence[Loaded], ctx: BatchContext
+    ) -> list[Done | Next[Single] | Fail | Exception]:
+        await note(ctx, steps)
+        hows = {step.how for step in steps}
+        async with ctx.transaction() as conn:
+            await conn.execute("INSERT INTO loaded SELECT * FROM unnest($1::integer[])", [one.number for one in steps])
+            if "gate" in hows:
+                await ctx.db.execute("INSERT INTO call (step) VALUES ('inside')")
+                while not Path(os.environ["BATCHED_GATE"]).exists():
+                    await asyncio.sleep(0.01)
+        if "raise" in hows:
+            raise ValueError("after the block")
+        with contextlib.suppress(ZeroDivisionError):
+            async with ctx.transaction() as conn:
+                await conn.execute("INSERT INTO loaded VALUES ($1)", -steps[0].number)
+                _ = 1 / 0
+        kinds: dict[str, Any] = {"next": Next(Single(1)), "fail": Fail("no"), "error": KeyError("one"), "wrong": 5}
+        return [kinds.get(step.how, Done()) for step in steps]
+
+
+class LoadedInThread(Batched):
+    policy = Policy(batch=Batch(16))
+    number: int
+
+    @classmethod
+    def run_batch(cls, steps: Sequence[LoadedInThread], ctx: BatchContext) -> Done:
+        ctx.transaction()
         return Done()
 
 

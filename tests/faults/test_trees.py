@@ -33,9 +33,8 @@ def test_tree_finishes_exactly_once_under_kills(dsn: str, rows: Rows) -> None:
     nodes = trees.size(WIDTHS)
     for statement in trees.LEDGER:
         rows(statement)
+    put(dsn, trees.Node("0", WIDTHS))
     with Fleet(dsn, "--burst", "--concurrency", "50", app="trees:app", procs=2) as fleet:
-        fleet.until("worker.ready", times=2)
-        put(dsn, trees.Node("0", WIDTHS))
         for number in range(KILLS):
             share = nodes * (number + 1) // (KILLS + 2)
             rows.until("SELECT count(*) >= $1 FROM ledger", share, timeout=PATIENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from fix_database import run
@@ -23,11 +23,19 @@ FILL = """
 def writes(ids: list[UUID], tokens: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
     """Each write of these leases: the statement, and its parameters."""
     lease, none = (ids, tokens), [None] * len(ids)
+    done = (*lease, *NOTHING, [], 1, *NOTHING, *[[]] * 7, False)
+    continued = (*NOTHING, *lease, ["{}"] * len(ids), 1, *NOTHING, *[[]] * 7, False)
+    rescheduled = (*NOTHING, *NOTHING, [], 1, *lease, *[none] * 7, False)
+    new = [ids, [uuid4() for _ in ids], ["{}"] * len(ids), none, none, ["default"] * len(ids), [0] * len(ids), none]
     return {
-        "done": ("flush", (*lease, *NOTHING, [], 1, *NOTHING, *[[]] * 7, False)),
-        "continued": ("flush", (*NOTHING, *lease, ["{}"] * len(ids), 1, *NOTHING, *[[]] * 7, False)),
-        "rescheduled": ("flush", (*NOTHING, *NOTHING, [], 1, *lease, *[none] * 7, False)),
+        "done": ("flush", done),
+        "continued": ("flush", continued),
+        "rescheduled": ("flush", rescheduled),
         "archived": ("archive", lease),
+        "done, enqueues": ("flush_enqueue", (*done, *new)),
+        "continued, enqueues": ("flush_enqueue", (*continued, *new)),
+        "rescheduled, enqueues": ("flush_enqueue", (*rescheduled, *new)),
+        "archived, enqueues": ("archive_enqueue", (*done, *new)),
         "renewed": ("renew", (*lease, 60.0)),
         "renewed with progress": ("renew_progress", (*lease, 60.0, ["{}"] * len(ids))),
         "released": ("release", lease),
@@ -71,5 +79,6 @@ def test_write_takes_the_token_of_each_task(dsn: str, how: str) -> None:
             after = await worker.fetch(query)
             assert before[:2] == after[:2]
             assert before[2:] != after[2:]
+            assert len(after) <= 3 + how.endswith("enqueues"), "a new task of an outcome that was not written"
 
     run(main())

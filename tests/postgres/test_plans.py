@@ -18,8 +18,9 @@ from claim_kit import ALL_LEASES
 from fix_database import fresh_database, run
 from plans import Plan, Session
 from sessions import our_session
+from trees import Closes
 
-from pgtask._fastpath import Leases, Outcomes
+from pgtask._fastpath import Codec, Leases, NewTask, Outcomes
 from pgtask._postgres.lanes import lane_parameters
 from pgtask._postgres.migrate import migrate
 from pgtask._postgres.store import HOT_SETTINGS, statement
@@ -64,6 +65,9 @@ ENDLESS = float("inf")
 LANES = [("default", 0, 0.0), *((f"q{n}", priority, 0.0) for n in range(4) for priority in range(3))]
 
 
+CODEC = Codec(Closes, "Tree", "Closes", False)
+
+
 class Call(NamedTuple):
     statement: str
     args: tuple[Any, ...]
@@ -71,7 +75,7 @@ class Call(NamedTuple):
     most: int
 
 
-def outcomes(kind: str, rows: list[Any]) -> tuple[Any, ...]:
+def outcomes(kind: str, rows: list[Any], *, new_tasks: bool = False) -> tuple[Any, ...]:
     leases, _ = Leases().add_claimed([(row["id"], "{}", 0, 1, None) for row in rows], TOKEN, 0.0)
     made = Outcomes()
     for lease in leases:
@@ -81,7 +85,14 @@ def outcomes(kind: str, rows: list[Any]) -> tuple[Any, ...]:
             made.add_continued(lease, '{"T":{"Next":null}}')
         else:
             made.add_rescheduled(lease, None, 1, None, 5.0)
-    return made.parameters()
+        if new_tasks:
+            made.add_new_tasks(lease, [NewTask(CODEC, uuid4(), "{}", None, None, "default", 0, None)])
+    return made.parameters(1)
+
+
+def enqueuing(kind: str, rows: list[Any]) -> tuple[Any, ...]:
+    """The same outcomes, each with a new task. Without any, what inserts them is empty too."""
+    return outcomes(kind, rows, new_tasks=True) if rows else (*outcomes(kind, rows), *[[]] * 8)
 
 
 def calls(held: list[Any]) -> dict[str, Call]:
@@ -123,6 +134,9 @@ def calls(held: list[Any]) -> dict[str, Call]:
         "flush done": Call("flush", outcomes("done", held), {PRIMARY}, 8 * HELD),
         "flush continued": Call("flush", outcomes("continued", held), {PRIMARY}, 15 * HELD),
         "flush rescheduled": Call("flush", outcomes("rescheduled", held), {PRIMARY}, 22 * HELD),
+        "flush_enqueue done": Call("flush_enqueue", enqueuing("done", held), {PRIMARY}, 30 * HELD),
+        "flush_enqueue continued": Call("flush_enqueue", enqueuing("continued", held), {PRIMARY}, 40 * HELD),
+        "flush_enqueue rescheduled": Call("flush_enqueue", enqueuing("rescheduled", held), {PRIMARY}, 45 * HELD),
         "enqueue": Call("enqueue", (uuid4(), "{}", *now, None), set(), 40),
         "enqueue with a new key": Call("enqueue", (uuid4(), "{}", *now, "new"), set(), 50),
         "enqueue with a key that is there": Call("enqueue", (uuid4(), "{}", *now, "key 300"), set(), 20),
@@ -212,6 +226,7 @@ def test_worker_fires_no_trigger(found_plans: dict[str, dict[str, Plan]], name: 
     allowed = {
         "enqueue": {"pg_task_inserted"},
         "enqueue_keyed": {"pg_task_inserted"},
+        "flush_enqueue": {"pg_task_inserted"},
         "release_orphaned": {"pg_task_touched"},
     }
     assert found_plans["analysed"][name].triggers <= allowed.get(calls([])[name].statement, set())

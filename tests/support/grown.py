@@ -90,11 +90,18 @@ def of_worker(held: list[UUID]) -> dict[str, Call]:
     continued = (*no_lease, *lease, ["{}"] * len(held), 1, *no_lease, *[[]] * 7, False)
     rescheduled = (*no_lease, *no_lease, [], 1, *lease, *[none] * 7, False)
     claim = ("default", 0, MANY, uuid4(), LEASE, 10_000, 0.0)
+    fresh = [uuid4() for _ in held]
+    queues = ["default"] * len(held)
+    new = (held, fresh, ["{}"] * len(held), none, none, queues, [0] * len(held), [str(id) for id in fresh])
     return {
         "flush done": Call(done, 10 * MANY),
         "flush continued": Call(continued, 10 * MANY),
         "flush rescheduled": Call(rescheduled, 10 * MANY),
         "archive": Call(lease, 10 * MANY),
+        "flush_enqueue done": Call((*done, *new), 20 * MANY),
+        "flush_enqueue continued": Call((*continued, *new), 20 * MANY),
+        "flush_enqueue rescheduled": Call((*rescheduled, *new), 20 * MANY),
+        "archive_enqueue": Call((*done, *new), 20 * MANY),
         "renew": Call((*lease, LEASE), 15 * MANY),
         "renew_locked": Call((held[0] if held else TOKEN, TOKEN, LEASE, 50), 10),
         "release": Call(lease, 10 * MANY),

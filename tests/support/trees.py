@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import timedelta
+from pathlib import Path
 
 from pgtask import App, Context, Done, Enqueue, Next, Task
 
-__all__ = ["LEDGER", "Closes", "Fans", "Grows", "Node", "Rejects", "Tree", "app", "size"]
+__all__ = ["LEDGER", "Closes", "Fans", "Grows", "Node", "Rejects", "Tree", "Waits", "app", "size"]
 
 LEDGER = (
     "CREATE TABLE ledger (step text)",
@@ -57,6 +59,17 @@ class Fans(Tree):
 
     async def run(self, ctx: Context) -> Done:
         return Done(enqueue=[Enqueue(Closes(self.name), after=timedelta(seconds=self.seconds))])
+
+
+class Waits(Tree):
+    """Waits for a file, and then enqueues one that is due now, and one that is due soon."""
+
+    file: str
+
+    async def run(self, ctx: Context) -> Done:
+        while not Path(self.file).exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
+        return Done(enqueue=[Closes("now"), Enqueue(Closes("soon"), after=timedelta(seconds=0.5))])
 
 
 class Rejects(Tree):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,14 +64,22 @@ def test_archived_tasks_enqueue_too(dsn: str, rows: Rows, monkeypatch: pytest.Mo
     assert rows("SELECT count(*), count(DISTINCT step) FROM pg_task_archive WHERE outcome = 'done'") == [(13, 13)]
 
 
-def test_new_tasks_run_at_once_where_nothing_notifies(dsn: str, rows: Rows) -> None:
-    """The worker polls itself: it does not wait for the notification, nor for its next poll, an hour from now."""
+ASLEEP = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock')"
+
+
+def test_new_tasks_run_at_once_where_nothing_notifies(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    """The worker that waits for tasks polls by itself: neither a notification nor the next poll, an hour from now, is
+    what it waits for."""
     rows(f"ALTER DATABASE {rows.value('SELECT quote_ident(current_database())')} SET pgtask.notify = 'off'")
     for statement in trees.LEDGER:
         rows(statement)
-    put(dsn, trees.Node("0", [2, 2]), trees.Fans("soon", 0.5))
+    go = tmp_path / "go"
+    put(dsn, trees.Waits(str(go)))
     with working(dsn, *PATIENT, app="trees_patient:app"):
-        rows.until("SELECT count(*) = 9 FROM ledger")
+        rows.until("SELECT count(*) = 1 FROM pg_task WHERE locked_by IS NOT NULL")
+        rows.until(ASLEEP)
+        go.touch()
+        rows.until("SELECT count(*) = 3 FROM ledger")
 
 
 def test_new_task_that_the_database_refuses_parks_its_task(dsn: str, rows: Rows) -> None:

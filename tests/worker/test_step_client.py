@@ -44,8 +44,8 @@ def test_step_enqueues_on_the_connections_of_its_worker(dsn: str, rows: Rows, fl
     assert sorted(row[0] for row in rows("SELECT text FROM noted")) == EVERYTHING
 
 
-def test_step_in_a_transaction_of_another_default_finds_its_key(dsn: str, rows: Rows) -> None:
-    """The sessions of the user have the user's settings: one that sees a single snapshot would not find the holder."""
+def test_step_enqueues_where_the_default_isolation_is_another(dsn: str, rows: Rows) -> None:
+    """The sessions of `ctx.db` have the settings of the database, not ours."""
     rows("CREATE TABLE noted (text text)")
     rows(f"ALTER DATABASE {rows.value('SELECT current_database()')} SET default_transaction_isolation = 'serializable'")
     enqueue(dsn, enqueuing.Begin())

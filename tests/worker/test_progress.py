@@ -101,7 +101,8 @@ def test_statement_renews_all_and_writes_under_their_leases_only(dsn: str, rows:
 def test_outcome_clears_the_progress(dsn: str, rows: Rows, how: str) -> None:
     ids, token = put(dsn, reporting.Check("none")), uuid4()
     rows("UPDATE pg_task SET locked_by = $1, lock_expires_at = now(), progress = '{\"done\":1}'", token)
-    lease, none = ([list(ids), [token]], [[], []])
+    lease: list[list[Any]] = [list(ids), [token]]
+    none: list[list[Any]] = [[], []]
     continued, rescheduled = (lease, none) if how == "continued" else (none, lease)
     fields = [[None] * len(rescheduled[0])] * 7
     rows(statement("flush"), *none, *continued, ["{}"] * len(continued[0]), 1, *rescheduled, *fields, False)

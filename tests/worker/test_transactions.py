@@ -445,15 +445,16 @@ def test_use_elsewhere_is_refused(dsn: str) -> None:
     play(dsn, scenario)
 
 
-def test_settings_of_the_step_do_not_reach_the_outcome(dsn: str) -> None:
+@pytest.mark.parametrize("outcome", [Done(), Next(Later("x"))], ids=["one", "any"])
+def test_settings_of_the_step_do_not_reach_the_outcome(dsn: str, outcome: Any) -> None:
     async def scenario(stage: TransactStage) -> None:
         await stage.db.execute("DROP ROLE IF EXISTS tenant; CREATE ROLE tenant; GRANT ALL ON effect TO tenant")
 
-        async def act(ctx: Context) -> Done:
+        async def act(ctx: Context) -> Any:
             await effect(ctx)
             async with ctx.transaction() as conn:
                 await conn.execute("SET LOCAL search_path = nowhere; SET LOCAL ROLE tenant")
-            return Done()
+            return outcome
 
         stage.acts["act"] = act
         await stage.run("act")

@@ -25,8 +25,8 @@ def current_step() -> dict[str, Any]:
     if lease is None:
         return {}
     leases = getattr(lease, "leases", (lease,))  # of the call of a batch
-    if len(leases) > 1:
-        return {"step": lease.label, "tasks": len(leases)}
+    if len(leases) != 1:
+        return {"step": lease.label, "tasks": len(leases)} if leases else {"step": lease.label}
     fields = {"task": leases[0].id, "step": lease.label}
     if checkpoint := current_checkpoint.get(""):
         fields["checkpoint"] = checkpoint

@@ -48,7 +48,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
       further one up to `max_delay` (`backoff="exponential"`).
     - `jitter`: the share (0 to 1) of the delay that is drawn at random: 0.25 makes 10 s anything from 7.5 to 12.5 s.
     - `timeout`: the longest time for one try; then the worker cancels it, which counts as a failed try. A `def run`
-      cannot be cancelled: its thread is abandoned and its result dropped.
+      cannot be cancelled: its thread is abandoned and its result dropped. A worker waits for a `def run_batch`.
     - `batch`: how many steps a `run_batch` gets at once, and how long they wait for each other.
     - `queue`, `priority`: where a task that starts or arrives at this step waits; workers claim a higher priority
       first.

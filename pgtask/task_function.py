@@ -54,7 +54,7 @@ class TaskFunction(Generic[P, ResultT]):
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Task:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Task:
         """Make the step that calls the function with these arguments. Raises `TypeError`."""
         try:
             if self._has_keywords_only and args:

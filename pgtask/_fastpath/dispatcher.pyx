@@ -404,6 +404,15 @@ cdef class Dispatcher:
             self.unmark_step(lease, was_suspect)
             self.ended += 1
             lease.batch = None
+        self.wake_pump()
+
+    def was_interrupted(self, list leases):
+        """Return whether one of these steps was interrupted before in this worker."""
+        cdef TaskLease lease
+        for lease in leases:
+            if lease.id in self.interruptions:
+                return True
+        return False
 
     def interrupt_batched(self, list leases, error, double delay):
         """End steps of a batch that run again after `delay` seconds through no fault of their own."""
@@ -472,8 +481,8 @@ cdef class Dispatcher:
     # The end of a step whose outcome a transaction writes.
 
     def draft_outcome(self, TaskLease lease, outcome, error=None):
-        """Apply an outcome, or an error, to a buffer of its own. Return the buffer; whether it is an outcome that the step may have,
-        else the buffer has its failed try; and what `undo_outcome` needs."""
+        """Apply an outcome, or an error, to a buffer of its own. Return the buffer; whether it is an outcome that the
+        step may have, else the buffer has its failed try; and what `undo_outcome` needs."""
         before = (
             lease.entry, lease.step, lease.tried, lease.claims, lease.transitions, self.interruptions.get(lease.id, 0)
         )
@@ -486,7 +495,9 @@ cdef class Dispatcher:
             self.outcomes = shared
 
     def undo_outcome(self, TaskLease lease, tuple before):
-        """Undo `draft_outcome`: the step has not ended."""
+        """Undo `draft_outcome`: the step has not ended, unless its lease was lost meanwhile."""
+        if lease.state != ENDED:
+            return
         lease.entry, lease.step, lease.tried, lease.claims, lease.transitions, times = before
         if times:
             self.interruptions[lease.id] = times

@@ -6,6 +6,7 @@ from pgtask.outcome import NO_TASKS, USAGE, Done, Fail, Next
 
 cdef object CancelledError = asyncio.CancelledError
 cdef int MAX_INTERRUPTIONS = 5  # in a row and in this worker: the last one counts as a failed try
+cdef str LOCK_TIMEOUT = "55P03"  # another session has locked a row for too long: never the fault of the step
 cdef int MAX_TRANSITIONS = 100  # under one lease; then the task queues up again behind the others
 
 
@@ -186,7 +187,7 @@ cdef void fail_try(Dispatcher dispatcher, TaskLease lease, error):
 cdef void interrupt_try(Dispatcher dispatcher, TaskLease lease, error, double delay):
     """Run a step again after a delay that has lost the database, or a race in it: not a failed try, unless that has
     happened too often. Its process lives, so this claim counts no crash."""
-    if not is_excused(dispatcher, lease):
+    if not is_excused(dispatcher, lease) and getattr(error, "sqlstate", None) != LOCK_TIMEOUT:
         count_failed_try(dispatcher, lease, error)
         return
     reschedule(dispatcher, lease, None, None, None, delay, None, None, max(lease.claims - 1, 0))

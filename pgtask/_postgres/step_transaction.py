@@ -233,6 +233,12 @@ class StepTransaction:
             return not self._raw.is_closed()
         return False
 
+    def left_behind(self) -> OutcomeError:
+        """Return the error of a step that has returned while another asyncio task begins its transaction."""
+        return OutcomeError(
+            f"{self.label} returned while another asyncio task begins ctx.transaction(); await that task first"
+        )
+
     def _ended_by_hand(self) -> OutcomeError:
         return OutcomeError(
             f"{self.label} has ended the transaction of ctx.transaction() by itself: leave COMMIT, ROLLBACK and the "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
+import sys
 from collections.abc import Callable
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Batches"]
 
 MAX_GATHERED = 2 * MAX_SIZE  # steps in open groups: beyond it the largest group does not wait for more
-HINT_AGE = 1.0  # seconds after which the size of the last batch says nothing about the next tasks
+MAX_FLOAT = sys.float_info.max
 
 
 class _Kind:
@@ -57,11 +57,13 @@ class _Kind:
         if self.weight_of is None:
             return value, 0.0
         weight = self.weight_of(step)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not is_number or not 0 <= weight <= MAX_FLOAT:
+            shown = repr(weight)[:100]
             raise OutcomeError(
-                f"{self.entry.codec.label}: Batch(weight=...) gives {weight!r}, which is no number of 0 or more"
+                f"{self.entry.codec.label}: Batch(weight=...) gives {shown}, which is no number of 0 or more"
             )
-        return value, weight
+        return value, float(weight)
 
 
 def _getter(rule: str | Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
@@ -92,7 +94,9 @@ class Batches:
         self._closed = dispatch.closed_batches
         self._running: set[RunningBatch] = set()
         self._is_close_scheduled = self._is_start_scheduled = False
-        self._size, self._size_at = 0, -math.inf  # of the class of the last step that came, and when
+        self._size = 0  # of the class of the last step that came
+        self._came = self._came_before = self._started_before = 0  # steps, in all and at the last claim
+        self._came_alone = False  # all steps that have started between the last two claims run in batches
         self._sure_size = 0  # of the largest batch, if all steps of the app run in batches
 
     def gather(self, lease: TaskLease) -> None:
@@ -104,15 +108,16 @@ class Batches:
             kind = self._kinds[entry] = _Kind(entry)
         try:
             value, weight = kind.classify(lease.step)
+            key = entry, value
+            group = self._groups.get(key)  # which compares values of the user
         except BaseException as error:
             self._dispatch.end_batched([lease], None, error)
             return
-        self._size, self._size_at = kind.size, time.monotonic()
+        self._size = kind.size
+        self._came += 1
         if lease.claims > 1:
             self._add_closed([lease])
             return
-        key = entry, value
-        group = self._groups.get(key)
         if group is not None and group.weight + weight > kind.max_weight:
             self._close(group)
             group = None
@@ -125,7 +130,7 @@ class Batches:
         if len(group.leases) >= kind.size or group.weight >= kind.max_weight:
             self._close(group)
         elif self._gathered > MAX_GATHERED:
-            self._close(max(self._groups.values(), key=lambda one: len(one.leases)))
+            self._close(next(iter(self._groups.values())))  # the oldest
 
     def _open_group(self, key: tuple[StepEntry, Any], kind: _Kind) -> _Group:
         group = self._groups[key] = _Group(key)
@@ -182,7 +187,8 @@ class Batches:
             if not leases:
                 continue
             is_barred = dispatch.quarantined and leases[0].claims == 1
-            if is_barred or (self._running and dispatch.marks.room < len(leases)):
+            has_marks = dispatch.marks.room - self._concurrency >= len(leases)  # single steps need theirs
+            if is_barred or (self._running and not has_marks):
                 postponed.append(leases)
                 continue
             batch = RunningBatch(dispatch, leases)
@@ -209,6 +215,7 @@ class Batches:
             else:
                 taken += [lease for lease in leases if lease.is_ready]
         self._dispatch.forget_started(len(taken))
+        self._came -= len(taken)
         return taken
 
     @property
@@ -232,7 +239,15 @@ class Batches:
         batches."""
         if self._dispatch.suspended >= self._concurrency:
             return 0
-        return self._size if time.monotonic() - self._size_at <= HINT_AGE else self._sure_size
+        return self._size if self._came_alone else self._sure_size
+
+    def note_claim(self) -> None:
+        """Note, before a claim, whether all that has started since the last one runs in batches: a single step that
+        computes is worth one slot, whatever runs beside it."""
+        started = self._dispatch.steps
+        if started > self._started_before:
+            self._came_alone = self._came - self._came_before >= started - self._started_before
+            self._came_before, self._started_before = self._came, started
 
     def expect(self, sizes: list[int | None]) -> None:
         """Note the sizes of the batches of all steps of the app; None is a step that runs alone."""

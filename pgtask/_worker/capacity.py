@@ -48,6 +48,7 @@ class Capacity:
     def update(self) -> None:
         """Adapt the prefetch to the totals of the dispatcher. Call it before a claim."""
         dispatch, late, self.late = self._dispatch, self.late, 0.0
+        dispatch.batches.note_claim()
         self.prefetch.update_window(
             busy=dispatch.busy,
             started=dispatch.steps + dispatch.refused,

@@ -36,8 +36,12 @@ def _short_repr(thing: object) -> str:
         return f"a {type(thing).__name__}"
 
 
-class _WrongResult(OutcomeError):
-    """A result of `run_batch` that is not the outcomes of its steps."""
+class _WrongResult(Exception):
+    """A result of `run_batch` that is not the outcomes of its steps. `error` is the one that its steps get."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.error = OutcomeError(text)
 
 
 _ROLLED_BACK = Exception("the transaction of a call that goes on without it")
@@ -90,6 +94,7 @@ class RunningBatch:
         self._call: asyncio.Task[Any] | None = None
         self._called: list[TaskLease] = []
         self._is_stopped = False
+        self._is_thread = False
 
     @property
     def extra(self) -> int:
@@ -107,7 +112,8 @@ class RunningBatch:
 
     async def _drive(self) -> None:
         try:
-            self._parts = [self._dispatch.begin_batch(self._waiting, self)]
+            if not self._dispatch.draining:  # else the leases are released
+                self._parts = [self._dispatch.begin_batch(self._waiting, self)]
             self._waiting = []
             while self._parts and not self._is_stopped:
                 self._called = [lease for lease in self._parts.pop() if self._keep(lease)]
@@ -148,18 +154,30 @@ class RunningBatch:
         elif self._is_stopped:
             self._dispatch.end_batched(leases, None, asyncio.CancelledError())
         elif isinstance(error, Interrupted):
-            self._dispatch.interrupt_batched(leases, error.error, error.delay)
+            if self._may_divide(leases):
+                self._divide_in_halves(entry, leases, error.error)
+            else:
+                self._dispatch.interrupt_batched(leases, error.error, error.delay)
         elif isinstance(error, _WrongResult):
-            self._end_wrong(entry.codec.label, leases, error)
+            self._end_wrong(entry.codec.label, leases, error.error)
         else:
             assert error is not None
             self._divide(entry, leases, error)
 
     def _divide(self, entry: StepEntry, leases: list[TaskLease], error: BaseException) -> None:
         """End the steps of a call that has raised, or divide them for two further calls."""
-        if len(leases) == 1 or self._dispatch.is_interruption(error) or throttled_seconds(error) is not None:
+        is_interrupted = self._dispatch.is_interruption(error) and not self._may_divide(leases)
+        if len(leases) == 1 or is_interrupted or throttled_seconds(error) is not None:
             self._dispatch.end_batched(leases, None, error)
-            return
+        else:
+            self._divide_in_halves(entry, leases, error)
+
+    def _may_divide(self, leases: list[TaskLease]) -> bool:
+        """Return whether to divide a call that was interrupted: the second time, since one of its steps may be the
+        cause, and only a step that is alone may be charged for that."""
+        return len(leases) > 1 and self._dispatch.was_interrupted(leases)
+
+    def _divide_in_halves(self, entry: StepEntry, leases: list[TaskLease], error: BaseException) -> None:
         middle = len(leases) // 2
         log.debug("batch.halved", step=entry.codec.label, tasks=len(leases), error=repr(error)[:200])
         self._parts += [leases[middle:], leases[:middle]]
@@ -177,10 +195,14 @@ class RunningBatch:
             if error is not None and transaction.lost_race:
                 return Interrupted(error, lost_race=True)
             return error or _ROLLED_BACK
+        if not transaction.is_open:  # another asyncio task begins it
+            forget(transaction)
+            return error or transaction.left_behind()
         if outcomes is None or self._is_stopped:
             await transaction.roll_back()
             forget(transaction)
-            return Interrupted(error) if error is not None and is_conflict(error) else error
+            error = error or asyncio.CancelledError()
+            return Interrupted(error) if is_conflict(error) else error
         try:
             lost = await self._dispatch.tools.transactions.end_call(transaction, leases, outcomes)
         except Exception as raised:
@@ -193,19 +215,26 @@ class RunningBatch:
     # --- one call
 
     async def _attempt(self, entry: StepEntry, leases: list[TaskLease]) -> tuple[Any, BaseException | None]:
-        """Call `run_batch` once, for the timeout of the policy at most. Returns its result, or the error."""
+        """Call `run_batch` once, for the timeout of the policy at most. Return its result, or the error.
+
+        A thread cannot be cancelled. It keeps the slot, the marks and the leases until it has ended, since halves
+        beside it would run the same steps twice at once."""
+        self._is_thread = not entry.is_async
         loop = asyncio.get_running_loop()
         variables = self._dispatch.context.copy()
-        variables.run(current_lease.set, _Call(entry.codec.label, leases))
+        described = _Call(entry.codec.label, leases)
+        variables.run(current_lease.set, described)
         call = self._call = loop.create_task(self._run(entry, leases, variables), context=variables)
         await asyncio.wait([call], timeout=entry.timeout or None)
         is_late = not call.done()
         if is_late:
-            call.cancel()
+            if entry.is_async:
+                call.cancel()
             await asyncio.wait([call])
         self._call = None
+        described.leases = []  # what the call has left behind is no part of the next one
         result, error = (None, asyncio.CancelledError()) if call.cancelled() else call.result()
-        if is_late and isinstance(error, asyncio.CancelledError):
+        if is_late and (isinstance(error, asyncio.CancelledError) or not entry.is_async):
             late = StepTimeout(f"{entry.codec.label} ran longer than its timeout of {entry.timeout:g} s")
             error = late.with_traceback(error.__traceback__)
         return result, error
@@ -227,9 +256,14 @@ class RunningBatch:
 
     def _read(self, entry: StepEntry, leases: list[TaskLease], result: Any) -> list[Any] | _WrongResult:
         """Return an outcome for each step, or the error of all."""
-        if isinstance(result, (Done, Next, Fail)):
-            return [result] * len(leases)
         label, count = entry.codec.label, len(leases)
+        if isinstance(result, (Done, Next, Fail)):
+            if count > 1 and getattr(result, "enqueue", None):
+                return _WrongResult(
+                    f"{label} returned one outcome with enqueue= for {count} steps, which would enqueue once for each; "
+                    "return a list with an outcome for each, in their order"
+                )
+            return [result] * count
         if isinstance(result, (list, tuple)):
             if len(result) == count:
                 return list(result)
@@ -248,11 +282,11 @@ class RunningBatch:
 
     def note_lost(self) -> None:
         """Cancel the call if none of its steps is ours any more."""
-        if self._call is not None and not any(lease.is_running for lease in self._called):
+        if self._call is not None and not self._is_thread and not any(lease.is_running for lease in self._called):
             self._call.cancel()
 
     def stop(self) -> None:
         """Cancel the call: the leases are about to be released."""
         self._is_stopped = True
-        if self._call is not None:
+        if self._call is not None and not self._is_thread:
             self._call.cancel()

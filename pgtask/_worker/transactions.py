@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, get_args
 from uuid import UUID
@@ -33,7 +33,8 @@ from pgtask._postgres.store import Link
 from pgtask._sparing import SparingLog
 from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import Flush
-from pgtask.errors import OutcomeError, RowsLocked, StatementTimeout
+from pgtask._worker.new_tasks import seconds_until_due
+from pgtask.errors import DatabaseRefused, OutcomeError, RowsLocked, StatementTimeout
 from pgtask.task import BatchContext, Context
 
 __all__ = ["Transactions"]
@@ -91,7 +92,7 @@ class Transactions:
         """Return a block of the transaction of the call with this context."""
         call = _current.current_lease.get(None)
         leases: list[TaskLease] = getattr(call, "leases", [])
-        if [lease.id for lease in leases] != list(context.task_ids):
+        if not leases or [lease.id for lease in leases] != list(context.task_ids):
             raise OutcomeError("ctx.transaction() is called outside of the call that ctx belongs to, or after its end")
         self._check_loop(leases[0].label, "run_batch")
         return self.open_for(leases, isolation)
@@ -126,6 +127,9 @@ class Transactions:
         for lease in leases:
             lease.transaction = transaction
         await transaction.begin()
+        if any(lease.transaction is not transaction for lease in leases):  # the step has ended meanwhile
+            await transaction.roll_back()
+            raise OutcomeError(f"{transaction.label} has ended: await the asyncio task that uses ctx.transaction()")
         transaction.watch = self._loop.call_later(SLOW, self._note_slow, transaction, time.monotonic())
         return transaction
 
@@ -146,6 +150,10 @@ class Transactions:
                 self._dispatch.end_interrupted(lease, error, Interrupted(error, lost_race=True).delay)
             else:
                 self._dispatch.end_step(lease, outcome, error)
+            return
+        if not transaction.is_open:  # another asyncio task begins it
+            forget(transaction)
+            self._dispatch.end_step(lease, None, error or transaction.left_behind())
             return
         self._carry_through(self._end(lease, transaction, outcome, error))
 
@@ -206,34 +214,69 @@ class Transactions:
         Raises `Interrupted`, `OutcomeError` for an outcome that a step may not have, and other errors of the step;
         nothing is written then. All leases run again, but those that were lost.
         """
-        drafts, undo = Outcomes(), []
-        were_suspects = [lease.claims > 1 for lease in leases]
+        if gone := [lease for lease in leases if not lease.is_running]:
+            await transaction.roll_back()
+            forget(transaction)
+            self._dispatch.end_batched_in_transaction(gone, [lease.claims > 1 for lease in gone])
+            return gone
+        undo: list[tuple[TaskLease, tuple[Any, ...]]] = []
+        were_suspects, errors = [lease.claims > 1 for lease in leases], self._dispatch.errors
         try:
-            for lease, outcome in zip(leases, outcomes, strict=True):
-                error = outcome if isinstance(outcome, BaseException) else None
-                with self._dispatch.unlogged() if error is None else nullcontext():
-                    draft, is_valid, before = self._dispatch.draft_outcome(lease, outcome, error)
-                undo.append((lease, before))
-                if error is None and not is_valid:
-                    raise OutcomeError(f"{lease.label} returned an outcome that this step may not have")
-                drafts.absorb(draft)
-            lost = await self.commit(transaction, drafts)
+            drafts, is_valid = self._draft(leases, outcomes, undo)
+            if is_valid:
+                lost = await self.commit(transaction, drafts)
+            elif len(leases) > 1:
+                raise OutcomeError(f"{leases[0].label} returned an outcome that its step may not have")
         except BaseException:
             await transaction.roll_back()
             forget(transaction)
+            self._dispatch.errors = errors
             for lease, before in undo:
                 self._dispatch.undo_outcome(lease, before)
             raise
+        if not is_valid:  # the draft is the failed try
+            await transaction.roll_back()
+            forget(transaction)
+            self._dispatch.outcomes.absorb(drafts)
+            lost = []
         if not lost:
+            self._log_failures(leases, outcomes, drafts)
             self._dispatch.end_batched_in_transaction(leases, were_suspects)
             return []
-        gone = set(lost)
+        self._dispatch.errors = errors
+        ids = {lease.id for lease in lost}
         for lease, before in undo:
-            if lease not in gone:
+            if lease.id not in ids:
                 self._dispatch.undo_outcome(lease, before)
-        self._flush.end_written(drafts.divide({lease.id for lease in lost})[0], [], [], [], is_certain=True)
+        self._flush.end_written(drafts.divide(ids)[0], [], [], [], is_certain=True)
         self._dispatch.end_batched_in_transaction(lost, [lease.claims > 1 for lease in lost])
         return lost
+
+    def _draft(
+        self, leases: list[TaskLease], outcomes: list[Any], undo: list[tuple[TaskLease, tuple[Any, ...]]]
+    ) -> tuple[Outcomes, bool]:
+        """Draft the outcomes of a call, and note in `undo` how to undo that. Return whether its steps may have them."""
+        drafts = Outcomes()
+        with self._dispatch.unlogged():
+            for lease, outcome in zip(leases, outcomes, strict=True):
+                error = outcome if isinstance(outcome, BaseException) else None
+                draft, is_valid, before = self._dispatch.draft_outcome(lease, outcome, error)
+                undo.append((lease, before))
+                drafts.absorb(draft)
+                if error is None and not is_valid:
+                    return drafts, False
+        return drafts, True
+
+    def _log_failures(self, leases: list[TaskLease], outcomes: list[Any], written: Outcomes) -> None:
+        """Log the tries of a call that have failed, now that this is in the database."""
+        failures = dict(zip(leases, outcomes, strict=True))
+        for row in written.rescheduled:
+            outcome = failures[row.lease]
+            error = outcome if isinstance(outcome, BaseException) else None
+            if row.error is not None:
+                self._dispatch.log_parked(row.lease, row.error, error)
+            elif error is not None:
+                self._dispatch.log_failed(row.lease, error, row.delay, row.tried or 0)
 
     # --- the end of any transaction
 
@@ -263,6 +306,8 @@ class Transactions:
         for part in parts:
             self._flush.returned += self._flush.end_written(part, None, written, None, is_certain=written is None)
             self._written(part)
+            if part.new_tasks:
+                self._flush.due_in(min(seconds_until_due(part)))
             self.ended += len(part)
         return []
 
@@ -306,6 +351,9 @@ class Transactions:
                 break
             except (RowsLocked, StatementTimeout):
                 await asyncio.sleep(LOOK_INTERVAL)
+            except DatabaseRefused as refused:  # its fate stays unknown: the leases expire
+                self._dispatch.fail_worker(refused)
+                raise
         return [id for id, _ in rows] if all(is_written for _, is_written in rows) else None
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ Invariants:
 """
 
 cimport cython
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 import asyncio
 

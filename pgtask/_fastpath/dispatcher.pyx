@@ -25,6 +25,8 @@ cdef class Dispatcher:
     cdef readonly Table table
     cdef readonly Leases leases
     cdef readonly Outcomes outcomes
+    cdef readonly Outcomes held_outcomes  # those of steps whose rows a transaction holds
+    cdef list unended  # held leases whose step goes on, or that may not run while they are held
     cdef readonly object ready  # deque of leases in state READY
     cdef readonly object closed_batches  # deque of lists of leases in state READY whose batch waits for a slot
     cdef readonly object set_aside  # deque of leases in state READY that wait for a thread
@@ -70,6 +72,8 @@ cdef class Dispatcher:
         self.table = table
         self.leases = leases
         self.outcomes = Outcomes()
+        self.held_outcomes = Outcomes()
+        self.unended = []
         self.ready = deque()
         self.set_aside = deque()
         self.closed_batches = deque()
@@ -155,6 +159,19 @@ cdef class Dispatcher:
         outcomes = self.outcomes
         self.outcomes = Outcomes()
         return outcomes
+
+    def take_held(self):
+        """End the turn of the held leases. Return their outcomes, those that have to be leased, since their step goes on
+        or may not run while they are held, and those that have not started."""
+        cdef TaskLease lease
+        cdef list unstarted = []
+        if self.ready:
+            unstarted = [lease for lease in self.ready if lease.in_turn]
+            self.ready = deque([lease for lease in self.ready if not lease.in_turn])
+        unended = [lease for lease in dict.fromkeys(self.unended) if lease.is_open or not lease.in_turn]
+        outcomes = self.held_outcomes
+        self.held_outcomes, self.unended = Outcomes(), []
+        return outcomes, unended, unstarted
 
     def take_ready(self):
         """Return the leases that have not started; none is ready afterwards."""
@@ -279,6 +296,8 @@ cdef class Dispatcher:
             self.count_refused()
             if error.family not in self.table.families and self.is_foreign(lease, error.family):
                 lease.state = RELEASED
+                if lease.in_turn:  # the end of the transaction releases it
+                    return False
                 self.foreign.append(lease)
                 if len(self.foreign) == 1:
                     self.wake_pump()

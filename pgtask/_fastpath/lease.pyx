@@ -41,6 +41,7 @@ cdef class TaskLease:
     cdef readonly double due  # of a suspect: its `wakeup_at` in seconds since the epoch, which names its group
     cdef double waiting_since  # seconds of `clock` from which it waits for its turn
     cdef int state
+    cdef readonly bint in_turn  # of the transaction of a turn, which has its row locked: there is no lease in the row yet
     cdef CancelReason reason  # why its step is being cancelled
     cdef object task  # the asyncio Task of a suspended step
     cdef object timer  # of the timeout of a step that suspended or is in a thread
@@ -121,6 +122,39 @@ cdef class Leases:
                 lease.due = row[5] if len(row) > 5 else 0.0
                 self.suspects.append(lease)
         return leases, displaced
+
+    def hold(self, list rows, token):
+        """Return leases for the rows (id, step, tried, claims, size, due) that a transaction has locked, suspects left
+        out, and those of ours they displace. The new ones are not in the table, since no row of theirs names a token."""
+        cdef TaskLease lease
+        cdef list leases = [], displaced = []
+        cdef double now = clock()
+        for row in rows:
+            if row[3]:
+                continue
+            lease = TaskLease.__new__(TaskLease)
+            lease.id = row[0]
+            lease.token = token
+            lease.envelope = row[1]
+            lease.tried = row[2]
+            lease.claims = 1
+            lease.size = row[4] or 0
+            lease.waiting_since = now
+            lease.in_turn = True
+            leases.append(lease)
+            if self.by_id and lease.id in self.by_id:
+                displaced.append(self.by_id[lease.id])
+        return leases, displaced
+
+    def lease(self, list leases, double sent):
+        """Add held leases that a statement sent at that time writes into their rows."""
+        cdef TaskLease lease
+        cdef double now = clock()
+        for lease in leases:
+            lease.in_turn = False
+            lease.renewed = sent
+            lease.waiting_since = now
+            self.by_id[lease.id] = lease
 
     def take_suspects(self):
         """Return the leases added since the last call that had a claim without an outcome before this one."""

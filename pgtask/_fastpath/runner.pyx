@@ -69,6 +69,22 @@ def executing():
     return executing_lease if executing_thread == PyThread_get_thread_ident() else None
 
 
+def executing_held():
+    """Return the lease whose step has the loop of the worker, if a transaction holds its row; else None. Safe for the
+    renewing thread."""
+    lease = executing_lease
+    return lease if lease is not None and (<TaskLease>lease).in_turn else None
+
+
+def lease_executing(Leases leases, TaskLease lease, double sent):
+    """Add a held lease to the table that a statement sent at that time has written into its row, unless its step has
+    ended. Return whether it did. Safe for the renewing thread: no line of it gives up the interpreter's lock."""
+    if lease is not executing_lease or not lease.in_turn:
+        return False
+    leases.lease([lease], sent)
+    return True
+
+
 _current.executing = executing
 
 
@@ -187,6 +203,10 @@ cdef class Runner:
         cdef Start start = ELSEWHERE
         if lease.state != READY or not dispatcher.prepare_step(lease):  # the interpreter's lock is kept in between
             pass
+        elif lease.in_turn and not (lease.entry.is_holdable and lease.entry.unsuspended >= PROVEN):
+            dispatcher.steps -= 1
+            lease.state = READY
+            dispatcher.unended.append(lease)
         elif lease.entry.batch is not None:
             dispatcher.gather_step(lease)
         elif not lease.entry.is_async:
@@ -284,6 +304,8 @@ cdef class Runner:
         self.lease, self.context = lease, variables
         lease.task = self.task
         lease.is_executing = True
+        if lease.in_turn:
+            dispatcher.unended.append(lease)
         dispatcher.suspended += 1
         dispatcher.marks.mark_suspended(lease)
         dispatcher.marks.leave_loop()

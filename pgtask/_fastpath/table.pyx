@@ -21,6 +21,7 @@ cdef class StepEntry:
     cdef readonly double timeout  # seconds; 0: none
     cdef readonly bint archive
     cdef readonly object batch  # None unless it runs in batches
+    cdef bint is_holdable  # its steps may run while a transaction holds their rows, once they have proved not to suspend
 
     def __init__(self, definition):
         self.codec = Codec(definition.cls, definition.task, definition.name, definition.transparent)
@@ -34,6 +35,7 @@ cdef class StepEntry:
         self.run = getattr(definition.cls, "run" if definition.batch is None else "run_batch", None)
         self.is_async = definition.is_async
         self.archive = definition.archive
+        self.is_holdable = self.is_async and self.run is not None and self.batch is None and not self.archive
         timeout = definition.policy.timeout
         self.timeout = 0 if timeout is None else timeout.total_seconds()
 

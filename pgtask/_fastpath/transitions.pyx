@@ -83,6 +83,9 @@ cdef bint apply_with_tasks(Dispatcher dispatcher, TaskLease lease, outcome) exce
     that the iterable of the user raises."""
     try:
         tasks = dispatcher.encode_new_tasks(lease, outcome.enqueue)
+        if lease.in_turn:  # a turn does not enqueue: it leases the task, and the flush writes the outcome
+            lease.in_turn = False
+            dispatcher.unended.append(lease)
         if type(outcome) is Next:
             continue_with(dispatcher, lease, outcome)
         else:
@@ -97,6 +100,9 @@ cdef bint apply_with_tasks(Dispatcher dispatcher, TaskLease lease, outcome) exce
 cdef void finish_task(Dispatcher dispatcher, TaskLease lease):
     """End a task, and keep it in the archive if its app or class says so."""
     lease.state = ENDED
+    if lease.in_turn:
+        dispatcher.held_outcomes.add_done(lease)
+        return
     if lease.entry.archive:
         dispatcher.outcomes.add_archived(lease)
     else:
@@ -127,6 +133,9 @@ cdef object continue_with(Dispatcher dispatcher, TaskLease lease, outcome):
     lease.progress = None
     lease.entry = then
     lease.step = step
+    if lease.in_turn:
+        dispatcher.held_outcomes.add_continued(lease, text)
+        return None
     dispatcher.outcomes.add_continued(lease, text)
     if len(dispatcher.outcomes) == 1:
         dispatcher.wake_pump()
@@ -249,6 +258,9 @@ cdef void reschedule(
 ):
     """Give a task out of the hands of this worker."""
     lease.state = ENDED
+    if lease.in_turn:
+        dispatcher.held_outcomes.add_rescheduled(lease, step, tried, error, delay, queue, priority, claims)
+        return
     dispatcher.outcomes.add_rescheduled(lease, step, tried, error, delay, queue, priority, claims)
     if len(dispatcher.outcomes) == 1:
         dispatcher.wake_pump()

@@ -101,6 +101,8 @@ class Link:
         self._was_sent = False  # whether the last statement has reached a connection
         self.outage: str | None = None
         """The error of the last try, while the database is unavailable."""
+        self.end_transaction: Callable[[], Awaitable[None]] | None = None
+        """Ends the transaction that is open on its connection (held.py), since each statement is its own."""
         self.lost_at = float("-inf")
         """The time at which it last was without a connection after a loss (monotonic seconds)."""
 
@@ -108,6 +110,11 @@ class Link:
     def is_unavailable(self) -> bool:
         """Return whether its last try has found the database unavailable."""
         return self.outage is not None
+
+    @property
+    def local_settings(self) -> Mapping[str, str]:
+        """The settings that a transaction behind a pooler brings along; none without one."""
+        return self._local_settings if self._pooled else {}
 
     @property
     def connection(self) -> Any:
@@ -144,18 +151,26 @@ class Link:
         allows; the connection is as good as before then. Cancelling it drops the connection; the server may or may not
         carry the statement out.
         """
+        text = statement(name)
         self._was_sent = False
+        if self.end_transaction is not None:
+            await self.end_transaction()
         connection = await self.open()
         self._was_sent = True
+        if self._pooled:
+            sent = fetch_in_transaction(connection, self._local_settings, text, *args)
+        else:
+            sent = connection.fetch(text, *args)
+        rows: list[Any] = await self.guard(connection, name, sent, deadline=deadline)
+        return rows
+
+    async def guard(self, connection: Any, name: str, sent: Awaitable[Any], *, deadline: float = DEADLINE) -> Any:
+        """Wait for what was sent over `connection`, our present one, and return its answer. Raises as `once` does."""
         watchdog = asyncio.get_running_loop().call_later(deadline, connection.terminate)
         self.statements += 1
-        text = statement(name)
         try:
             with map_errors():
-                if self._pooled:
-                    rows = await fetch_in_transaction(connection, self._local_settings, text, *args)
-                else:
-                    rows = await connection.fetch(text, *args)
+                answer = await sent
         except (RowsLocked, StatementTimeout):
             if self.outage is not None:
                 self._note_recovery()
@@ -174,7 +189,7 @@ class Link:
             watchdog.cancel()
         if self.outage is not None:
             self._note_recovery()
-        return rows
+        return answer
 
     async def run(
         self,

@@ -122,6 +122,7 @@ class ChildProcess:
             was_killed=self.was_killed,
             totals=self.totals,
             executing=self.marks.implicated(),
+            held=self.marks.held(),
         )
         self.close()
         return death

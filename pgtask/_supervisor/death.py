@@ -23,7 +23,8 @@ class Death(msgspec.Struct, frozen=True):
 
     `slot` is the slot before the end, `event` the meaning of the end for that slot. `code` is negative for a signal.
     `notice` is the last message of the process, if it sent one. `stacks` are those of a crash, `dump` the last ones
-    that it wrote on demand. `executing` are the tasks that it may have been executing.
+    that it wrote on demand. `executing` are the tasks that it may have been executing, `held` those of them that a
+    transaction may have held.
     """
 
     pid: int
@@ -38,6 +39,7 @@ class Death(msgspec.Struct, frozen=True):
     was_killed: bool
     totals: Totals
     executing: Sequence[bytes]
+    held: Sequence[bytes] = ()
 
     @property
     def holds_leases(self) -> bool:

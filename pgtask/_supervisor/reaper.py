@@ -38,19 +38,22 @@ MAX_PAUSE = 1.0
 MAX_HIDDEN = 5.0  # seconds for which a transaction behind a pooler is taken for one of the dead worker
 MAX_SHARE = 0.05  # of a lease, which is the time of the reaper, that one statement may take,
 MIN_LIMIT = 0.5  # and the seconds that it may in any case
+MAX_CHARGING = 10.0  # seconds for which it tries to charge a held task whose row another session has locked
 MAX_NAMED = 20  # implicated tasks in the log; one crash implicates only those that were executing
 
 
 class DeadWorker(msgspec.Struct, frozen=True):
     """A worker to release leases for: the first half of its tokens, the implicated tasks, and the cause of its death.
 
-    The death counts against an implicated task only if the dead worker still held it.
+    The death counts against an implicated task only if the dead worker still held it; against one of `held`, whose row
+    a transaction of it may have held, if it is still due.
     """
 
     worker: bytes
     pid: int
     implicated: Sequence[bytes]
     cause: str
+    held: Sequence[bytes] = ()
 
 
 class Reapers:
@@ -73,7 +76,8 @@ class Reapers:
         if death.implicates and death.was_killed:
             cause, stacks = f"its loop was silent for {self._config.stall:g} s (--stall)", death.dump
         implicated = death.executing if death.implicates else []
-        self._dead.append(DeadWorker(death.worker, death.pid, implicated, f"{cause}\n{stacks}".rstrip()))
+        held = death.held if death.implicates else []
+        self._dead.append(DeadWorker(death.worker, death.pid, implicated, f"{cause}\n{stacks}".rstrip(), held))
 
     def start(self, parent_fd: int, *, close: Iterable[int]) -> None:
         """Fork a reaper if a dead worker waits for one; the reaper leaves when `parent_fd` reads EOF."""
@@ -109,7 +113,8 @@ async def _release_all(config: Config, dead: Sequence[DeadWorker], parent_fd: in
     assert config.dsn is not None
     limit = {"statement_timeout": f"{1000 * max(MIN_LIMIT, config.lease_timeout * MAX_SHARE):.0f}ms"}
     link = Link(config.dsn, "pgtask reaper", pooled=not config.listen, settings=limit)
-    releases = [_Release(link, worker, pooled=not config.listen) for worker in dead]
+    patience = min(MAX_CHARGING, config.lease_timeout / 2)
+    releases = [_Release(link, worker, pooled=not config.listen, patience=patience) for worker in dead]
     try:
         async with asyncio.timeout(config.lease_timeout) as deadline:
             _leave_with_parent(parent_fd, deadline)
@@ -144,11 +149,12 @@ class _Release:
     """The release of one dead worker's leases, a statement at a time: of all leases, or of portions of them once that
     was too slow. A lease that is too slow alone is left to expire."""
 
-    def __init__(self, link: Link, dead: DeadWorker, *, pooled: bool) -> None:
+    def __init__(self, link: Link, dead: DeadWorker, *, pooled: bool, patience: float = MAX_CHARGING) -> None:
         self._link = link
         self._dead = dead
         self._pooled = pooled
         self._bounds = UUID(bytes=dead.worker + bytes(8)), UUID(bytes=dead.worker + b"\xff" * 8)
+        self._patience = patience  # seconds for a held task whose row is locked
         self._may_park = True  # False once another session has locked a row that the parking of a run writes
         self._answered_at: float | None = None  # when the first statement was answered (monotonic seconds)
         self._session_seen = True
@@ -218,7 +224,18 @@ class _Release:
         self._implicated += implicated
         self._parked += parked
         was_seen, self._session_seen = self._session_seen, session_seen
-        return not left and not was_seen  # a statement from before the session's end does not see its last commit
+        if left or was_seen:  # a statement from before the session's end does not see its last commit
+            return False
+        return not dead.held or await self._charge_held()
+
+    async def _charge_held(self) -> bool:
+        """Count the death against the tasks that were held. Return whether that is all: a task whose row is locked may
+        be under way in another worker, which it may kill as well."""
+        tasks = [UUID(bytes=task) for task in self._dead.held]
+        ((charged, locked),) = await self._link.run("charge_held", tasks, raises=(RowsLocked, StatementTimeout))
+        self._implicated += charged
+        assert self._answered_at is not None
+        return not locked or time.monotonic() - self._answered_at > self._patience
 
     def _log_release(self) -> None:
         """Log the implicated tasks, and then the sum."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from operator import itemgetter
 from typing import Any
 from uuid import UUID
@@ -122,22 +122,66 @@ class Claim:
         """Return whether a claim may find something now."""
         return bool(self._lanes) or time.monotonic() >= self.next_poll
 
+    async def prepare(self) -> tuple[str, int] | None:
+        """Find the lane of the next claim: poll if it is time, after the release of what a claim took whose reply was
+        lost. Return that lane, unless it has tasks of other apps, or the claim may not take all of it."""
+        await self._recover_claims()
+        if not self._lanes or time.monotonic() >= self.next_poll:
+            await self.poll_lanes()
+        if not self._lanes or (lane := self._lanes[0]).until < float("inf"):
+            return None
+        is_mixed = self.foreign is not None and self.foreign.is_mixed(lane.queue, lane.priority)
+        return None if is_mixed else (lane.queue, lane.priority)
+
+    async def hold_batch(self, limit: int, hold: Callable[..., Awaitable[list[Any]]]) -> tuple[list[Any], UUID]:
+        """Lock up to `limit` tasks of the lane that `prepare` has returned, by the statement that `hold` runs.
+
+        Returns the rows as `claim_batch` does, and a token that no row has yet. Raises `DatabaseUnavailable`."""
+        lane = self._lanes[0]
+        token = UUID(bytes=self._worker + os.urandom(8))
+        self.has_more = False
+        limit = self._lower(limit)
+        try:
+            rows = await hold("turn_lock", lane.queue, lane.priority, limit, self._max_step_bytes, lane.floor)
+        except StatementTimeout:
+            self._max_limit = max(1, limit // 2)
+            raise
+        rows.sort(key=_DUE)
+        self._measure_steps(rows)
+        self._update_lane(lane, rows, limit)
+        if self.foreign is not None:
+            self.foreign.remember_claim(token, lane.queue, lane.priority)
+        return rows, token
+
+    def return_to(self, lane: tuple[str, int], due: float) -> None:
+        """Claim from that lane from that time on (seconds since the epoch): a task of a claim was not started."""
+        for known in self._lanes:
+            if (known.queue, known.priority) == lane:
+                known.floor = min(known.floor, due - FLOOR_SLACK)
+                return
+        self.poll_soon()
+
+    def recover(self, token: UUID) -> None:
+        """Release, before the next claim, what a statement may have leased whose reply was lost."""
+        self._lost_tokens.append(token)
+
     async def claim_batch(
-        self, limit: int, *, suspects: bool = True, same_lane_from: float | None = None
+        self, limit: int, *, suspects: bool = True, same_lane_from: float | None = None, is_prepared: bool = False
     ) -> tuple[list[Any], UUID, float]:
         """Claim up to `limit` tasks of one lane, oldest first.
 
         Returns the rows (id, step, tried, claims, size, due), their token, and the time, by `lease_clock`, from which
         their lease counts. There are no rows when nothing is due, when other sessions have locked what is due, or when
         the connection was lost. Without `suspects`, it takes no task whose last claim ended without an outcome. With
-        `same_lane_from` it claims from the lane of the last claim, and no task that fell due before that time.
+        `same_lane_from` it claims from the lane of the last claim, and no task that fell due before that time. With
+        `is_prepared` it is the claim for which `prepare` was called.
 
         Raises `DatabaseRefused`. Cancelling it loses the answer; the leases then expire.
         """
-        for lost in list(self._lost_tokens):
-            await self._recover_claim(lost)
-        if same_lane_from is None and (not self._lanes or time.monotonic() >= self.next_poll):
-            await self.poll_lanes()
+        if same_lane_from is not None:
+            await self._recover_claims()
+        elif not is_prepared:
+            await self.prepare()
         token = UUID(bytes=self._worker + os.urandom(8))
         self.has_more = False
         sent = lease_clock()
@@ -239,6 +283,10 @@ class Claim:
         if rows:
             sample = rows[:: 1 + len(rows) // 20]
             self._mean_bytes += 0.2 * (sum(len(row[1] or "") for row in sample) / len(sample) - self._mean_bytes)
+
+    async def _recover_claims(self) -> None:
+        for token in list(self._lost_tokens):
+            await self._recover_claim(token)
 
     async def _recover_claim(self, token: UUID) -> None:
         """Release what a claim took whose reply was lost with the connection; no worker knows of these leases. Those

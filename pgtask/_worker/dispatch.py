@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,8 @@ class Dispatch(Dispatcher):
         self._is_foreign = is_foreign
         self._broke = broke
         self._interrupted_at = float("-inf")
+        self._turn: asyncio.Event | None = None  # of the end of the turn that is under way (hold.py)
+        self._turn_leases: set[TaskLease] = set()  # that this turn is about to write
         self._logged_at: dict[tuple[str, str], float] = {}  # by event and step: when it was last logged
 
     def wake_pump(self) -> None:
@@ -89,6 +91,27 @@ class Dispatch(Dispatcher):
 
     def is_foreign(self, lease: TaskLease, family: str) -> bool:
         return self._is_foreign(lease, family)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Begin a turn, and end it."""
+        self._turn = turn = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._turn, self._turn_leases = None, set()
+            turn.set()
+
+    def note_turn_leases(self, leases: list[TaskLease]) -> None:
+        """Note the leases that the end of the turn writes."""
+        self._turn_leases = set(leases)
+
+    async def wait_for_turn(self, leases: Sequence[TaskLease]) -> None:
+        """Wait until the rows of these leases name their token: the end of a turn may be about to write it."""
+        while (turn := self._turn) is not None:
+            if not any(lease.in_turn or lease in self._turn_leases for lease in leases):
+                return
+            await turn.wait()
 
     def fail_worker(self, error: BaseException) -> None:
         self._broke(error)

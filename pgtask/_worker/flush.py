@@ -258,6 +258,20 @@ class Flush:
         )
         return [lease for leases, found in kinds if found is not None for lease in leases if lease.id not in set(found)]
 
+    def count_held(self, outcomes: Outcomes, *, done: int, rescheduled: int) -> None:
+        """Count outcomes that the transaction which held their rows has written: so many are done, and so many were
+        rescheduled. It misses those whose write a trigger has suppressed."""
+        self.done += done
+        missed = len(outcomes.done) - done
+        if rescheduled == len(outcomes.rescheduled):
+            self.parked += sum(row.error is not None for row in outcomes.rescheduled)
+        missed += len(outcomes.rescheduled) - rescheduled
+        self.drop_held(missed)
+
+    def drop_held(self, outcomes: int) -> None:
+        """Count outcomes that were dropped, since the transaction which held their rows has not written them."""
+        self.lost += outcomes
+
     def _remove_ended(self, leases: list[TaskLease], written: list[UUID] | None, is_certain: bool) -> int:
         """Remove leases that have ended. Return how many were lost before: `written`, if not None, lacks those.
 

@@ -29,6 +29,7 @@ from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, build_table
 from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import Flush
 from pgtask._worker.forked import end_if_copy
+from pgtask._worker.hold import Hold
 from pgtask._worker.invariants import PumpInvariants
 from pgtask._worker.leaving import cancel_steps, release_leases
 from pgtask._worker.renew import MAX_WAIT, Renew
@@ -86,12 +87,18 @@ class Pipeline:
         self._build_journal(app)
         self._build_wake(stopped)
         self._capacity = Capacity(
-            self._leases,
-            self.dispatch,
-            self._flush,
-            self._suspects,
+            *(self._leases, self.dispatch, self._flush, self._suspects),
             concurrency=config.concurrency,
             batch=config.batch,
+        )
+        self._hold = Hold(
+            *(self.link, self._claim, self.dispatch, self._leases, self._flush, self._capacity, self._suspects),
+            lease_timeout=config.lease_timeout,
+            concurrency=config.concurrency,
+            work=self._work,
+            is_over=lambda: self.leaving is not None or self._failure is not None,
+            lose=self._lose,
+            watch=self.renew.watch_waiting,
         )
         self._invariants = PumpInvariants(self._leases, self.dispatch, self._flush, self._suspects)
 
@@ -338,9 +345,16 @@ class Pipeline:
         same_lane_from = self._suspects.fills_from
         if limit <= 0 or (same_lane_from is None and not self._claim.may_find_tasks):
             return False
+        lane = await self._claim.prepare() if same_lane_from is None else None
+        if lane is not None and self._hold.may_hold(lane, limit):
+            self._note_waiting(False)
+            return await self._hold.run_turn(lane, limit)
         began = time.monotonic()
         wanted = self._suspects.may_claim
-        rows, token, sent = await self._claim.claim_batch(limit, suspects=wanted, same_lane_from=same_lane_from)
+        rows, token, sent = await self._claim.claim_batch(
+            limit, suspects=wanted, same_lane_from=same_lane_from, is_prepared=True
+        )
+        self._hold.record_claim(lane, len(rows))
         if not rows:
             return self._claim.has_more
         self._capacity.prefetch.record_claim(time.monotonic() - began)
@@ -355,6 +369,7 @@ class Pipeline:
 
     async def _wait_for_work(self) -> None:
         """Wait until something happens, or a timer rings; there always is a timer, unless the worker leaves."""
+        await self._hold.end_unused()
         wait = max(0.0, min(self._suspects.seconds_to_wait(), self._flush.seconds_to_wait()))
         if self.leaving is None:
             wait = min(wait, self._seconds_to_claim())

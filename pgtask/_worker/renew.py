@@ -21,7 +21,7 @@ from uuid import UUID
 
 import msgspec
 
-from pgtask._fastpath import Leases, TaskLease
+from pgtask._fastpath import Leases, TaskLease, executing_held, lease_executing
 from pgtask._lease_clock import lease_clock
 from pgtask._log import EventLog
 from pgtask._postgres.portions import Portions
@@ -79,6 +79,8 @@ class Renew:
         self._refused = refused
         self._released = released
         self._call_soon, self._abandon_claim = call_soon, abandon_claim
+        self._blocking: TaskLease | None = None  # a held lease whose step has the loop, and since when
+        self._blocking_since = 0.0
         self._called_at: float | None = None  # the time of a call that the loop has not made yet
         self._is_watching = False  # whether it searches for leases that wait
         self._thread = threading.Thread(target=self._main, name="pgtask-renew", daemon=True)
@@ -219,7 +221,7 @@ class Renew:
         reported = 0  # of `taken`, the leases that `released` knows to be locked
         try:
             while True:
-                if not len(self._leases):
+                if not len(self._leases) and executing_held() is None:
                     self._is_watching = False
                     if not len(self._leases):  # else they were added just before
                         await self._holding.wait()
@@ -227,6 +229,7 @@ class Renew:
                 self._holding.clear()
                 await asyncio.sleep(WATCH_INTERVAL)
                 await self._recover_claim(link)
+                await self._lease_blocking(link)
                 taken += self._leases.take_overdue(MAX_WAIT)
                 if not taken:
                     continue
@@ -254,6 +257,22 @@ class Renew:
             with contextlib.suppress(DatabaseUnavailable):  # the worker's loop does it too, once it reads the answer
                 async with self._turn:
                     await link.once("claim_recover", token, deadline=self._max_delay)
+
+    async def _lease_blocking(self, link: Link) -> None:
+        """Lease the task whose step blocks the loop, if the transaction that held its row is over since then. Otherwise
+        one worker after the other would run it, and block."""
+        if (held := executing_held()) is not self._blocking:
+            self._blocking, self._blocking_since = held, time.monotonic()
+        if held is None or time.monotonic() - self._blocking_since < self._lease_timeout:
+            return
+        sent = lease_clock()
+        with contextlib.suppress(DatabaseUnavailable):
+            async with self._turn:
+                rows = await link.once("turn_lease", held.id, held.token, self._lease_timeout, deadline=self._max_delay)
+            if rows and lease_executing(self._leases, held, sent):
+                log.warning("hold.blocked", task=held.id, step=held.label, action="leased")
+            elif rows:
+                await self._release(link, [held])
 
     def _answer_call(self) -> None:
         self._called_at = None

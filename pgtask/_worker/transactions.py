@@ -119,6 +119,10 @@ class Transactions:
                 f"{label} runs in a thread, where ctx.transaction() cannot be used: make it async def {method}"
             )
 
+    async def until_leased(self, leases: Sequence[TaskLease]) -> None:
+        """Wait until the rows of these leases name their tokens, if a turn is to write that."""
+        await self._dispatch.wait_for_turn(leases)
+
     async def begin(self, leases: Sequence[TaskLease], isolation: Isolation | None) -> StepTransaction:
         """Begin a transaction, and give it to the leases."""
         transaction = StepTransaction(
@@ -372,6 +376,7 @@ class _Block(AbstractAsyncContextManager[Any]):
         self._savepoint: Any = None
 
     async def __aenter__(self) -> Any:
+        await self._transactions.until_leased(self._leases)
         transaction: StepTransaction | None = self._leases[0].transaction
         if transaction is None or transaction.is_over:
             self._transaction = await self._transactions.begin(self._leases, self._isolation)

@@ -219,7 +219,7 @@ class Bouncer:
 
 
 @contextlib.contextmanager
-def _open_directory(prefix: str) -> Iterator[Path]:
+def open_directory(prefix: str) -> Iterator[Path]:
     """One that pgbouncer and the server reach: as root, we run both as another user."""
     directory = Path(tempfile.mkdtemp(prefix=prefix))
     directory.chmod(0o755)
@@ -239,7 +239,7 @@ def pgbouncer_program() -> str:
 
 @pytest.fixture(scope="session")
 def pooled_server(pgbouncer_program: str) -> Iterator[Server]:
-    with _open_directory("pgtask-pooled-") as directory:
+    with open_directory("pgtask-pooled-") as directory:
         try:
             yield Server(directory)
         finally:
@@ -252,7 +252,7 @@ def bouncer(pgbouncer_program: str, pooled_server: Server) -> Iterator[Bouncer]:
     right password, when the test is over."""
     name = f"pooled_{time.monotonic_ns()}"
     pooled_server.execute(f"CREATE DATABASE {name} TEMPLATE template_tasks")
-    with _open_directory("pgtask-bouncer-") as directory:
+    with open_directory("pgtask-bouncer-") as directory:
         bouncer = Bouncer(pgbouncer_program, pooled_server, name, directory)
         try:
             yield bouncer

@@ -1,0 +1,16 @@
+-- Lease the task $1 under the token $2 for $3 seconds, whose step executes though the transaction that held its row is over,
+-- unless another worker has it by now. Plan: by the primary key, since the conditions match no partial index.
+UPDATE pg_task
+SET locked_by = $2,
+    lock_expires_at = clock_timestamp() + make_interval(secs => $3),
+    claims = 1,
+    position = 0
+WHERE id = ANY (ARRAY (
+    SELECT id
+    FROM pg_task
+    WHERE id = $1
+      AND coalesce(locked_by::text, error) IS NULL
+      AND claims = 0
+    FOR NO KEY UPDATE SKIP LOCKED
+))
+RETURNING id

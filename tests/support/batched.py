@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pgtask import App, Batch, BatchContext, Context, Done, Fail, Next, Policy, Task
+from pgtask import App, Batch, BatchContext, Context, Done, Enqueue, Fail, Next, Policy, Task
 
 CALLS = """
 CREATE TABLE call (
@@ -19,6 +20,7 @@ CREATE TABLE call (
 );
 """
 LOADED = "CREATE TABLE loaded (number integer PRIMARY KEY DEFERRABLE)"
+STRAYS: list[asyncio.Task[None]] = []
 AN_HOUR = timedelta(hours=1)
 
 
@@ -47,6 +49,26 @@ class Plain(Batched):
         await note(ctx, steps)
         if bad := [step.number for step in steps if step.bad]:
             raise ValueError(f"bad are {bad}")
+        return Done()
+
+
+class SlowInThread(Batched):
+    """Notes its beginning and its end in a file; some of its steps take longer than the timeout."""
+
+    policy = Policy(batch=Batch(16), timeout=timedelta(seconds=0.3))
+    number: int
+    path: str
+    waits: bool = False
+
+    @classmethod
+    def run_batch(cls, steps: Sequence[SlowInThread], ctx: BatchContext) -> Done:
+        numbers = ",".join(str(step.number) for step in steps)
+        with open(steps[0].path, "a") as file:
+            file.write(f"begin {numbers}\n")
+        if any(step.waits for step in steps):
+            time.sleep(0.6)
+        with open(steps[0].path, "a") as file:
+            file.write(f"end {numbers}\n")
         return Done()
 
 
@@ -216,6 +238,56 @@ class Loaded(Batched):
                 _ = 1 / 0
         kinds: dict[str, Any] = {"next": Next(Single(1)), "fail": Fail("no"), "error": KeyError("one"), "wrong": 5}
         return [kinds.get(step.how, Done()) for step in steps]
+
+
+class Cutter(Batched):
+    """One of its steps ends the session of its call."""
+
+    policy = Policy(batch=Batch(16))
+    number: int
+    cuts: bool = False
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Cutter], ctx: BatchContext) -> Done:
+        await note(ctx, steps)
+        if any(step.cuts for step in steps):
+            await ctx.db.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return Done()
+
+
+class Keyed(Batched):
+    """Enqueues with keys, in a transaction."""
+
+    policy = Policy(batch=Batch(16))
+    number: int
+    key: str | None = None
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Keyed], ctx: BatchContext) -> list[Done]:
+        async with ctx.transaction() as conn:
+            await conn.execute("INSERT INTO loaded SELECT * FROM unnest($1::integer[])", [one.number for one in steps])
+        return [Done(enqueue=[Enqueue(Single(step.number), key=step.key)]) for step in steps]
+
+
+class Stray(Batched):
+    """Leaves a task behind that writes when the call has ended."""
+
+    policy = Policy(batch=Batch(4))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Stray], ctx: BatchContext) -> Done:
+        async def write_late() -> None:
+            while not Path(os.environ["BATCHED_GATE"]).exists():
+                await asyncio.sleep(0.01)
+            try:
+                async with ctx.transaction() as conn:
+                    await conn.execute("INSERT INTO loaded VALUES (1)")
+            except Exception as error:
+                await ctx.db.execute("INSERT INTO call (step, kind) VALUES ('Stray', $1)", str(error))
+
+        STRAYS.append(asyncio.create_task(write_late()))
+        return Done()
 
 
 class LoadedInThread(Batched):

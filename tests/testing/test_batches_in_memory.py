@@ -70,6 +70,24 @@ class Weigh(Grouped):
         return Done()
 
 
+class Spread(Grouped):
+    policy = Policy(batch=Batch(5))
+    number: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Spread], ctx: BatchContext) -> Done:
+        return Done(enqueue=[Weigh("a", 1)])
+
+
+class Heavy(Grouped):
+    policy = Policy(batch=Batch(5, weight="size", max_weight=10))
+    size: int
+
+    @classmethod
+    async def run_batch(cls, steps: Sequence[Heavy], ctx: BatchContext) -> Done:
+        return Done()
+
+
 class Faulty(Grouped):
     policy = Policy(batch=Batch(10, by=lambda step: step.value, weight="weight", max_weight=1))
     value: list[int]
@@ -137,6 +155,12 @@ def test_crash_and_timeout_of_a_batch() -> None:
     assert "longer than its timeout of 60 s" in str([one.error for one in worker.tasks[3].tries])
 
 
+def test_one_outcome_with_new_tasks_for_many_steps_is_refused() -> None:
+    worker = run(work([Spread(1), Spread(2)]))
+    assert {task.state for task in worker.tasks} == {"parked"}
+    assert (worker.tasks[0].error or "").startswith("Grouped.Spread returned one outcome with enqueue= for 2 steps")
+
+
 @hypothesis.given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 15)), max_size=60))
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_no_batch_is_mixed_or_too_heavy(steps: list[tuple[str, float]]) -> None:
@@ -153,6 +177,7 @@ def test_no_batch_is_mixed_or_too_heavy(steps: list[tuple[str, float]]) -> None:
     ("step", "error"),
     [
         (Faulty([1], 1), r"Grouped.Faulty: Batch(by=...) gives a list, which is not hashable"),
+        (Heavy(10**400), f"Grouped.Heavy: Batch(weight=...) gives {'1':0<100}, which is no number of 0 or more"),
         (Weigh("a", -1), r"Grouped.Weigh: Batch(weight=...) gives -1.0, which is no number of 0 or more"),
     ],
 )

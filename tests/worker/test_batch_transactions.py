@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import batched
 import pytest
-from fleet import Fleet, Rows, burst, put, ready
+from fix_database import run
+from fleet import SHORT_LEASE, Fleet, Rows, burst, put, ready, working
 
 APP = "batched:app"
 
@@ -80,6 +83,45 @@ def test_lost_lease_repeats_the_call_without_its_step(dsn: str, rows: Rows, gate
         rows.until("SELECT count(*) = 1 FROM pg_task")
         fleet.until("lease.lost")
     assert loaded(rows) == [number for number in range(1, 17) if number != 4]
+
+
+def test_lease_that_is_known_to_be_lost_is_not_called_again(dsn: str, rows: Rows, gate: Path) -> None:
+    put(dsn, *(batched.Loaded(number, "gate") for number in range(1, 17)))
+    with ready(dsn, *SHORT_LEASE, app=APP) as fleet:
+        rows.until("SELECT sum(cardinality(numbers)) = 16 FROM call WHERE step = 'Loaded'")
+        stolen = "UPDATE pg_task SET locked_by = $1, lock_expires_at = 'infinity' WHERE step LIKE '%\"number\":4,%'"
+        rows(stolen, uuid4())
+        fleet.until("lease.lost")
+        gate.touch()
+        rows.until("SELECT count(*) = 1 FROM pg_task")
+    assert loaded(rows) == [number for number in range(1, 17) if number != 4]
+    assert rows.value("SELECT count(*) FROM call WHERE 4 = ANY (numbers)") == 1
+    assert fleet.output.count("lease.lost") == 1
+
+
+def test_locked_key_of_one_step_delays_that_step_only(dsn: str, rows: Rows) -> None:
+    async def hold_key() -> None:
+        connection = await asyncpg.connect(dsn)
+        async with connection.transaction():
+            await connection.execute("INSERT INTO pg_task (step, key, wakeup_at) VALUES ('\"x\"', 'k', 'infinity')")
+            await asyncio.to_thread(rows.until, "SELECT count(*) = 7 FROM loaded")
+        await connection.close()
+
+    put(dsn, *(batched.Keyed(number, "k" if number == 3 else None) for number in range(8)))
+    with working(dsn, app=APP):
+        run(hold_key())
+        rows.until("SELECT count(*) = 8 FROM loaded")
+        rows("DELETE FROM pg_task WHERE key = 'k'")
+    assert rows.value("SELECT count(*) FROM pg_task WHERE error IS NOT NULL") == 0
+
+
+def test_transaction_after_the_end_of_a_call_is_refused(dsn: str, rows: Rows, gate: Path) -> None:
+    put(dsn, batched.Stray(1))
+    with working(dsn, app=APP):
+        rows.until("SELECT count(*) = 0 FROM pg_task")
+        gate.touch()
+        rows.until("SELECT count(*) = 1 FROM call WHERE kind ~ 'outside of the call'")
+    assert loaded(rows) == []
 
 
 def test_kills_and_lost_sessions_write_each_row_once(dsn: str, rows: Rows, gate: Path) -> None:

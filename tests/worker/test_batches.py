@@ -218,6 +218,25 @@ def test_timeout_fails_the_step_that_hangs_alone(dsn: str, rows: Rows) -> None:
     assert ran(rows, "Slow") == Counter(set(range(16)) - {3})
 
 
+def test_halves_of_a_thread_wait_for_its_end(dsn: str, rows: Rows, tmp_path: Path) -> None:
+    path = tmp_path / "calls"
+    put(dsn, *(batched.SlowInThread(number, str(path), waits=number == 3) for number in range(8)))
+    burst(dsn, app=APP, code=1)
+    assert list(parked(rows)) == [3]
+    under_way: Counter[str] = Counter()
+    for line in path.read_text().splitlines():
+        kind, _, numbers = line.partition(" ")
+        under_way.update(dict.fromkeys(numbers.split(","), 1 if kind == "begin" else -1))
+        assert max(under_way.values()) <= 1, "two calls with the same step ran side by side"
+
+
+def test_step_that_ends_its_session_harms_no_other(dsn: str, rows: Rows) -> None:
+    put(dsn, *(batched.Cutter(number, cuts=number == 3) for number in range(8)))
+    burst(dsn, app=APP, code=1)
+    assert list(parked(rows)) == [3]
+    assert rows.value("SELECT count(*) FROM pg_task") == 1
+
+
 def test_lost_lease_drops_the_outcome_of_its_step_only(dsn: str, rows: Rows, tmp_path: Path) -> None:
     with ready(dsn, app=APP) as fleet:
         put(dsn, *(batched.Gated(number, str(tmp_path / "go")) for number in range(10)))

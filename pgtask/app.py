@@ -233,7 +233,7 @@ def _define_step(task: type[Task], cls: type[Task], family: dict[str, type[Task]
         raise DefinitionError(f"step {label}: policy must be a pgtask.Policy, not {cls.policy!r}")
     batch = _batch_of(label, task, cls)
     run = _batch_method(label, cls) if batch is not None else _run_method(label, cls)
-    _check_function(label, run)
+    _check_function(label, run, batch)
     members = (return_members if batch is None else batch_members)(label, run, family)
     return StepDefinition(
         cls=cls,
@@ -301,10 +301,11 @@ def _batch_method(label: str, cls: type[Task]) -> Callable[..., Any]:
     return function
 
 
-def _check_function(label: str, run: Callable[..., Any]) -> None:
-    name = run.__name__
+def _check_function(label: str, run: Callable[..., Any], batch: Batch | None) -> None:
+    name = "run" if batch is None else "run_batch"
     if inspect.isasyncgenfunction(run) or inspect.isgeneratorfunction(run):
-        raise DefinitionError(f"step {label}: {name}() is a generator; return outcomes instead of yielding")
+        outcomes = "one outcome" if name == "run" else "outcomes"
+        raise DefinitionError(f"step {label}: {name}() is a generator; return {outcomes} instead of yielding")
     if inspect.iscoroutinefunction(inspect.unwrap(run)) and not inspect.iscoroutinefunction(run):
         raise DefinitionError(
             f"step {label}: the decorator of {name}() hides that it is async; make its wrapper async def"

@@ -78,8 +78,10 @@ def test_drain_report_is_complete(tmp_path: Path, bench_dsn: str) -> None:
         assert summary["failed"] == 0
         assert summary["tasks_per_second"]["min"] > 0
     assert report["settings"]["fsync"] == report["settings"]["synchronous_commit"] == "on"
-    # pgtask and the floor alike claim each task by one update and end it by one delete.
-    assert [run["work"]["updates"] for run in report["runs"]] == [2000, 2000, 0]
+    # The floor claims each task by one update and ends it by one delete; pgtask claims so until it holds the rows.
+    updates = [run["work"]["updates"] for run in report["runs"]]
+    assert 0 < updates[0] <= 2000
+    assert updates[1:] == [2000, 0]
     assert [run["work"]["deletes"] for run in report["runs"]] == [2000, 2000, 2000]
     assert set(report["latency"]) == {"pgtask"}
     assert report["latency"]["pgtask"]["samples"] == 25
@@ -112,7 +114,7 @@ def test_drain_of_chain5_updates_hot(tmp_path: Path, bench_dsn: str) -> None:
     assert report["latency"] == {}
     for run in report["runs"]:
         assert run["steps"] == 2500
-        assert run["work"]["updates"] == 2500
+        assert 2000 <= run["work"]["updates"] <= 2500, "the first step of a task may be held, and needs no claim"
         assert run["work"]["hot_updates"] > 0
 
 

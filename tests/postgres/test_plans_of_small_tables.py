@@ -57,7 +57,7 @@ def test_plan_of_a_small_table_is_right_for_a_large_one(small: str, size: int) -
                 "late worker": await late_worker.excess(of_worker(held)),
                 "client": await client.excess(of_client(some)),
                 "caller": await caller.excess(of_client(some)),
-                "recovery": await worker.excess(of_recovery(held), more=OTHERS + 2 * MANY),
+                "recovery": await worker.excess(of_recovery(held), more=OTHERS + 2 * MANY + 100),
                 # It plans each statement anew, for the size of the tables: it may read a table, but once.
                 "pooled client": await pooled_client.excess(of_client(some), more=5 * OTHERS),
             }

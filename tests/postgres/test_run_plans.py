@@ -49,7 +49,7 @@ def calls(held: list[UUID], fresh: list[UUID]) -> dict[str, tuple[Any, ...]]:
     children = (held, fresh, same("flow"), same("{}"), same("default"), same(0))
     suspend = (none, none, same(0), same("children"), held, held, same(1), same(False))
     return {
-        "load": (held,),
+        "load": (held, []),
         "record": (*lease, *record),
         "spawn": (*lease, none, *children, same(7), same("7"), same("kids"), same("1")),
         "take": (*lease, same("go"), same(8), same("8"), none, none),

@@ -103,7 +103,7 @@ async def alone(self: Any, ctx: Context) -> Done:
         ({"run_batch": classmethod(unannotated), "policy": BATCH}, r"unannotated\(\) has no return annotation"),
         ({"run_batch": classmethod(of_numbers), "policy": BATCH}, r"run_batch\(\) is annotated -> list\[int\]; "),
         ({"run_batch": classmethod(of_exceptions), "policy": BATCH}, "annotate it with an outcome for all steps"),
-        ({"run_batch": classmethod(generator), "policy": BATCH}, r"generator\(\) is a generator; return outcomes"),
+        ({"run_batch": classmethod(generator), "policy": BATCH}, r"run_batch\(\) is a generator; return outcomes"),
         (
             {"run_batch": classmethod(for_all), "policy": Policy(batch=Batch(5, by="modell"))},
             r"step T.S: Batch\(by='modell'\) names no field or property of it",

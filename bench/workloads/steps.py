@@ -293,19 +293,6 @@ class Measure(Probe):
 
 
 TASKS = (
-    *(
-        Noop,
-        NoopBatch,
-        Chain5,
-        Sleep0,
-        Cpu1ms,
-        SqlWrite,
-        SqlWriteBatch,
-        Transact,
-        DbQuery,
-        Payload,
-        Slow,
-        Shared,
-        Probe,
-    ),
+    *(Noop, NoopBatch, Chain5, Sleep0, Cpu1ms, SqlWrite, SqlWriteBatch, Transact, TransactBatch),
+    *(DbQuery, Payload, Slow, Shared, Probe),
 )

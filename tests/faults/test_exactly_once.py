@@ -22,7 +22,10 @@ APP = "transacting:app"
 TASKS = int(os.environ.get("PGTASK_TEST_SINK_TASKS", "200000"))
 """The size of the large test."""
 
-IDLE = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgtask step' AND state LIKE 'idle in transaction%'"
+IDLE = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pgtask step' "
+    "AND state LIKE 'idle in transaction%'"
+)
 END_BACKENDS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE datname = current_database() AND application_name ~ '^pgtask (step|worker)'"

@@ -125,6 +125,7 @@ def test_stop_waits_for_a_transaction(dsn: str, rows: Rows, tmp_path: Path) -> N
         fleet.send(signal.SIGTERM)
         fleet.until("stopping")
         go.touch()
+        assert fleet.ends() == 0, fleet.output  # a second signal would stop it at once
         stop(fleet, dsn)
     assert_exactly_once(rows, 1, ("Rest",))
     go.unlink()

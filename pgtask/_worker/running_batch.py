@@ -236,7 +236,7 @@ class RunningBatch:
         result, error = (None, asyncio.CancelledError()) if call.cancelled() else call.result()
         if is_late and (isinstance(error, asyncio.CancelledError) or not entry.is_async):
             late = StepTimeout(f"{entry.codec.label} ran longer than its timeout of {entry.timeout:g} s")
-            error = late.with_traceback(error.__traceback__)
+            error = late if error is None else late.with_traceback(error.__traceback__)
         return result, error
 
     async def _run(self, entry: StepEntry, leases: list[TaskLease], variables: Any) -> tuple[Any, BaseException | None]:

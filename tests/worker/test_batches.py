@@ -221,8 +221,9 @@ def test_timeout_fails_the_step_that_hangs_alone(dsn: str, rows: Rows) -> None:
 def test_halves_of_a_thread_wait_for_its_end(dsn: str, rows: Rows, tmp_path: Path) -> None:
     path = tmp_path / "calls"
     put(dsn, *(batched.SlowInThread(number, str(path), waits=number == 3) for number in range(8)))
-    burst(dsn, app=APP, code=1)
-    assert list(parked(rows)) == [3]
+    fleet = burst(dsn, app=APP, code=1)
+    assert parked(rows) == {3: "Batched.SlowInThread ran longer than its timeout of 0.3 s"}
+    assert "worker.died" not in fleet.output
     under_way: Counter[str] = Counter()
     for line in path.read_text().splitlines():
         kind, _, numbers = line.partition(" ")

@@ -65,6 +65,19 @@ def family_of(cls: type[Task]) -> type[Task] | None:
     return next((ancestor for ancestor in cls.__mro__ if Task in ancestor.__bases__), None)
 
 
+def _client_of(tools: Any) -> Client:
+    if tools is None:
+        raise EnqueueError("ctx.client: no worker has made this context; in a test, run the step by a MemoryWorker")
+    client: Client = tools.client()
+    return client
+
+
+def _transactions_of(tools: Any) -> Any:
+    if tools is None or tools.transactions is None:
+        raise OutcomeError("ctx.transaction() needs a worker: this context has none")
+    return tools.transactions
+
+
 class Context(msgspec.Struct, eq=False):
     """The context of one try of one step. The worker makes it; do not keep it after the try.
 
@@ -88,10 +101,7 @@ class Context(msgspec.Struct, eq=False):
 
         Raises `EnqueueError` in a thread, and in a context that no worker has made.
         """
-        if self._tools is None:
-            raise EnqueueError("ctx.client: no worker has made this context; in a test, run the step by a MemoryWorker")
-        client: Client = self._tools.client()
-        return client
+        return _client_of(self._tools)
 
     def progress(self, done: int, total: int | None = None) -> None:
         """Report how much of the step is done, of a total if that is known. Safe in threads.
@@ -122,9 +132,7 @@ class Context(msgspec.Struct, eq=False):
         a deadlock runs again at once without a used try, a few times in a row. For steps of tasks in `async def run`;
         raises `OutcomeError` elsewhere.
         """
-        if self._tools is None or self._tools.transactions is None:
-            raise OutcomeError("ctx.transaction() needs a worker: this context has none")
-        block: AbstractAsyncContextManager[Connection] = self._tools.transactions.open(self, isolation)
+        block: AbstractAsyncContextManager[Connection] = _transactions_of(self._tools).open(self, isolation)
         return block
 
     def __repr__(self) -> str:
@@ -151,10 +159,7 @@ class BatchContext(msgspec.Struct, eq=False):
 
         Raises `EnqueueError` in a thread, and in a context that no worker has made.
         """
-        if self._tools is None:
-            raise EnqueueError("ctx.client: no worker has made this context; in a test, run the step by a MemoryWorker")
-        client: Client = self._tools.client()
-        return client
+        return _client_of(self._tools)
 
     def transaction(
         self, *, isolation: Literal["repeatable_read", "serializable"] | None = None
@@ -168,9 +173,7 @@ class BatchContext(msgspec.Struct, eq=False):
         As `Context.transaction`. If the lease of a step was lost, all is rolled back, and the worker calls `run_batch`
         again without that step. For `async def run_batch`; raises `OutcomeError` in a thread.
         """
-        if self._tools is None or self._tools.transactions is None:
-            raise OutcomeError("ctx.transaction() needs a worker: this context has none")
-        block: AbstractAsyncContextManager[Connection] = self._tools.transactions.open_batch(self, isolation)
+        block: AbstractAsyncContextManager[Connection] = _transactions_of(self._tools).open_batch(self, isolation)
         return block
 
     def __repr__(self) -> str:

@@ -139,6 +139,7 @@ def _run(config: Config, flags: Mapping[str, Any], progress: BurstProgress | Non
     # Here, not above: usage errors and --help need no database driver. Before the fork: children share it.
     from pgtask._worker.boot import boot_worker
     from pgtask._worker.process import run_worker
+    from pgtask._worker.turn_slots import TurnSlots
     from pgtask._worker_client import WorkerClient
 
     if config.dsn is not None:
@@ -152,7 +153,8 @@ def _run(config: Config, flags: Mapping[str, Any], progress: BurstProgress | Non
         use_config(config)
     elif (named := dsn_source(flags)) is not None:  # for a reader of the errors that follow
         log.info("database.named", by=named[0], dsn=redact(named[1]))
-    start = functools.partial(boot_worker, run=functools.partial(run_worker, make_client=WorkerClient), hooks=HOOKS)
+    run = functools.partial(run_worker, make_client=WorkerClient, turn_slots=TurnSlots())
+    start = functools.partial(boot_worker, run=run, hooks=HOOKS)
     result = Supervisor(config, start, embedded=embedded, progress=progress).run()
     if result.message is not None:
         _report_failure(config, result.code, with_dsn_source(result.message, flags))

@@ -19,7 +19,7 @@ cdef class Dispatcher:
     thread that may not have one yet is set aside, and the others pass it. A subclass supplies the slow and the rare:
     `wake_pump`, `may_start_thread`, `start_thread`, `end_transaction`, `describe_error`, `is_interruption`,
     `encode_new_tasks`, `log_finished`, `log_failed`, `log_throttled`, `log_parked`, `unknown_delay`, `is_foreign`,
-    `fail_worker`, `gather_step`, `start_batches`.
+    `fail_worker`, `gather_step`, `close_group`, `start_batches`.
     """
 
     cdef readonly Table table
@@ -40,6 +40,7 @@ cdef class Dispatcher:
     cdef public object resources
     cdef public object tools
     cdef readonly long long steps  # steps started
+    cdef readonly long long batched  # those of them that run in batches
     cdef readonly long long ended  # steps ended
     cdef readonly long long refused  # rows from which no step could be started
     cdef readonly double busy  # seconds for which steps have had the loop
@@ -102,6 +103,10 @@ cdef class Dispatcher:
 
     def gather_step(self, TaskLease lease):
         """Take a decoded step that runs in a batch."""
+        raise NotImplementedError
+
+    def close_group(self, StepEntry entry):
+        """Close the open group of a class, which is full."""
         raise NotImplementedError
 
     def start_batches(self):
@@ -364,9 +369,34 @@ cdef class Dispatcher:
 
     # Batches. Their steps are decoded one by one, and counted as started then.
 
+    cdef void gather(self, TaskLease lease) except *:
+        """Put a decoded step into the open group of its class, or have `gather_step` find one."""
+        cdef list group = lease.entry.group
+        self.batched += 1
+        if group is None or lease.claims > 1 or lease.in_turn != (<TaskLease>group[0]).in_turn:
+            self.gather_step(lease)
+            return
+        lease.state = GATHERED
+        group.append(lease)
+        if len(group) >= lease.entry.batch_size:
+            self.close_group(lease.entry)
+
     def keep_gathered(self, TaskLease lease):
         """Keep a step until its batch is closed."""
         lease.state = GATHERED
+
+    def keep_unbegun(self, list leases):
+        """Return those of the steps of a closed batch that are still here."""
+        cdef TaskLease lease
+        return [lease for lease in leases if lease.state == READY]
+
+    def drop_held(self, list leases):
+        """Give up steps of a batch that has not begun when their turn ends: its transaction releases them."""
+        cdef TaskLease lease
+        for lease in leases:
+            lease.state = RELEASED
+        self.steps -= len(leases)
+        self.batched -= len(leases)
 
     def keep_ready(self, list leases):
         """Keep the steps of a closed batch until there is a slot. The renewing thread may release them."""
@@ -380,6 +410,7 @@ cdef class Dispatcher:
     def forget_started(self, Py_ssize_t steps):
         """Count steps that left before their batch ran as not started."""
         self.steps -= steps
+        self.batched -= steps
 
     def take_slot(self):
         """Take a slot for a batch."""
@@ -389,15 +420,54 @@ cdef class Dispatcher:
         """Begin the steps of a batch that are still here, and return their leases."""
         cdef TaskLease lease
         cdef list begun = []
+        cdef double now = clock()
         for lease in leases:
             if lease.state == READY:
                 lease.state = RUNNING
                 lease.is_executing = True
                 lease.batch = batch
-                lease.began_at = clock()
-                self.marks.mark_suspended(lease)
+                lease.began_at = now
                 begun.append(lease)
         return begun
+
+    def mark_call(self, list leases):
+        """Mark the steps of a call of a batch, which begins now."""
+        cdef TaskLease lease
+        for lease in leases:
+            self.marks.mark_suspended(lease)
+
+    def unmark_call(self, list leases):
+        """Clear the marks of a call that has returned: the next one may kill the process before these steps end here."""
+        cdef TaskLease lease
+        for lease in leases:
+            if lease.claims <= 1:
+                self.marks.mark_ended(lease)
+
+    def keep_running(self, list leases):
+        """Return those of the steps of a batch that are still here, and end the others."""
+        cdef TaskLease lease
+        cdef list gone = [lease for lease in leases if lease.state != RUNNING]
+        if not gone:
+            return leases
+        self.end_batched(gone, None, CancelledError())
+        return [lease for lease in leases if lease.state == RUNNING]
+
+    def arguments_of_batch(self, list leases):
+        """Return the steps of a batch, the ids of their tasks, and the numbers of their tries."""
+        cdef TaskLease lease
+        cdef list steps = [], ids = [], attempts = []
+        for lease in leases:
+            steps.append(lease.step)
+            ids.append(lease.id)
+            attempts.append(lease.tried + 1)
+        return steps, tuple(ids), tuple(attempts)
+
+    def note_call(self, StepEntry entry, Py_ssize_t steps, bint suspends):
+        """Note a call of so many steps that has ended, or suspends."""
+        if suspends:
+            entry.unsuspended = SUSPENDS
+        elif entry.unsuspended < PROVEN:
+            entry.unsuspended = min(PROVEN, entry.unsuspended + steps)
 
     def end_batched(self, list leases, list outcomes, error):
         """End steps of a batch: with an outcome or an exception for each, or all with one error."""

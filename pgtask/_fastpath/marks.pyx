@@ -69,6 +69,8 @@ cdef class Marks:
         if lease.mark:
             self.write(&self.marks[lease.mark], id)
         memcpy(self.marks[0].id, PyBytes_AS_STRING(id), 16)
+        if lease.in_turn:
+            memcpy(self.marks[1].id, PyBytes_AS_STRING(id), 16)
 
     cdef void mark_ended(self, TaskLease lease) except *:
         """Clear the mark of a step that has ended, and note its id as the last."""

@@ -81,6 +81,11 @@ cdef class Outcomes:
         if tasks:
             self.new_tasks[lease] = tasks
 
+    def done_ids(self):
+        """Return the ids of the tasks that are done."""
+        cdef TaskLease lease
+        return [lease.id for lease in self.done]
+
     def leases(self):
         """The leases that have an outcome here, kind by kind."""
         return [

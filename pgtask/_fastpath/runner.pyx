@@ -208,7 +208,7 @@ cdef class Runner:
             lease.state = READY
             dispatcher.unended.append(lease)
         elif lease.entry.batch is not None:
-            dispatcher.gather_step(lease)
+            dispatcher.gather(lease)
         elif not lease.entry.is_async:
             dispatcher.run_in_thread(lease)
         else:

@@ -21,7 +21,9 @@ cdef class StepEntry:
     cdef readonly double timeout  # seconds; 0: none
     cdef readonly bint archive
     cdef readonly object batch  # None unless it runs in batches
+    cdef readonly Py_ssize_t batch_size
     cdef bint is_holdable  # its steps may run while a transaction holds their rows, once they have proved not to suspend
+    cdef public list group  # leases of the open group that each step of this class may join at once, or None
 
     def __init__(self, definition):
         self.codec = Codec(definition.cls, definition.task, definition.name, definition.transparent)
@@ -31,11 +33,13 @@ cdef class StepEntry:
         self.queue = definition.policy.queue
         self.priority = definition.policy.priority
         self.batch = definition.batch
+        self.batch_size = 0 if definition.batch is None else definition.batch.size
         # That of a workflow is set by the worker.
         self.run = getattr(definition.cls, "run" if definition.batch is None else "run_batch", None)
         self.is_async = definition.is_async
         self.archive = definition.archive
-        self.is_holdable = self.is_async and self.run is not None and self.batch is None and not self.archive
+        lingers = self.batch is not None and self.batch.linger
+        self.is_holdable = self.is_async and self.run is not None and not self.archive and not lingers
         timeout = definition.policy.timeout
         self.timeout = 0 if timeout is None else timeout.total_seconds()
 

@@ -6,6 +6,8 @@ many steps it has; the steps of a batch have one class and one value of `by`; su
 A group is closed when it is full, when its `linger` has passed since its first step came, or when this worker has
 nothing else to do and ends. Without a linger it takes the steps that are ready now. Steps of a closed batch that waits
 for a slot are ready like others: if that takes too long, the renewing thread releases them for idle workers.
+
+In a turn (hold.py) a batch has held steps only. The turn waits for it while it does not suspend.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class _Kind:
         self.value_of = _getter(batch.by)
         self.weight_of = _getter(batch.weight)
         self.max_weight = math.inf if batch.max_weight is None else batch.max_weight
+        self.takes_any = self.value_of is None and self.weight_of is None
 
     def classify(self, step: Any) -> tuple[Any, float]:
         """Return the value by which a step is grouped, and its weight. Raises what the user's code raises, and
@@ -73,7 +76,7 @@ def _getter(rule: str | Callable[[Any], Any] | None) -> Callable[[Any], Any] | N
 class _Group:
     """Steps that wait for others of their batch."""
 
-    def __init__(self, key: tuple[StepEntry, Any]) -> None:
+    def __init__(self, key: tuple[StepEntry, Any, bool]) -> None:
         self.key = key
         self.leases: list[TaskLease] = []
         self.weight = 0.0
@@ -81,7 +84,8 @@ class _Group:
 
 
 class Batches:
-    """The batches of one worker. Without `lingers`, only `close_all` and full groups end a linger."""
+    """The batches of one worker. Without `lingers`, only `close_all` and full groups end a linger, and `gather` sees
+    each step."""
 
     def __init__(self, dispatch: Dispatch, *, concurrency: int, lingers: bool = True) -> None:
         self._dispatch = dispatch
@@ -89,13 +93,12 @@ class Batches:
         self._lingers = lingers
         self._loop = asyncio.get_running_loop()
         self._kinds: dict[StepEntry, _Kind] = {}
-        self._groups: dict[tuple[StepEntry, Any], _Group] = {}
-        self._gathered = 0  # steps in groups
+        self._groups: dict[tuple[StepEntry, Any, bool], _Group] = {}
         self._closed = dispatch.closed_batches
         self._running: set[RunningBatch] = set()
         self._is_close_scheduled = self._is_start_scheduled = False
         self._size = 0  # of the class of the last step that came
-        self._came = self._came_before = self._started_before = 0  # steps, in all and at the last claim
+        self._came_before = self._started_before = 0  # steps that had come, or started, at the last claim
         self._came_alone = False  # all steps that have started between the last two claims run in batches
         self._sure_size = 0  # of the largest batch, if all steps of the app run in batches
 
@@ -108,13 +111,12 @@ class Batches:
             kind = self._kinds[entry] = _Kind(entry)
         try:
             value, weight = kind.classify(lease.step)
-            key = entry, value
+            key = entry, value, lease.in_turn
             group = self._groups.get(key)  # which compares values of the user
         except BaseException as error:
             self._dispatch.end_batched([lease], None, error)
             return
         self._size = kind.size
-        self._came += 1
         if lease.claims > 1:
             self._add_closed([lease])
             return
@@ -125,15 +127,21 @@ class Batches:
             group = self._open_group(key, kind)
         group.leases.append(lease)
         group.weight += weight
-        self._gathered += 1
         self._dispatch.keep_gathered(lease)
         if len(group.leases) >= kind.size or group.weight >= kind.max_weight:
             self._close(group)
-        elif self._gathered > MAX_GATHERED:
+        elif len(self._groups) > 1 and self._gathered > MAX_GATHERED:
             self._close(next(iter(self._groups.values())))  # the oldest
 
-    def _open_group(self, key: tuple[StepEntry, Any], kind: _Kind) -> _Group:
+    @property
+    def _gathered(self) -> int:
+        """The number of steps in groups."""
+        return sum(len(group.leases) for group in self._groups.values())
+
+    def _open_group(self, key: tuple[StepEntry, Any, bool], kind: _Kind) -> _Group:
         group = self._groups[key] = _Group(key)
+        if kind.takes_any and self._lingers:
+            kind.entry.group = group.leases
         if not self._lingers:
             self._dispatch.wake_pump()
         elif kind.linger > 0:
@@ -154,6 +162,10 @@ class Batches:
         for group in [group for group in self._groups.values() if group.timer is None]:
             self._close(group)
 
+    def close_full(self, entry: StepEntry) -> None:
+        """Close the open group of a class, which the dispatcher has filled."""
+        self._close(next(group for group in self._groups.values() if group.leases is entry.group))
+
     def close_all(self) -> None:
         """Close all groups: nothing will join them."""
         for group in list(self._groups.values()):
@@ -166,7 +178,9 @@ class Batches:
     def _remove_group(self, group: _Group) -> None:
         if self._groups.get(group.key) is group:
             del self._groups[group.key]
-            self._gathered -= len(group.leases)
+            entry = group.key[0]
+            if entry.group is group.leases:
+                entry.group = None
             if group.timer is not None:
                 group.timer.cancel()
 
@@ -183,11 +197,12 @@ class Batches:
         dispatch = self._dispatch
         postponed = []
         while self._closed and dispatch.suspended < self._concurrency:
-            leases = [lease for lease in self._closed.popleft() if lease.is_ready]
+            leases = dispatch.keep_unbegun(self._closed.popleft())
             if not leases:
                 continue
             is_barred = dispatch.quarantined and leases[0].claims == 1
-            has_marks = dispatch.marks.room - self._concurrency >= len(leases)  # single steps need theirs
+            taken = self._concurrency + sum(batch.unmarked for batch in self._running)  # single steps need theirs
+            has_marks = dispatch.marks.room - taken >= len(leases)
             if is_barred or (self._running and not has_marks):
                 postponed.append(leases)
                 continue
@@ -215,8 +230,35 @@ class Batches:
             else:
                 taken += [lease for lease in leases if lease.is_ready]
         self._dispatch.forget_started(len(taken))
-        self._came -= len(taken)
         return taken
+
+    # --- the steps of a turn
+
+    @property
+    def holds(self) -> bool:
+        """Whether the turn that is under way waits for a batch."""
+        return (
+            any(batch.is_held for batch in self._running)
+            or any(is_held for _, _, is_held in self._groups)
+            or any(leases[0].in_turn for leases in self._closed)
+        )
+
+    def take_held(self) -> tuple[list[TaskLease], list[TaskLease]]:
+        """End a turn. Return the held steps of batches that run, and of those that have not begun, which go."""
+        unstarted: list[TaskLease] = []
+        for group in [group for group in self._groups.values() if group.key[2]]:
+            self._remove_group(group)
+            unstarted += group.leases
+        for leases in [leases for leases in self._closed if leases[0].in_turn]:
+            self._closed.remove(leases)
+            unstarted += leases
+        running: list[TaskLease] = []
+        for batch in self._running:
+            executing, waiting = batch.leave_turn()
+            running += executing
+            unstarted += waiting
+        self._dispatch.drop_held(unstarted)
+        return running, unstarted
 
     @property
     def unstarted(self) -> int:
@@ -246,8 +288,9 @@ class Batches:
         computes is worth one slot, whatever runs beside it."""
         started = self._dispatch.steps
         if started > self._started_before:
-            self._came_alone = self._came - self._came_before >= started - self._started_before
-            self._came_before, self._started_before = self._came, started
+            came = self._dispatch.batched
+            self._came_alone = came - self._came_before >= started - self._started_before
+            self._came_before, self._started_before = came, started
 
     def expect(self, sizes: list[int | None]) -> None:
         """Note the sizes of the batches of all steps of the app; None is a step that runs alone."""

@@ -19,7 +19,7 @@ from typing import Any
 from pgtask._backoff import Backoff
 from pgtask._current import current_lease
 from pgtask._error_text import describe, summary
-from pgtask._fastpath import Dispatcher, Leases, Marks, NewTask, StepEntry, Table, TaskLease
+from pgtask._fastpath import Dispatcher, Leases, Marks, NewTask, Outcomes, StepEntry, Table, TaskLease
 from pgtask._log import EventLog
 from pgtask._postgres.connection import is_connection_loss
 from pgtask._worker.batches import Batches
@@ -119,8 +119,16 @@ class Dispatch(Dispatcher):
     def gather_step(self, lease: TaskLease) -> None:
         self.batches.gather(lease)
 
+    def close_group(self, entry: StepEntry) -> None:
+        self.batches.close_full(entry)
+
     def start_batches(self) -> None:
         self.batches.start()
+
+    def take_held(self) -> tuple[Outcomes, list[TaskLease], list[TaskLease]]:
+        running, waiting = self.batches.take_held()
+        outcomes, unended, unstarted = super().take_held()
+        return outcomes, unended + running, unstarted + waiting
 
     def take_ready(self) -> list[TaskLease]:
         return super().take_ready() + self.batches.take_unstarted()

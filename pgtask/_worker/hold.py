@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Callable
 from uuid import UUID
@@ -40,6 +41,7 @@ from pgtask._worker.claim import Claim
 from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import Flush
 from pgtask._worker.suspects import Suspects
+from pgtask._worker.turn_slots import TurnSlots
 from pgtask.errors import DatabaseUnavailable, DataRefused
 
 __all__ = ["Hold"]
@@ -52,6 +54,8 @@ MAX_TURN = 0.05  # seconds
 INITIAL_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds for which a lane is leased after a bad turn
 SUSPECT_PAUSE = 1.0  # seconds for which it is leased after a turn that met suspects
 SLOW_TURN, SLOW_PAUSE = 1.0, 10.0  # seconds of the steps of a turn, and for which the lane is leased after it
+SLOT_INTERVAL = 0.03  # seconds between two tries to get a slot for turns, on average
+MAX_SLOT_WAIT = 1.0  # seconds without one after which this worker leases a batch, for the others may be stuck
 MAX_LANES = 1000  # whose record is kept
 IS_ON = os.environ.get("_PGTASK_HOLD") != "0"
 
@@ -63,6 +67,7 @@ class _Record:
         self.claims = 0
         self.last = 0  # tasks that the last claim has brought
         self.leased_until = 0.0  # monotonic seconds
+        self.is_light = True  # the steps of the last turn took less than its statements
         self.pauses = Backoff(INITIAL_PAUSE, MAX_PAUSE)
 
     def pause(self) -> None:
@@ -108,6 +113,7 @@ class Hold:
         is_over: Callable[[], bool],
         lose: Callable[[list[TaskLease]], None],
         watch: Callable[[], None],
+        slots: TurnSlots | None = None,
     ) -> None:
         self._transaction = HeldTransaction(link, idle_timeout=lease_timeout)
         self._link = link
@@ -124,9 +130,15 @@ class Hold:
         self._lose, self._watch = lose, watch
         self._records: dict[tuple[str, int], _Record] = {}
         self._is_late = False  # the turn has had its time
+        self._slots = slots
+        self._waits_since: float | None = None  # monotonic seconds, for a slot
+        self.has_waited = False
+        """Whether it has waited for too long, and leases its next batch."""
 
     def record_claim(self, lane: tuple[str, int] | None, tasks: int) -> None:
         """Note a claim of leases from a lane."""
+        self._free_slot()
+        self.has_waited = False
         if lane is None or not IS_ON:
             return
         if len(self._records) >= MAX_LANES:
@@ -147,10 +159,35 @@ class Hold:
             and not dispatch.waiting
             and dispatch.suspended < self._concurrency
             and not len(self._suspects)
+            and not self.has_waited
         )
+
+    def may_begin(self, lane: tuple[str, int]) -> bool:
+        """Return whether a turn of a lane may begin; else this worker waits for a slot."""
+        if self._slots is None or not self._records[lane].is_light or self._slots.take():
+            return True
+        self._waits_since = time.monotonic()
+        return False
+
+    def seconds_to_slot(self) -> float:
+        """Return the seconds until the next try to get a slot, or 0 unless this worker waits for one. If that lasts for
+        too long, it leases a batch."""
+        if self._waits_since is None:
+            return 0.0
+        assert self._slots is not None
+        self.has_waited = time.monotonic() - self._waits_since > MAX_SLOT_WAIT
+        if self.has_waited or self._slots.take():
+            self._waits_since = None
+            return 0.0
+        return random.uniform(0.5, 1.5) * SLOT_INTERVAL
+
+    def _free_slot(self) -> None:
+        if self._slots is not None:
+            self._slots.free()
 
     async def end_unused(self) -> None:
         """End a transaction that was begun for a turn that does not follow at once: the server bounds its idle time."""
+        self._free_slot()
         if self._transaction.is_open:
             await self._transaction.roll_back()
 
@@ -185,6 +222,7 @@ class Hold:
         ended = _Ended(outcomes, unended)
         self._dispatch.note_turn_leases(unended)
         if await self._end(ended, token, begins=record.last >= limit and not self._is_over()):
+            record.is_light = 2 * seconds < time.monotonic() - began
             self._learn(record, ended, len(leases), seconds)
         else:
             record.pause()
@@ -202,7 +240,7 @@ class Hold:
         dispatch.admit(leases)
         while True:
             await work.wait()
-            if not dispatch.ready or self._is_late or self._is_over():
+            if not (dispatch.ready or dispatch.batches.holds) or self._is_late or self._is_over():
                 break
             work.clear()
         timer.cancel()
@@ -242,7 +280,7 @@ class Hold:
     async def _write(self, ended: _Ended, token: UUID) -> tuple[int, int, int]:
         """Send the statement that writes a turn. Return how many rows are done, leased and rescheduled."""
         outcomes, mark = ended.outcomes, self._transaction.mark
-        done = [lease.id for lease in outcomes.done]
+        done = outcomes.done_ids()
         if ended.is_done:
             return await self._transaction.execute("turn_done", done, mark) if done else 0, 0, 0
         going_on = ended.going_on
@@ -267,7 +305,7 @@ class Hold:
         if is_uncertain:
             if leased:
                 self._claim.recover(token)
-            ids = [lease.id for lease in outcomes.done]
+            ids = outcomes.done_ids()
             ((left,),) = await self._link.run("turn_left", ids)
             done = len(ids) if not left else 0
             self._flush.done += done

@@ -35,6 +35,7 @@ from pgtask._worker.leaving import cancel_steps, release_leases
 from pgtask._worker.renew import MAX_WAIT, Renew
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.transactions import Transactions
+from pgtask._worker.turn_slots import TurnSlots
 from pgtask._worker.wake import Wake
 from pgtask._workflow.executor import RunExecutor
 from pgtask._workflow.journal import PostgresJournal
@@ -59,7 +60,16 @@ class Pipeline:
     It calls `stopped` when the workers are told to stop, by `pgtask stop` or a notification.
     """
 
-    def __init__(self, config: Config, app: App, *, worker: bytes, marks: Marks, stopped: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        app: App,
+        *,
+        worker: bytes,
+        marks: Marks,
+        turn_slots: TurnSlots | None,
+        stopped: Callable[[], None],
+    ) -> None:
         assert config.dsn is not None
         self._config = config
         self._dsn = config.dsn
@@ -99,6 +109,7 @@ class Pipeline:
             is_over=lambda: self.leaving is not None or self._failure is not None,
             lose=self._lose,
             watch=self.renew.watch_waiting,
+            slots=turn_slots,
         )
         self._invariants = PumpInvariants(self._leases, self.dispatch, self._flush, self._suspects)
 
@@ -345,10 +356,13 @@ class Pipeline:
         same_lane_from = self._suspects.fills_from
         if limit <= 0 or (same_lane_from is None and not self._claim.may_find_tasks):
             return False
+        if seconds := self._hold.seconds_to_slot():
+            self._capacity.prefetch.pause_claims(seconds)
+            return False
         lane = await self._claim.prepare() if same_lane_from is None else None
         if lane is not None and self._hold.may_hold(lane, limit):
             self._note_waiting(False)
-            return await self._hold.run_turn(lane, limit)
+            return self._hold.may_begin(lane) and await self._hold.run_turn(lane, limit)
         began = time.monotonic()
         wanted = self._suspects.may_claim
         rows, token, sent = await self._claim.claim_batch(

@@ -37,6 +37,7 @@ from pgtask._worker.lifespan import OVERDUE, opened_resources
 from pgtask._worker.pipeline import Pipeline
 from pgtask._worker.step_client import StepClient
 from pgtask._worker.to_thread import ToThreadExecutor
+from pgtask._worker.turn_slots import TurnSlots
 from pgtask.app import App
 from pgtask.config import Config
 from pgtask.errors import LifespanError, SchemaError
@@ -64,16 +65,17 @@ def run_worker(
     worker: bytes,
     marks: Marks,
     make_client: MakeClient,
+    turn_slots: TurnSlots | None = None,
 ) -> int:
     """Run one worker in this process until it is told to leave, or a burst is over; return the exit code, 0.
 
     SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Sends its
     messages to `status`. With `embedded` it creates a missing schema. All its tokens begin with the eight bytes
-    `worker`; `marks` hold the tasks that it executes; `make_client` makes `ctx.client`. Raises `DatabaseRefused` on
-    permanent errors, and `LifespanError`.
+    `worker`; `marks` hold the tasks that it executes; `make_client` makes `ctx.client`; `turn_slots` are those of
+    its supervisor. Raises `DatabaseRefused` on permanent errors, and `LifespanError`.
     """
     options = {"embedded": embedded, "counts_waiting": counts_waiting}
-    process = _WorkerProcess(config, app, status, worker, marks, make_client, **options)
+    process = _WorkerProcess(config, app, status, worker, marks, make_client, turn_slots, **options)
     # The loop is not closed: that would wait for steps that ignore their cancellation, and the process ends here.
     uvloop.new_event_loop().run_until_complete(process.run(parent_fd))
     return 0
@@ -98,6 +100,7 @@ class _WorkerProcess:
         worker: bytes,
         marks: Marks,
         make_client: MakeClient,
+        turn_slots: TurnSlots | None,
         *,
         embedded: bool,
         counts_waiting: bool,
@@ -105,6 +108,7 @@ class _WorkerProcess:
         self._worker = worker
         self._marks = marks
         self._make_client = make_client
+        self._turn_slots = turn_slots
         self._config = config
         self._app = app
         self._status = status
@@ -126,6 +130,7 @@ class _WorkerProcess:
             self._app,
             worker=self._worker,
             marks=self._marks,
+            turn_slots=self._turn_slots,
             stopped=self._handle_stop_worker,
         )
         self._handle_signals(parent_fd)

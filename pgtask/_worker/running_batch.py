@@ -56,11 +56,12 @@ class _Call:
 
 
 class _Timed:
-    """Awaits a coroutine, and counts the time for which it has the loop."""
+    """Awaits a coroutine, and counts the time for which it has the loop. `suspends` is called when it first waits."""
 
-    def __init__(self, dispatch: Dispatch, coroutine: Any) -> None:
+    def __init__(self, dispatch: Dispatch, coroutine: Any, suspends: Callable[[], None]) -> None:
         self._dispatch = dispatch
         self._coroutine = coroutine
+        self._suspends = suspends
 
     def __await__(self) -> Generator[Any, None, Any]:
         error: BaseException | None = None
@@ -77,6 +78,7 @@ class _Timed:
             finally:
                 self._dispatch.count_busy(time.perf_counter() - began)
             end_if_copy(None)
+            self._suspends()
             try:
                 yield waits_for
                 error = None
@@ -89,17 +91,26 @@ class RunningBatch:
 
     def __init__(self, dispatch: Dispatch, leases: list[TaskLease]) -> None:
         self._dispatch = dispatch
+        self._entry = leases[0].entry
         self._waiting = leases
         self._parts: list[list[TaskLease]] = []  # of the batch, that are still to be called
         self._call: asyncio.Task[Any] | None = None
         self._called: list[TaskLease] = []
         self._is_stopped = False
         self._is_thread = False
+        self._is_marked = False
+        self._is_in_turn = leases[0].in_turn
+        self._has_suspended = False  # the call that is under way
 
     @property
     def extra(self) -> int:
         """The number of its leases that take no slot."""
         return max(0, len(self._waiting) + len(self._called) + sum(map(len, self._parts)) - 1)
+
+    @property
+    def unmarked(self) -> int:
+        """The number of its steps that will need a mark."""
+        return 0 if self._is_marked else len(self._waiting) + len(self._called)
 
     def start(self, ended: Callable[[RunningBatch], None]) -> None:
         """Take a slot, and begin in the next turn of the loop. `ended` is called when the slot is free again."""
@@ -116,7 +127,7 @@ class RunningBatch:
                 self._parts = [self._dispatch.begin_batch(self._waiting, self)]
             self._waiting = []
             while self._parts and not self._is_stopped:
-                self._called = [lease for lease in self._parts.pop() if self._keep(lease)]
+                self._called = self._dispatch.keep_running(self._parts.pop())
                 if self._called:
                     await self._call_part(self._called)
                 self._called = []
@@ -128,12 +139,6 @@ class RunningBatch:
         finally:
             self._dispatch.end_batch()
             self._ended(self)
-
-    def _keep(self, lease: TaskLease) -> bool:
-        """Return whether a lease is still ours; end it if it is not."""
-        if not lease.is_running:
-            self._dispatch.end_batched([lease], None, asyncio.CancelledError())
-        return lease.is_running
 
     async def _call_part(self, leases: list[TaskLease]) -> None:
         """Call `run_batch` with some of the steps, and end them, or divide them for two further calls."""
@@ -241,16 +246,23 @@ class RunningBatch:
 
     async def _run(self, entry: StepEntry, leases: list[TaskLease], variables: Any) -> tuple[Any, BaseException | None]:
         dispatch = self._dispatch
-        steps = [lease.step for lease in leases]
-        ids, attempts = tuple(lease.id for lease in leases), tuple(lease.tried + 1 for lease in leases)
+        dispatch.mark_call(leases)  # not before: another batch may have the loop until now, and kill the process
+        self._is_marked = True
+        steps, ids, attempts = dispatch.arguments_of_batch(leases)
         context = BatchContext(ids, attempts, dispatch.db, dispatch.resources, dispatch.tools)
         try:
             if entry.is_async:
-                return await _Timed(dispatch, entry.run(steps, context)), None
+                self._has_suspended = False
+                result = await _Timed(dispatch, entry.run(steps, context), self._note_suspended)
+                dispatch.note_call(entry, len(leases), self._has_suspended)
+                return result, None
             call = dispatch.threads.submit(called_in_thread, variables.copy().run, entry.run, steps, context)
             return await asyncio.wrap_future(call), None
         except BaseException as error:
             return None, error
+        finally:
+            dispatch.unmark_call(leases)
+            self._is_marked = False
 
     # --- the end of a call
 
@@ -279,6 +291,29 @@ class RunningBatch:
             self._dispatch.end_batched(list(leases), None, error)
 
     # --- what may happen meanwhile
+
+    def _note_suspended(self) -> None:
+        if not self._has_suspended:
+            self._has_suspended = True
+            assert self._entry is not None
+            self._dispatch.note_call(self._entry, 0, True)
+            if self._is_in_turn:
+                self._dispatch.wake_pump()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a turn waits for it."""
+        return self._is_in_turn and not self._has_suspended
+
+    def leave_turn(self) -> tuple[list[TaskLease], list[TaskLease]]:
+        """Leave the turn, which ends. Return the leases that have begun and not ended, and those that have not begun,
+        which it forgets."""
+        if not self._is_in_turn:
+            return [], []
+        self._is_in_turn = False
+        waiting, self._waiting = self._waiting, []
+        begun = [lease for part in (self._called, *self._parts) for lease in part]
+        return [lease for lease in begun if lease.is_running and lease.in_turn], waiting
 
     def note_lost(self) -> None:
         """Cancel the call if none of its steps is ours any more."""

@@ -6,12 +6,13 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from fleet import Rows
 
-from pgtask import App, Context, Done, Fail, Next, Policy, Task
+from pgtask import App, Batch, BatchContext, Context, Done, Fail, Next, Policy, Task
 
 WARM_UP = 1500
 """Tasks after which a worker holds the others of the lane."""
@@ -71,6 +72,50 @@ class Act(Held):
                 raise ValueError("as told")
             case "fail":
                 return Fail("as told")
+        return Done()
+
+
+class Together(Held):
+    """The same in batches: the call does what one of its steps is told; the outcome of each is its own."""
+
+    number: int = 0
+    what: str = "done"
+    path: str = ""
+    policy = Policy(batch=Batch(100), retry_limit=1, retry_delay=timedelta(milliseconds=20))
+
+    @classmethod
+    async def run_batch(
+        cls, steps: Sequence[Together], ctx: BatchContext
+    ) -> list[Done | Next[Last] | Fail | Exception]:
+        told = next((step for step in steps if step.what != "done"), steps[0])
+        if told.path:
+            note_run(told.path)
+        match told.what:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "gate":
+                wait_for(told.path)
+            case "suspend":
+                await asyncio.sleep(0.01)
+            case "transact":
+                async with ctx.transaction() as connection:
+                    await connection.execute("INSERT INTO effect SELECT unnest($1::uuid[])", list(ctx.task_ids))
+            case "raise":
+                raise ValueError("as told")
+            case "short":
+                return [Done()] * (len(steps) - 1)
+        return [step.outcome() for step in steps]
+
+    def outcome(self) -> Done | Next[Last] | Fail | Exception:
+        match self.what:
+            case "next":
+                return Next(Last(self.number))
+            case "later":
+                return Next(Last(self.number), after=timedelta(milliseconds=50))
+            case "fail":
+                return Fail("as told")
+            case "error":
+                return ValueError("as told")
         return Done()
 
 

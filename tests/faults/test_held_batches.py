@@ -93,7 +93,7 @@ def test_held_batch_that_waits_is_leased(dsn: str, ledger: Rows, what: str, tmp_
         assert ledger("SELECT count(*), count(DISTINCT task) FROM effect WHERE task = ANY ($1)", ids) == [(100, 100)]
 
 
-def test_death_in_a_held_batch_charges_its_steps_and_no_others(dsn: str, ledger: Rows, tmp_path: Path) -> None:
+def test_death_in_a_held_batch_charges_its_steps_alone(dsn: str, ledger: Rows, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     (task,) = put_among(dsn, Together(1, "gate", str(gate)))
     with working(dsn) as workers:
@@ -106,7 +106,7 @@ def test_death_in_a_held_batch_charges_its_steps_and_no_others(dsn: str, ledger:
         assert_ended_once(ledger, 3 * WARM_UP + 1)
 
 
-def test_poison_in_a_held_batch_is_parked_and_no_other_loses_a_try(dsn: str, ledger: Rows, tmp_path: Path) -> None:
+def test_poison_in_a_held_batch_is_parked_alone(dsn: str, ledger: Rows, tmp_path: Path) -> None:
     (poison,) = put_among(dsn, Together(1, "kill", str(tmp_path / "path")))
     burst(dsn, code=1)
     ((task, error),) = ledger("SELECT id, error FROM pg_task")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from pgtask._ids import TaskId
 from pgtask._postgres.failures import ParkedTask
 from pgtask.app import App
 from pgtask.batch import Batch
@@ -59,6 +60,7 @@ __all__ = [
     "ParkedTask",
     "Run",
     "RunStatus",
+    "TaskId",
     # consume by hand
     "Consumer",
     "Lease",

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import overload
 from uuid import UUID
 
-__all__ = ["TaskIds", "earliest_id", "first_id"]
+__all__ = ["TaskId", "TaskIds", "earliest_id", "first_id"]
 
 
 def first_id() -> int:
@@ -34,6 +34,22 @@ def first_id() -> int:
 def earliest_id(at: datetime) -> UUID:
     """Return the lower bound of all ids of version 7 that are made at this time or later."""
     return UUID(int=max(0, int(at.timestamp() * 1000)) << 80)
+
+
+class TaskId(UUID):
+    """The id of a task, as the methods that enqueue return it."""
+
+    __slots__ = ("is_new",)
+
+    is_new: bool
+    """False if another task had the key, and this is its id."""
+
+    def __init__(self, number: int, *, is_new: bool) -> None:
+        super().__init__(int=number)
+        object.__setattr__(self, "is_new", is_new)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return UUID, (str(self),)
 
 
 class TaskIds(Sequence[UUID]):

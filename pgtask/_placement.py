@@ -1,19 +1,71 @@
-"""The rules of what a caller says about a new task beside its step: its lane, its key, and when it is due.
+"""The rules of what a caller says about a new task beside its step: its lane, its key, and its times.
 
 Invariant: a wrong value raises `EnqueueError`, which names it and the remedy.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import re
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import msgspec
 
 from pgtask import _delays
 from pgtask.errors import EnqueueError
 from pgtask.policy import Policy, check_priority, check_queue
 
-__all__ = ["check_delay", "check_key", "check_one_time", "check_time", "choose_lane"]
+__all__ = [
+    "KEEP",
+    "KeyRule",
+    "OnConflict",
+    "OnParked",
+    "Placement",
+    "check_delay",
+    "check_expires",
+    "check_key",
+    "check_one_time",
+    "check_time",
+    "choose_lane",
+    "make_key_rule",
+    "scoped_key",
+    "shown_key",
+]
 
 MAX_KEY_CHARACTERS = 512
+MAX_KEY_BYTES = 2600
+_NAME = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:')  # of the task or workflow of a step, of which the end may be cut
+
+OnConflict: TypeAlias = Literal["keep", "replace", "after"]
+OnParked: TypeAlias = Literal["keep", "revive", "replace"]
+
+
+class KeyRule(NamedTuple):
+    """What to do if another task has the key of a new one, see `Client`. Debounce and ceiling are seconds."""
+
+    on_conflict: OnConflict = "keep"
+    on_parked: OnParked = "keep"
+    debounce: float | None = None
+    ceiling: float | None = None
+
+
+KEEP = KeyRule()
+"""The other task stays as it is."""
+
+
+class Placement(NamedTuple):
+    """All that a caller says about a new task beside its step. `key` is that of the column `pg_task.key`. Without `at`
+    it is due after `delay` seconds; without both, now. `expires_in` are seconds."""
+
+    queue: str
+    priority: int
+    at: datetime | None = None
+    delay: float | None = None
+    key: str | None = None
+    rule: KeyRule = KEEP
+    expires_at: datetime | None = None
+    expires_in: float | None = None
 
 
 def choose_lane(policy: Policy, queue: str | None, priority: int | None, *, what: str = "") -> tuple[str, int]:
@@ -36,6 +88,69 @@ def check_key(key: object) -> str:
     except ValueError:
         raise EnqueueError(f"key {key!r:.80} must be 1 to {MAX_KEY_CHARACTERS} characters without NUL") from None
     return key
+
+
+def scoped_key(name: str, key: object) -> str:
+    """Return a key as the column has it: that of one task or workflow. Two names never share one."""
+    stored = f"{_escape(name)}/{check_key(key)}"
+    if len(stored.encode()) > MAX_KEY_BYTES:
+        raise EnqueueError(
+            f"key {key!r:.80} has {len(stored.encode())} bytes with the name {name!r:.80} before it, more than the "
+            f"{MAX_KEY_BYTES} that an index can hold"
+        )
+    return stored
+
+
+def shown_key(step: str, key: str | None) -> str | None:
+    """Return the key that the caller gave, from the columns `step` and `key`."""
+    if key is None:
+        return None
+    if (found := _NAME.match(step)) is None:  # parked, for it cannot be read
+        return key
+    with suppress(ValueError):
+        name = msgspec.json.decode(found[1], type=str)
+        return key.removeprefix("/").removeprefix(f"{_escape(name)}/")
+    return key
+
+
+def _escape(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def make_key_rule(key: object, on_conflict: object, on_parked: object, debounce: object, ceiling: object) -> KeyRule:
+    """Return the rule that these arguments make."""
+    for name, value, choices in (
+        ("on_conflict", on_conflict, get_args(OnConflict)),
+        ("on_parked", on_parked, get_args(OnParked)),
+    ):
+        if value not in choices:
+            raise EnqueueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+    if ceiling is not None and debounce is None:
+        raise EnqueueError("ceiling= bounds a debounce: give debounce= as well")
+    rule = KeyRule(
+        on_conflict,  # type: ignore[arg-type]
+        on_parked,  # type: ignore[arg-type]
+        None if debounce is None else check_delay(debounce),
+        None if ceiling is None else check_delay(ceiling),
+    )
+    if key is None and rule != KEEP:
+        raise EnqueueError(
+            "on_conflict, on_parked and debounce are about another task with the same key: give key= as well"
+        )
+    if rule.debounce is not None and rule.ceiling is not None and rule.ceiling < rule.debounce:
+        raise EnqueueError(f"ceiling={ceiling} must not be shorter than debounce={debounce}")
+    return rule
+
+
+def check_expires(expires: object) -> tuple[datetime | None, float | None]:
+    """Return the time at which a task expires, or the seconds until then, or neither."""
+    if expires is None:
+        return None, None
+    if isinstance(expires, timedelta):
+        return None, check_delay(expires)
+    if not isinstance(expires, datetime):
+        raise EnqueueError(f"expires={expires!r} must be a timedelta or a datetime")
+    return check_time(expires), None
 
 
 def check_one_time(after: object, at: object) -> None:

@@ -6,22 +6,25 @@ Nothing here sends anything.
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from pgtask._fastpath import Codec
 from pgtask._json_losses import refuse_numbers
-from pgtask._placement import check_delay, check_key, check_time, choose_lane
+from pgtask._placement import KeyRule, Placement, check_delay, check_key, check_time, choose_lane, scoped_key
 from pgtask.errors import DecodeError, DefinitionError, EnqueueError
+from pgtask.outcome import Enqueue
 from pgtask.policy import Policy
 from pgtask.task import Task, family_of
 from pgtask.task_function import TaskFunction
 from pgtask.workflow import Workflow, check_name
 
 __all__ = [
+    "NewRow",
     "check_delay",
     "check_key",
     "check_time",
@@ -31,7 +34,22 @@ __all__ = [
     "encode_signal",
     "encode_step",
     "envelope_of",
+    "name_of",
+    "place_item",
 ]
+
+
+class NewRow(NamedTuple):
+    """A task to insert."""
+
+    codec: Codec
+    payload: bytes
+    place: Placement
+
+    @property
+    def step(self) -> str:
+        """The text of its step."""
+        return envelope_of(self.codec, self.payload)
 
 
 def encode_step(
@@ -46,6 +64,37 @@ def encode_step(
     if queue is None and priority is None:
         return codec, payload, (policy.queue, policy.priority)
     return codec, payload, choose_lane(policy, queue, priority)
+
+
+def place_item(
+    queue: str | None,
+    priority: int | None,
+    expires: tuple[datetime | None, float | None],
+    rule: KeyRule,
+    max_bytes: int,
+    item: Task | Enqueue,
+    key: str | None = None,
+) -> NewRow:
+    """Make the row of a step, or of an item, which says more than the rest of these arguments.
+
+    The item and its key come last, so that `partial` makes an encoder of many.
+    """
+    at = delay = None
+    step: Task = item  # type: ignore[assignment]
+    if isinstance(item, Enqueue):
+        step, key = item.step, item.key if key is None else key
+        queue = queue if item.queue is None else item.queue
+        priority = priority if item.priority is None else item.priority
+        at = None if item.at is None else check_time(item.at)
+        delay = None if item.after is None else check_delay(item.after)
+    codec, payload, lane = encode_step(queue, priority, max_bytes, step)
+    stored = None if key is None else scoped_key(name_of(step), key)
+    return NewRow(codec, payload, Placement(*lane, at, delay, stored, rule, *expires))
+
+
+def name_of(step: Task) -> str:
+    """Return the name of the task of a step, to which its key belongs."""
+    return _codec(type(step)).label.partition(".")[0]
 
 
 def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:

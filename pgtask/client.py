@@ -16,18 +16,37 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from uuid import UUID
 
 from pgtask._copy import Source
-from pgtask._fastpath import Codec
-from pgtask._ids import TaskIds, first_id
-from pgtask._placement import check_one_time
+from pgtask._ids import TaskId, TaskIds, first_id
+from pgtask._placement import (
+    KeyRule,
+    OnConflict,
+    OnParked,
+    Placement,
+    check_expires,
+    check_one_time,
+    make_key_rule,
+    scoped_key,
+)
 from pgtask._postgres.client_store import PostgresStore
 from pgtask._postgres.embedded import start
 from pgtask._postgres.failures import ParkedTask
 from pgtask._postgres.migrate import migrate
 from pgtask._project import project_directory
-from pgtask._validate import check_delay, check_key, check_run_id, check_time, choose_lane, encode_input, encode_step
+from pgtask._validate import (
+    NewRow,
+    check_delay,
+    check_run_id,
+    check_time,
+    choose_lane,
+    encode_input,
+    encode_step,
+    name_of,
+    place_item,
+)
 from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, client_config
 from pgtask.errors import EnqueueError
+from pgtask.outcome import Enqueue
 from pgtask.policy import DEFAULT_QUEUE
 from pgtask.runs import Run, RunStatus, RunStore, send_signal
 from pgtask.task import Task
@@ -48,23 +67,15 @@ class ClientStore(RunStore, Protocol):
     def check_connection(self, conn: Any = None) -> None:
         """Raise `EnqueueError` unless the connection of the caller, or without one this store, can be used here."""
 
-    async def insert_task(
-        self,
-        codec: Codec,
-        payload: bytes,
-        at: datetime | None,
-        delay: float | None,
-        lane: tuple[str, int],
-        key: str | None,
-        conn: Any,
-    ) -> UUID:
-        """Insert a task, and return its id; with a key that another task has, the id of that one."""
+    async def insert_task(self, row: NewRow, conn: Any) -> TaskId:
+        """Insert a task, and return its id; with a key that another task has, do what the rule says, and return the id
+        of the task that has the step then."""
 
-    async def copy_tasks(self, source: Source, encode: Any, conn: Any) -> TaskIds:
-        """Insert a task for each step of the source, encoded by `encode`, all or none."""
+    async def copy_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> Sequence[UUID]:
+        """Insert a task for each item of the source, encoded by `encode`, all or none."""
 
-    async def insert_keyed_tasks(self, source: Source, encode: Any, conn: Any) -> list[UUID]:
-        """Insert a task for each step of the source unless there is one with its key, all or none."""
+    async def insert_keyed_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> list[TaskId]:
+        """The same for items with keys, each as `insert_task` does."""
 
     def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
         """Yield the tasks that are parked from now on."""
@@ -78,8 +89,8 @@ class ClientStore(RunStore, Protocol):
         lane: tuple[str, int],
         key: str | None,
         conn: Any,
-    ) -> UUID:
-        """Insert a run. Raises `EnqueueError` if another task, or a run of another workflow, has its key."""
+    ) -> TaskId:
+        """Insert a run, and return its id, or that of the run that has its key."""
 
     async def insert_runs(
         self, ids: TaskIds, name: str, texts: Sequence[str], lane: tuple[str, int], conn: Any
@@ -107,8 +118,19 @@ class Client:
     The methods that enqueue take
 
     - `queue` and `priority`; by default those of the policy of the step.
-    - `key`: at most one task with this key is in the table, waiting, running or parked, of whichever kind. If there is
-      one, its id is returned and nothing is inserted.
+    - `key`: at most one task of this name with this key waits, runs or is parked in the table. If there is one,
+      `on_conflict` and `on_parked` say what to do. What is returned is the id of the task that has the step now, and
+      its `is_new` is False if that is the other one.
+    - `on_conflict`: `"keep"` leaves the other task as it is. With `"replace"` one that waits takes the new step, lane
+      and times. With `"after"`, one that waits at the very same step is enough. In both cases, if the other task runs,
+      the new one waits behind it, and starts when that has left the table; if one waits there already, that takes the
+      new step. So a step that starts after the call sees what you have written before it, or in its transaction.
+    - `on_parked`: what to do if the other task is parked: `"keep"` it, `"revive"` it at the step where it was parked,
+      or `"replace"` it by the new step.
+    - `debounce`: the task is due when this time has passed without another call with its key; each call gives it the
+      new step. `ceiling`: but not later than this time after the first call.
+    - `expires`: no worker starts the task after this time, or after this time from now. It leaves the table, or is
+      parked, as its policy says (`on_expired`). A task that has begun does not expire.
     - `conn`: an asyncpg connection in a transaction; the task is part of that. The client need not be open.
 
     They raise
@@ -171,10 +193,16 @@ class Client:
         queue: str | None = None,
         priority: int | None = None,
         key: str | None = None,
+        on_conflict: OnConflict = "keep",
+        on_parked: OnParked = "keep",
+        debounce: timedelta | None = None,
+        ceiling: timedelta | None = None,
+        expires: timedelta | datetime | None = None,
         conn: Any = None,
-    ) -> UUID:
+    ) -> TaskId:
         """Enqueue a task that starts at `step`, due now, and return its id. See the class for errors."""
-        return await self._insert(step, None, None, queue, priority, key, conn)
+        rule = make_key_rule(key, on_conflict, on_parked, debounce, ceiling)
+        return await self._insert(step, (None, None), queue, priority, key, rule, expires, conn)
 
     async def delay(
         self,
@@ -184,11 +212,15 @@ class Client:
         queue: str | None = None,
         priority: int | None = None,
         key: str | None = None,
+        on_conflict: OnConflict = "keep",
+        on_parked: OnParked = "keep",
+        expires: timedelta | datetime | None = None,
         conn: Any = None,
-    ) -> UUID:
+    ) -> TaskId:
         """Enqueue a task that is due after `delay`, by the database's clock, and return its id. See the class for
         errors."""
-        return await self._insert(step, None, check_delay(delay), queue, priority, key, conn)
+        rule = make_key_rule(key, on_conflict, on_parked, None, None)
+        return await self._insert(step, (None, check_delay(delay)), queue, priority, key, rule, expires, conn)
 
     async def schedule(
         self,
@@ -198,15 +230,19 @@ class Client:
         queue: str | None = None,
         priority: int | None = None,
         key: str | None = None,
+        on_conflict: OnConflict = "keep",
+        on_parked: OnParked = "keep",
+        expires: timedelta | datetime | None = None,
         conn: Any = None,
-    ) -> UUID:
+    ) -> TaskId:
         """Enqueue a task that is due at a time, at once if that has passed, and return its id.
 
             await client.schedule(ReadName("name.txt"), at=datetime(2026, 12, 24, 18, tzinfo=timezone.utc))
 
         Raises `EnqueueError` if `at` has no time zone. See the class for the other errors.
         """
-        return await self._insert(step, check_time(at), None, queue, priority, key, conn)
+        rule = make_key_rule(key, on_conflict, on_parked, None, None)
+        return await self._insert(step, (check_time(at), None), queue, priority, key, rule, expires, conn)
 
     @overload
     async def enqueue_many(
@@ -221,34 +257,59 @@ class Client:
     @overload
     async def enqueue_many(
         self,
-        steps: Iterable[Task] | AsyncIterable[Task],
+        steps: Iterable[Task | Enqueue] | AsyncIterable[Task | Enqueue],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        key: None = None,
+        expires: timedelta | datetime | None = None,
+        conn: Any = None,
+    ) -> Sequence[UUID]: ...
+    @overload
+    async def enqueue_many(
+        self,
+        steps: Iterable[Task | Enqueue] | AsyncIterable[Task | Enqueue],
         *,
         queue: str | None = None,
         priority: int | None = None,
         key: Callable[[Any], str],
+        on_conflict: OnConflict = "keep",
+        on_parked: OnParked = "keep",
+        debounce: timedelta | None = None,
+        ceiling: timedelta | None = None,
+        expires: timedelta | datetime | None = None,
         conn: Any = None,
-    ) -> list[UUID]: ...
+    ) -> list[TaskId]: ...
     async def enqueue_many(
         self,
-        steps: Iterable[Task] | AsyncIterable[Task],
+        steps: Iterable[Task | Enqueue] | AsyncIterable[Task | Enqueue],
         *,
         queue: str | None = None,
         priority: int | None = None,
         key: Callable[[Any], str] | None = None,
+        on_conflict: OnConflict = "keep",
+        on_parked: OnParked = "keep",
+        debounce: timedelta | None = None,
+        ceiling: timedelta | None = None,
+        expires: timedelta | datetime | None = None,
         conn: Any = None,
     ) -> Sequence[UUID]:
         """Enqueue all steps of an iterable, plain or async, due now, in one transaction; returns their ids in order.
 
-        Streams by COPY: memory stays constant for any number of tasks, the ids included (`TaskIds` is a range). With
-        `key`, a function that gives each step's key, all steps are read before they are inserted in the order of their
-        keys, a thousand at a time, and the ids are a list.
+        An item may be an `Enqueue`, with a queue, a priority, a time and a key of its own.
+
+        Streams by COPY: memory stays constant for any number of plain steps, the ids included (`TaskIds` is a range).
+        Items with a time of their own are inserted a thousand at a time, and those with keys at the end. With `key`, a
+        function that gives the key of each item, all are read before they are inserted in the order of their keys;
+        of items with the same key the first one counts.
         Passes on exceptions of the iterable and of `key`; then nothing is enqueued. See the class for errors.
         """
         if key is not None and not callable(key):
             raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")
+        rule = make_key_rule(key, on_conflict, on_parked, debounce, ceiling)
         source = Source(steps, key)
         self._store.check_connection(conn)  # before anything is read
-        encode = partial(encode_step, queue, priority, self._max_step_bytes)
+        encode = partial(place_item, queue, priority, check_expires(expires), rule, self._max_step_bytes)
         try:
             if key is None:
                 return await self._store.copy_tasks(source, encode, conn)
@@ -283,17 +344,18 @@ class Client:
     async def _insert(
         self,
         step: Task,
-        at: datetime | None,
-        delay: float | None,
+        due: tuple[datetime | None, float | None],
         queue: str | None,
         priority: int | None,
         key: str | None,
+        rule: KeyRule,
+        expires: timedelta | datetime | None,
         conn: Any,
-    ) -> UUID:
+    ) -> TaskId:
         codec, payload, lane = encode_step(queue, priority, self._max_step_bytes, step)
-        if key is not None:
-            check_key(key)
-        return await self._store.insert_task(codec, payload, at, delay, lane, key, conn)
+        stored = None if key is None else scoped_key(name_of(step), key)
+        place = Placement(*lane, *due, stored, rule, *check_expires(expires))
+        return await self._store.insert_task(NewRow(codec, payload, place), conn)
 
     # --- runs of workflows
 
@@ -311,17 +373,16 @@ class Client:
     ) -> Run[OutputT]:
         """Start a run, now, `after` a time or `at` one, and return it without waiting for it.
 
-        With `key`, if a run of this workflow with this key has not ended, returns that one; raises `EnqueueError` if
-        the key belongs to another kind of task. `queue` and `priority` are by default those of the workflow's policy;
+        With `key`, if a run of this workflow with this key has not ended, returns that one; `run.id.is_new` says so.
+        `queue` and `priority` are by default those of the workflow's policy;
         with `conn` the run is part of the caller's transaction.
         """
         text = encode_input(workflow, input, self._max_step_bytes)
         lane = choose_lane(workflow.policy, queue, priority)
         check_one_time(after, at)
         due = (None if at is None else check_time(at), None if after is None else check_delay(after))
-        if key is not None:
-            check_key(key)
-        id = await self._store.insert_run(workflow.name, text, *due, lane, key, conn)
+        stored = None if key is None else scoped_key(workflow.name, key)
+        id = await self._store.insert_run(workflow.name, text, *due, lane, stored, conn)
         return Run(self._store, id, workflow)
 
     async def trigger_many(

@@ -100,7 +100,7 @@ class Consumer:
             min_poll=0.05 if self._pooled else 1.0,
             max_poll=1.0 if self._pooled else 30.0,
         )
-        self._statements = StatementQueue(self._link, self._claim, self._held)
+        self._statements = StatementQueue(self._link, self._claim, self._held, listens=not self._pooled)
         self._renew = Renew(
             self._dsn,
             self._held.leases,
@@ -114,7 +114,8 @@ class Consumer:
         self._renew.start()
         if not self._pooled:
             hint, queues = self._poll_soon, self._queues
-            self._wake = Wake(self._dsn, name=f"{name} listen", queues=queues, hint=hint, stop=None)
+            behind = self._look_behind
+            self._wake = Wake(self._dsn, name=f"{name} listen", queues=queues, hint=hint, stop=None, behind=behind)
             self._listening = asyncio.create_task(self._listen(self._wake))
         self._is_open = True
         return self
@@ -165,7 +166,7 @@ class Consumer:
                 return leases
             polls = False
             if not self._claim.may_find_tasks:
-                await self._wait_for_hint(min(deadline, self._claim.next_poll))
+                await self._wait_for_hint(min(deadline, self._claim.next_poll, self._statements.behind.due_at))
 
     async def _wait_for_hint(self, until: float) -> None:
         """Wait until there may be a task, or until a time; writers notify this consumer meanwhile."""
@@ -252,6 +253,10 @@ class Consumer:
         return await asyncio.shield(self._statements.begin(self._statements.renew, chosen, seconds))
 
     # --- in the background
+
+    def _look_behind(self) -> None:
+        self._statements.behind.look_soon()
+        self._hinted.set()
 
     def _poll_soon(self) -> None:
         self._claim.poll_soon()

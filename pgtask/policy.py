@@ -50,6 +50,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     - `timeout`: the longest time for one try; then the worker cancels it, which counts as a failed try. A `def run`
       cannot be cancelled: its thread is abandoned and its result dropped. A worker waits for a `def run_batch`.
     - `batch`: how many steps a `run_batch` gets at once, and how long they wait for each other.
+    - `on_expired`: what becomes of a task whose `expires` has passed before it began: it leaves the table (`"drop"`),
+      or is parked.
     - `queue`, `priority`: where a task that starts or arrives at this step waits; workers claim a higher priority
       first.
 
@@ -63,6 +65,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     jitter: float = 0.0
     timeout: timedelta | None = None
     batch: Batch | None = None
+    on_expired: Literal["drop", "park"] = "drop"
     queue: str = DEFAULT_QUEUE
     priority: int = 0
 
@@ -77,6 +80,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             raise DefinitionError(f"Policy(jitter={self.jitter!r}) must be a number from 0 to 1")
         if self.timeout is not None and (not isinstance(self.timeout, timedelta) or self.timeout <= timedelta(0)):
             raise DefinitionError(f"Policy(timeout={self.timeout!r}) must be a positive timedelta, or None")
+        if self.on_expired not in ("drop", "park"):
+            raise DefinitionError(f'Policy(on_expired={self.on_expired!r}) must be "drop" or "park"')
         if self.batch is not None and not isinstance(self.batch, Batch):
             raise DefinitionError(f"Policy(batch={self.batch!r}) must be a Batch, as in Batch(256), or None")
         try:

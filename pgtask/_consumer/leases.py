@@ -18,6 +18,7 @@ from uuid import UUID
 from pgtask import _fastpath
 from pgtask._lease_clock import lease_clock
 from pgtask._log import EventLog
+from pgtask._placement import shown_key
 from pgtask._sparing import SparingLog
 from pgtask.errors import ConsumeError, RowError
 from pgtask.task import Task
@@ -55,7 +56,7 @@ class Lease:
         self.claims = held.claims
         self.queue: str = described[1]
         self.priority: int = described[2]
-        self.key: str | None = described[3]
+        self.key = shown_key(raw, described[3])
         self.created_at: datetime = described[4]
         self.held, self.holder = held, holder  # these and the rest are the engine's
         self.is_lost = False

@@ -8,6 +8,7 @@ row that another session has locked delays the call with its lease, and no other
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
@@ -20,6 +21,7 @@ from pgtask._log import EventLog
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.store import Link, statement
 from pgtask._postgres.transactions import atomically, planned_by_index
+from pgtask._worker.behind import Behind
 from pgtask._worker.claim import Claim
 from pgtask.errors import DatabaseError, RowsLocked, StatementTimeout
 
@@ -31,6 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 MAX_BATCH = 5000  # tasks in one statement
 LOCK_TIMEOUT = "2s"  # for a row, in a transaction of the caller
+EXPIRED = -1  # in place of a size, see claim_picked.sql
 RETRY_LOCKED = 0.2  # seconds between two tries to end leases whose rows another session has locked
 
 Build = Callable[[list[Lease]], tuple[str, tuple[Any, ...]]]
@@ -49,10 +52,12 @@ class _Batch(NamedTuple):
 class StatementQueue:
     """Sends the statements of one consumer over `link`, one after the other."""
 
-    def __init__(self, link: Link, claim: Claim, held: ConsumerLeases) -> None:
+    def __init__(self, link: Link, claim: Claim, held: ConsumerLeases, *, listens: bool) -> None:
         self._link = link
         self._claim = claim
         self._held = held
+        self.behind = Behind(link, listens=listens)
+        """Looks for tasks that wait behind others."""
         self._sending = asyncio.Lock()  # held for the statements that belong together, not for a wait between them
         self.running: set[asyncio.Task[Any]] = set()
         """The work in progress."""
@@ -69,6 +74,10 @@ class StatementQueue:
     async def claim_leases(self, limit: int, *, polls: bool) -> list[Lease]:
         """Claim lane by lane until there are enough leases, or no more tasks are known to be due. With `polls`, poll
         the table before giving up."""
+        if time.monotonic() >= self.behind.due_at:
+            async with self._sending:
+                if await self.behind.promote():
+                    self._claim.poll_soon()
         taken = await self._claim_lanes(limit)
         if polls and not taken:
             self._claim.next_poll = 0.0
@@ -81,8 +90,11 @@ class StatementQueue:
             while len(taken) < limit and self._claim.may_find_tasks:
                 async with self._sending:
                     rows, token, sent = await self._claim.claim_batch(min(limit - len(taken), MAX_BATCH))
-                    if rows:
-                        taken += await self._add_claimed(rows, token, sent)
+                    came = await self._add_claimed(rows, token, sent) if rows else []
+                if expired := {row[0] for row in rows if row[4] == EXPIRED}:
+                    await self.finish([lease for lease in came if lease.task_id in expired])
+                    log.info("task.expired", tasks=len(expired))
+                taken += [lease for lease in came if lease.task_id not in expired]
         except BaseException as error:
             if isinstance(error, Exception):
                 await self.release_unused(self._held.settle("release", [lease for lease in taken if not lease.is_lost]))

@@ -18,7 +18,7 @@ cdef class Dispatcher:
     `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A step for a
     thread that may not have one yet is set aside, and the others pass it. A subclass supplies the slow and the rare:
     `wake_pump`, `may_start_thread`, `start_thread`, `end_transaction`, `describe_error`, `is_interruption`,
-    `encode_new_tasks`, `log_finished`, `log_failed`, `log_throttled`, `log_parked`, `unknown_delay`, `is_foreign`,
+    `encode_new_tasks`, `log_finished`, `log_failed`, `log_throttled`, `log_expired`, `log_parked`, `unknown_delay`, `is_foreign`,
     `fail_worker`, `gather_step`, `close_group`, `start_batches`.
     """
 
@@ -137,6 +137,9 @@ cdef class Dispatcher:
 
     def log_throttled(self, TaskLease lease, error, double delay):
         """Log that a step has raised `Throttled`, and is put off for `delay` seconds."""
+
+    def log_expired(self, TaskLease lease):
+        """Log a task that has expired, and leaves the table."""
 
     def log_parked(self, TaskLease lease, str text, error=None):
         """Log that a task was parked, with the exception if there is one."""
@@ -291,12 +294,16 @@ cdef class Dispatcher:
         self.steps += 1
         try:
             if lease.step is None:
-                if lease.size:
+                if lease.size > 0:
                     raise DecodeError(
                         f"the step is {lease.size} bytes, more than the {self.max_step_bytes} allowed (--max-step-bytes)"
                     )
                 lease.entry, lease.step = self.table.decode(lease.envelope)
                 lease.envelope = None
+            if lease.size == EXPIRED and lease.entry.run is not None and not hasattr(lease.entry.codec.cls, "workflow"):
+                self.count_refused()
+                expire_task(self, lease)
+                return False
         except UnknownStepError as error:
             self.count_refused()
             if error.family not in self.table.families and self.is_foreign(lease, error.family):

@@ -18,6 +18,8 @@ cdef enum:
     LOST  # another worker may have it: no outcome of it is written
     RELEASED  # the renewing thread releases it, since it has waited for too long; or it is a task of another app
 
+cdef int EXPIRED = -1
+
 cdef enum CancelReason:
     NOT_CANCELLED
     TIMEOUT
@@ -35,7 +37,7 @@ cdef class TaskLease:
     cdef readonly StepEntry entry  # None until the step is decoded
     cdef str envelope  # None once it is decoded
     cdef readonly object step
-    cdef readonly int size  # bytes of a step too large to be sent, else 0
+    cdef readonly int size  # bytes of a step too large to be sent; EXPIRED: the task has expired; else 0
     cdef int transitions  # to a next step under this lease
     cdef readonly double renewed  # seconds of `lease_clock` at which the last claim or renewal was sent
     cdef readonly double due  # of a suspect: its `wakeup_at` in seconds since the epoch, which names its group

@@ -242,6 +242,15 @@ cdef void park_task(Dispatcher dispatcher, TaskLease lease, reason):
     reschedule(dispatcher, lease, None, lease.tried + 1, text, 0.0)
 
 
+cdef void expire_task(Dispatcher dispatcher, TaskLease lease) except *:
+    """End a task that has expired before it began, or park it, as its policy says."""
+    if lease.entry.policy.on_expired == "park":
+        reject_row(dispatcher, lease, f"{lease.label} has expired before it began", None)
+        return
+    dispatcher.log_expired(lease)
+    finish_task(dispatcher, lease)
+
+
 cdef void reject_row(Dispatcher dispatcher, TaskLease lease, error, delay):
     """Put a row that cannot be run back for `delay` seconds, or park it. `tried` stays: there was no try."""
     if delay is not None:

@@ -149,7 +149,7 @@ class Records:
             return False
         if task.state == "waiting" and (task.due_at <= self.rows.now or not (task.tried or self._is_paused(task))):
             return False
-        if task.state == "cancelled" and (other := self.rows.holder(task.key)) is not None:
+        if task.state == "cancelled" and (other := self.rows.holder(task)) is not None:
             raise EnqueueError(f"run {run} cannot be resumed: {TakenKey(run, task.key or '', other.id)}")
         for number, checkpoint in record.checkpoints.items():
             if checkpoint.is_postponed:

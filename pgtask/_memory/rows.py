@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from pgtask._fastpath import Outcomes
+from pgtask._placement import KEEP, KeyRule
 from pgtask._progress import Progress
 from pgtask.task import Task
 
@@ -50,7 +51,19 @@ class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
     tried: int = 0
     claims: int = 0
     error: str | None = None
+    behind: datetime | None = None
+    expires_at: datetime | None = None
     tries: list[Try] = []
+
+    @property
+    def name(self) -> str:
+        """The name of its task or workflow."""
+        return str(next(iter(msgspec.json.decode(self.raw))))
+
+    def take(self, other: MemoryTask, due: datetime) -> None:
+        """Take the step and the lane of another task, and be due then, as if this one had been enqueued like that."""
+        self.raw, self.queue, self.priority, self.expires_at = other.raw, other.queue, other.priority, other.expires_at
+        self.state, self.error, self.tried, self.claims, self.due_at = "waiting", None, 0, 0, due
 
     @property
     def is_live(self) -> bool:
@@ -63,6 +76,11 @@ class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
         return [one.step for one in self.tries]
 
 
+def _put_off(task: MemoryTask, due: datetime, rule: KeyRule) -> datetime:
+    """Return the time at which a task is due that is put off until then, as far as the rule allows."""
+    return due if rule.ceiling is None else min(due, task.created_at + timedelta(seconds=rule.ceiling))
+
+
 class Rows:
     """The tasks of one table, finished ones included, and its clock."""
 
@@ -72,23 +90,56 @@ class Rows:
         self.followers: list[Callable[[MemoryTask], None]] = []
         """Functions that are called with each task that is parked."""
 
-    def insert(self, task: MemoryTask) -> MemoryTask:
-        """Add a task and return it; if a live task has its key, return that one and add nothing."""
-        holder = self.holder(task.key)
+    def insert(self, task: MemoryTask, rule: KeyRule = KEEP) -> MemoryTask:
+        """Add a task and return it. If a live task has its key, do what the rule says, as enqueue_onto.sql does, and
+        return the task that has the step now."""
+        holder = self.holder(task)
         if holder is None:
             self.tasks[task.id] = task
-        return holder or task
+            return task
+        is_debounced = rule.debounce is not None
+        if holder.state == "waiting" and (is_debounced or rule.on_conflict == "replace"):
+            holder.take(task, _put_off(holder, task.due_at, rule))
+        elif holder.state == "parked" and rule.on_parked == "replace":
+            holder.take(task, task.due_at)
+        elif holder.state == "parked" and rule.on_parked == "revive":
+            holder.take(holder, self.now)
+        is_enough = holder.state != "leased" and holder.raw == task.raw
+        if holder.state == "parked" or is_enough or (rule.on_conflict == "keep" and not is_debounced):
+            return holder
+        return self._insert_behind(task, rule)
 
-    def holder(self, key: str | None) -> MemoryTask | None:
-        """Return the live task that has a key."""
-        having = (task for task in self.tasks.values() if task.key == key and task.is_live)
-        return None if key is None else next(having, None)
+    def _insert_behind(self, task: MemoryTask, rule: KeyRule) -> MemoryTask:
+        second = self.holder(task, behind=True)
+        if second is None:
+            task.behind, task.due_at = task.due_at, FOREVER
+            self.tasks[task.id] = task
+            return task
+        assert second.behind is not None
+        due = min(second.behind, task.due_at) if rule.debounce is None else _put_off(second, task.due_at, rule)
+        second.take(task, FOREVER)
+        second.behind = due
+        return second
+
+    def holder(self, wanted: MemoryTask, *, behind: bool = False) -> MemoryTask | None:
+        """Return the live task of the same name that has the key of another one, or the one that waits behind it."""
+        if wanted.key is None:
+            return None
+        having = (task for task in self.tasks.values() if task.key == wanted.key and task.is_live)
+        return next((one for one in having if one.name == wanted.name and (one.behind is not None) == behind), None)
+
+    def promote(self) -> None:
+        """Make tasks due that wait behind another one that is gone, as promote.sql does."""
+        for task in list(self.tasks.values()):
+            if task.behind is not None and self.holder(task) is None:
+                task.due_at, task.behind = task.behind, None
 
     def is_leased(self, id: UUID) -> bool:
         return self.tasks[id].state == "leased"
 
     def next_due(self) -> datetime | None:
         """Return the due time of the first waiting task; None if all wait until something wakes them."""
+        self.promote()
         waiting = (task.due_at for task in self.tasks.values() if task.state == "waiting")
         return min((due for due in waiting if due < FOREVER), default=None)
 
@@ -101,12 +152,21 @@ class Rows:
 
     def claim(self, limit: int) -> list[tuple[Any, ...]]:
         """Lease due tasks in the order of a worker; return the rows that claim.sql returns."""
+        self.promote()
         due = [task for task in self.tasks.values() if task.state == "waiting" and task.due_at <= self.now]
         due.sort(key=lambda task: (-task.priority, task.due_at))
         for task in due[:limit]:
             task.state = "leased"
             task.claims += 1
-        return [(task.id, task.raw, task.tried, task.claims, None, task.due_at.timestamp()) for task in due[:limit]]
+        return [
+            (task.id, task.raw, task.tried, task.claims, self._size(task), task.due_at.timestamp())
+            for task in due[:limit]
+        ]
+
+    def _size(self, task: MemoryTask) -> int | None:
+        """Return what claim.sql returns beside a task: -1 if it has expired before it began."""
+        has_expired = task.expires_at is not None and task.expires_at < self.now
+        return -1 if has_expired and task.tried == 0 and task.claims == 1 else None
 
     def release(self, ids: list[UUID]) -> None:
         """Put back tasks that were claimed and have no outcome; `claims` goes on counting."""

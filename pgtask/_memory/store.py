@@ -15,22 +15,20 @@ import asyncpg
 import msgspec
 
 from pgtask._copy import Source
-from pgtask._fastpath import Codec, NewTask
-from pgtask._ids import TaskIds, first_id
+from pgtask._fastpath import NewTask
+from pgtask._ids import TaskId, TaskIds, first_id
 from pgtask._memory.records import Records
 from pgtask._memory.rows import MemoryTask, Rows
+from pgtask._placement import Placement, shown_key
 from pgtask._postgres.failures import ParkedTask
-from pgtask._postgres.inserts import raise_taken
 from pgtask._postgres.runs import RunStatus
 from pgtask._postgres.transactions import check_caller
-from pgtask._validate import check_key, envelope_of
+from pgtask._validate import NewRow
 from pgtask._workflow.values import RunResult
 from pgtask.task import Task
 from pgtask.workflow import RunState
 
 __all__ = ["Enqueued", "MemoryStore"]
-
-Encode = Callable[[Task], tuple[Codec, bytes, tuple[str, int]]]
 
 
 class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,62 +58,62 @@ class MemoryStore:
 
     # --- tasks
 
-    async def insert_task(
-        self,
-        codec: Codec,
-        payload: bytes,
-        at: datetime | None,
-        delay: float | None,
-        lane: tuple[str, int],
-        key: str | None,
-        conn: Any,
-    ) -> UUID:
+    async def insert_task(self, row: NewRow, conn: Any) -> TaskId:
         self.check_connection(conn)
-        return self._add_task(UUID(int=first_id()), codec, payload, lane, key, self._due_time(at, delay))
+        return self._add_task(UUID(int=first_id()), row)
 
-    async def copy_tasks(self, source: Source, encode: Encode, conn: Any) -> TaskIds:
+    async def copy_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> Sequence[UUID]:
+        self.check_connection(conn)
         first = first_id()
-        found = [encode(step) async for step, _ in source]
-        for number, encoded in enumerate(found):
-            self._add_task(UUID(int=first + number), *encoded, None, self._rows.now)
-        return TaskIds(UUID(int=first), len(found))
+        rows = [encode(item) async for item, _ in source]
+        ids = [self._add_task(UUID(int=first + number), row) for number, row in enumerate(rows)]
+        is_range = all(id.int == first + number for number, id in enumerate(ids))
+        return TaskIds(UUID(int=first), len(rows)) if is_range else ids
 
-    async def insert_keyed_tasks(self, source: Source, encode: Encode, conn: Any) -> list[UUID]:
-        found = [(*encode(step), check_key(key)) async for step, key in source]
-        return [self._add_task(UUID(int=first_id()), *one, self._rows.now) for one in found]
+    async def insert_keyed_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> list[TaskId]:
+        self.check_connection(conn)
+        rows = [encode(item, key) async for item, key in source]
+        return [self._add_task(UUID(int=first_id()), row) for row in rows]
 
     def add_new_tasks(self, tasks: Sequence[NewTask]) -> None:
         """Add the tasks that an outcome enqueues, like shared/new_tasks.sql."""
         for new in tasks:
             payload = new.step.encode()[len(new.codec.prefix) : -len(b"}}")]
-            due = self._due_time(new.at, new.delay)
-            self._add_task(new.id, new.codec, payload, (new.queue, new.priority), new.key, due)
+            place = Placement(new.queue, new.priority, new.at, new.delay, new.key)
+            self._add_task(new.id, NewRow(new.codec, payload, place))
 
     def _due_time(self, at: datetime | None, delay: float | None) -> datetime:
         return self._rows.now + timedelta(seconds=delay or 0) if at is None else at
 
-    def _add_task(
-        self, id: UUID, codec: Codec, payload: bytes, lane: tuple[str, int], key: str | None, due: datetime
-    ) -> UUID:
-        task = self._new_task(id, envelope_of(codec, payload), lane, key, due)
-        found = self._rows.insert(task)
+    def _add_task(self, id: UUID, row: NewRow) -> TaskId:
+        place = row.place
+        delay = place.rule.debounce if place.delay is None else place.delay
+        due = self._due_time(place.at, delay)
+        task = self._new_task(id, row.step, (place.queue, place.priority), place.key, due)
+        if place.expires_in is not None:
+            task.expires_at = self._rows.now + timedelta(seconds=place.expires_in)
+        else:
+            task.expires_at = place.expires_at
+        found = self._rows.insert(task, place.rule)
         self._enqueued.append(
             Enqueued(
-                task_id=found.id,
-                step=codec.decode(payload),
+                task_id=UUID(int=found.id.int),
+                step=row.codec.decode(row.payload),
                 queue=task.queue,
                 priority=task.priority,
-                key=key,
+                key=task.key,
                 due_at=due,
                 is_new=found is task,
             )
         )
-        return found.id
+        return TaskId(found.id.int, is_new=found is task)
 
     def _new_task(self, id: UUID, text: str, lane: tuple[str, int], key: str | None, due: datetime) -> MemoryTask:
         queue, priority = lane
+        created = self._rows.now
+        shown = shown_key(text, key)
         return MemoryTask(
-            id=id, raw=text, queue=queue, priority=priority, key=key, due_at=due, created_at=self._rows.now, tries=[]
+            id=id, raw=text, queue=queue, priority=priority, key=shown, due_at=due, created_at=created, tries=[]
         )
 
     def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
@@ -158,13 +156,11 @@ class MemoryStore:
         lane: tuple[str, int],
         key: str | None,
         conn: Any,
-    ) -> UUID:
+    ) -> TaskId:
         self.check_connection(conn)
-        due = self._due_time(at, delay)
-        holder = self._rows.holder(key)
-        if holder is not None and (workflow := self._records.workflow_of(holder)) != name:
-            raise_taken(key, name, holder.id, workflow)
-        return self._records.add(self._new_task(UUID(int=first_id()), text, lane, key, due), name)
+        task = self._new_task(UUID(int=first_id()), text, lane, key, self._due_time(at, delay))
+        found = self._records.add(task, name)
+        return TaskId(found.int, is_new=found == task.id)
 
     async def insert_runs(
         self, ids: TaskIds, name: str, texts: Sequence[str], lane: tuple[str, int], conn: Any

@@ -14,28 +14,24 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from pgtask._copy import Source
-from pgtask._fastpath import Codec, CopyRows
-from pgtask._ids import TaskIds, first_id
+from pgtask._ids import TaskId, TaskIds
+from pgtask._postgres.bulk import EncodeItem, insert_many
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.failures import ParkedTask, follow_failures
-from pgtask._postgres.inserts import check_copied, insert_keyed, insert_run, insert_runs, insert_task, refusals
+from pgtask._postgres.inserts import insert_keyed, insert_run, insert_runs, insert_task
 from pgtask._postgres.pools import client_pool, release_quietly
 from pgtask._postgres.run_results import ResultWaiter
 from pgtask._postgres.runs import RunStatus, cancel_runs, list_runs, read_statuses, resume_runs, send_signal
 from pgtask._postgres.tasks import retry_on_deadlock
 from pgtask._postgres.transactions import atomically, check_caller
-from pgtask._validate import check_key, envelope_of
+from pgtask._validate import NewRow
 from pgtask.errors import EnqueueError
-from pgtask.task import Task
 from pgtask.workflow import RunState
 
 __all__ = ["PostgresStore"]
 
 T = TypeVar("T")
-Encode = Callable[[Task], tuple[Codec, bytes, tuple[str, int]]]
 
-CHUNK_BYTES = 128 * 1024  # of a COPY
-CHUNK_TASKS = 1000  # keyed tasks in a statement
 CHUNK_RUNS = 1000  # runs in a statement
 
 
@@ -132,50 +128,25 @@ class PostgresStore:
 
     # --- tasks
 
-    async def insert_task(
-        self,
-        codec: Codec,
-        payload: bytes,
-        at: datetime | None,
-        delay: float | None,
-        lane: tuple[str, int],
-        key: str | None,
-        conn: Any,
-    ) -> UUID:
-        columns = (envelope_of(codec, payload), at, delay, *lane)
-        return await self._execute(
-            conn, lambda connection: insert_task(connection, columns, key), waits=key is not None
-        )
+    async def insert_task(self, row: NewRow, conn: Any) -> TaskId:
+        waits = row.place.key is not None
+        return await self._execute(conn, lambda connection: insert_task(connection, row), waits=waits)
 
-    async def copy_tasks(self, source: Source, encode: Encode, conn: Any) -> TaskIds:
-        first = UUID(int=first_id())
-        rows = CopyRows(first.int)
-
-        async def chunks() -> AsyncIterator[bytes]:
-            async for step, _ in source:
-                codec, payload, (queue, priority) = encode(step)
-                if rows.add(codec, payload, queue.encode(), priority) >= CHUNK_BYTES:
-                    yield rows.take()
-            yield rows.take() + CopyRows.TRAILER
-
-        how = {"columns": ["id", "step", "queue", "priority"], "format": "binary"}
+    async def copy_tasks(self, source: Source, encode: EncodeItem, conn: Any) -> Sequence[UUID]:
         async with self.connection(conn) as connection:
-            # In the caller's transaction it is a savepoint: a refusal does not spoil that.
-            with map_errors(), refusals():
-                async with atomically(connection):
-                    status = await connection.copy_to_table("pg_task", source=chunks(), **how)
-                    check_copied(status, rows.count)
-        return TaskIds(first, rows.count)
+            with map_errors():
+                return await insert_many(connection, source, encode)
 
-    async def insert_keyed_tasks(self, source: Source, encode: Encode, conn: Any) -> list[UUID]:
+    async def insert_keyed_tasks(self, source: Source, encode: EncodeItem, conn: Any) -> list[TaskId]:
         """Read all steps before the first is inserted: no key is locked while the caller's iterable takes its time."""
         keys: list[str] = []
-        rows: dict[str, tuple[str, str, int]] = {}
+        rows: dict[str, NewRow] = {}
         async for step, key in source:
-            codec, payload, lane = encode(step)
-            keys.append(check_key(key))
-            rows.setdefault(keys[-1], (envelope_of(codec, payload), *lane))
-        found = await self._execute(conn, lambda connection: insert_keyed(connection, rows, CHUNK_TASKS))
+            row = encode(step, key)
+            assert row.place.key is not None
+            keys.append(row.place.key)
+            rows.setdefault(row.place.key, row)
+        found = await self._execute(conn, lambda connection: insert_keyed(connection, rows))
         return [found[key] for key in keys]
 
     def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
@@ -193,7 +164,7 @@ class PostgresStore:
         lane: tuple[str, int],
         key: str | None,
         conn: Any,
-    ) -> UUID:
+    ) -> TaskId:
         columns = (text, at, delay, *lane)
         return await self._execute(
             conn, lambda connection: insert_run(connection, name, columns, key), waits=key is not None

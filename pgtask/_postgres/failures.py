@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from pgtask._placement import shown_key
 from pgtask._postgres.store import Link
 from pgtask._postgres.tasks import aware, plain_values
 from pgtask._postgres.times import allow_far_times
@@ -175,4 +176,6 @@ class Follower:
 
 
 def _parked_task(row: Any) -> ParkedTask:
-    return ParkedTask(**plain_values(row))
+    values = plain_values(row)
+    values["key"] = shown_key(values["step"], values["key"])
+    return ParkedTask(**values)

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from pgtask._ids import first_id
+from pgtask._ids import TaskId, first_id
+from pgtask._placement import KEEP
 from pgtask._postgres.store import statement
 from pgtask._postgres.transactions import atomically, planned_by_index
-from pgtask.errors import DataRefused, EnqueueError
+from pgtask._validate import NewRow
+from pgtask.errors import DataRefused
 
 __all__ = [
     "KEPT_OUT",
     "MAX_KEY_TRIES",
     "check_copied",
     "insert_keyed",
+    "insert_keyless",
     "insert_run",
     "insert_runs",
     "insert_task",
-    "raise_taken",
     "refusals",
 ]
 
+CHUNK_TASKS = 1000  # tasks in a statement,
+CHUNK_ONTO = 200  # and in one that may change others
 MAX_KEY_TRIES = 20  # times that the task with a key may finish between our insert and the look for it
 
 KEPT_OUT = "a trigger, rule or row security policy of yours on pg_task keeps it out"
@@ -50,8 +54,18 @@ def refusals() -> Iterator[None]:
         raise DataRefused(f"{error.args[0]} (SQLSTATE {error.sqlstate})") from error
 
 
-async def insert_task(connection: Any, columns: Sequence[Any], key: str | None) -> UUID:
-    """Insert a task (step, time, delay, queue, priority) and return its id, or that of the task that has the key."""
+def _columns(row: NewRow) -> tuple[Any, ...]:
+    """Return the parameters of enqueue.sql but for the id and the key."""
+    place = row.place
+    return row.step, place.at, place.delay, place.queue, place.priority, place.expires_at, place.expires_in
+
+
+async def insert_task(connection: Any, row: NewRow) -> TaskId:
+    """Insert a task and return its id, or that of the task that has its key."""
+    key, columns = row.place.key, _columns(row)
+    if key is not None and row.place.rule != KEEP:
+        with refusals():
+            return (await insert_onto(connection, {key: row}))[key]
 
     async def insert(id: UUID) -> Any:
         if key is None:
@@ -64,8 +78,8 @@ async def insert_task(connection: Any, columns: Sequence[Any], key: str | None) 
     return await _insert_or_find(connection, insert, key, find)
 
 
-async def insert_run(connection: Any, name: str, columns: Sequence[Any], key: str | None) -> UUID:
-    """Insert a run of the workflow `name`, like `insert_task`. Raises `EnqueueError` for a key of another kind."""
+async def insert_run(connection: Any, name: str, columns: Sequence[Any], key: str | None) -> TaskId:
+    """Insert a run of the workflow `name` (text, time, delay, queue, priority), like `insert_task`."""
 
     async def insert(id: UUID) -> Any:
         if key is None:
@@ -73,35 +87,24 @@ async def insert_run(connection: Any, name: str, columns: Sequence[Any], key: st
         return await connection.fetchval(statement("runs/trigger"), id, name, *columns, key)
 
     async def find() -> Any:
-        row = await connection.fetchrow(statement("runs/find_key"), key)
-        if row is not None and row["workflow"] != name:
-            raise_taken(key, name, row["id"], row["workflow"])
-        return row and row["id"]
+        return (await connection.fetchrow(statement("find_keys"), [key]) or (None, None))[1]
 
     return await _insert_or_find(connection, insert, key, find)
 
 
-def raise_taken(key: str | None, name: str, task: UUID, workflow: str | None) -> NoReturn:
-    """Raise `EnqueueError`: the key of a run belongs to a plain task, or to a run of another workflow."""
-    what = f"task {task}" if workflow is None else f"run {task} of workflow {workflow}"
-    raise EnqueueError(
-        f"the key {key!r} is that of {what}, so no run of workflow {name} was triggered: "
-        "all tasks and workflows of a table share their keys; begin each key with what it is of"
-    )
-
-
 async def _insert_or_find(
     connection: Any, insert: Callable[[UUID], Awaitable[Any]], key: str | None, find: Callable[[], Awaitable[Any]]
-) -> UUID:
+) -> TaskId:
     """Insert a row, or find the one that has the key."""
     with refusals():
         for _ in range(MAX_KEY_TRIES):
             found = await insert(UUID(int=first_id()))
+            is_new = found is not None
             if found is None and key is not None:
                 async with planned_by_index(connection):
                     found = await find()
             if found is not None:
-                return UUID(int=found.int)
+                return TaskId(found.int, is_new=is_new)
             if key is None:
                 raise DataRefused(f"the task was not inserted: {KEPT_OUT}")
             # The task with this key was finished in between: there is room for ours now.
@@ -120,37 +123,77 @@ async def insert_runs(
                 _check_count(await connection.fetchval(statement("runs/trigger_many"), *some), len(some[0]))
 
 
-async def insert_keyed(connection: Any, rows: Mapping[str, tuple[str, str, int]], chunk: int) -> dict[str, UUID]:
-    """Insert tasks (step, queue, priority) by their keys, `chunk` in a statement, all or none. Returns the ids
-    that have the keys then.
+async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str, TaskId]:
+    """Insert tasks by their keys, some in a statement, all or none. Returns the ids that have the keys then.
 
     Goes in the order of the keys, whatever the order of the batch: two batches that share keys wait for each other.
     """
-    found: dict[str, UUID] = {}
+    found: dict[str, TaskId] = {}
     keys = sorted(rows)
     with refusals():
         async with atomically(connection):
-            for at in range(0, len(keys), chunk):
-                found |= await _insert_chunk(connection, {key: rows[key] for key in keys[at : at + chunk]})
+            at = 0
+            while at < len(keys):
+                is_plain = rows[keys[at]].place.rule == KEEP
+                chunk = {key: rows[key] for key in keys[at : at + (CHUNK_TASKS if is_plain else CHUNK_ONTO)]}
+                found |= await (_insert_chunk(connection, chunk) if is_plain else insert_onto(connection, chunk))
+                at += len(chunk)
     return found
 
 
-async def _insert_chunk(connection: Any, chunk: dict[str, tuple[str, str, int]]) -> dict[str, UUID]:
+async def insert_keyless(connection: Any, rows: Sequence[NewRow]) -> list[TaskId]:
+    """Insert tasks without keys in one statement, and return their ids."""
+    ids = _make_ids(len(rows))
+    with refusals():
+        inserted = await connection.fetch(statement("enqueue_keyed"), *_arrays(ids, rows))
+    _check_count(len(inserted), len(rows))
+    return [TaskId(id.int, is_new=True) for id in ids]
+
+
+async def _insert_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str, TaskId]:
     """Insert a chunk, or find the tasks that have its keys."""
-    found: dict[str, UUID] = {}
+    found: dict[str, TaskId] = {}
     missing = list(chunk)
     for _ in range(MAX_KEY_TRIES):
-        first = first_id()
-        ids = [UUID(int=first + at) for at in range(len(missing))]
-        columns = [list(column) for column in zip(*(chunk[key] for key in missing), strict=True)]
-        some = await connection.fetch(statement("enqueue_keyed"), ids, *columns, missing)
-        async with planned_by_index(connection):
-            some += await connection.fetch(statement("find_keys"), missing)
-        found.update((row[0], UUID(int=row[1].int)) for row in some)
+        rows = [chunk[key] for key in missing]
+        some = await connection.fetch(statement("enqueue_keyed"), *_arrays(_make_ids(len(rows)), rows))
+        found.update((row[0], TaskId(row[1].int, is_new=True)) for row in some)
         missing = [key for key in missing if key not in found]
+        if missing:
+            async with planned_by_index(connection):
+                some = await connection.fetch(statement("find_keys"), missing)
+            found.update((row[0], TaskId(row[1].int, is_new=False)) for row in some)
+            missing = [key for key in missing if key not in found]
         if not missing:
             return found
-    raise DataRefused(f"the task with the key {missing[0]!r} was not inserted, and there is none: {KEPT_OUT}")
+    raise _kept_out(missing[0])
+
+
+async def insert_onto(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str, TaskId]:
+    """Insert a chunk of tasks with one rule, which may change the tasks that have its keys."""
+    rows = list(chunk.values())
+    rule = rows[0].place.rule
+    arrays = _arrays(_make_ids(len(rows)), rows)
+    some = await connection.fetch(statement("enqueue_onto"), *arrays, *rule)
+    found = {row[0]: TaskId(row[1].int, is_new=row[2]) for row in some}
+    if len(found) < len(chunk):
+        raise _kept_out(next(key for key in chunk if key not in found))
+    return found
+
+
+def _kept_out(key: str) -> DataRefused:
+    return DataRefused(f"the task with the key {key!r} was not inserted, and there is none: {KEPT_OUT}")
+
+
+def _make_ids(count: int) -> list[UUID]:
+    first = first_id()
+    return [UUID(int=first + at) for at in range(count)]
+
+
+def _arrays(ids: list[UUID], rows: Sequence[NewRow]) -> tuple[list[Any], ...]:
+    """Return the columns of enqueue_keyed.sql and enqueue_onto.sql."""
+    columns = zip(*((*_columns(row)[:5], row.place.key, *_columns(row)[5:]) for row in rows), strict=True)
+    return ids, *(list(column) for column in columns)
 
 
 def check_copied(status: str, wanted: int) -> None:

@@ -203,7 +203,7 @@ class TakenKey(NamedTuple):
     task: UUID
 
     def __str__(self) -> str:
-        taken = f"its key {self.key!r} is that of task {self.task} by now"
+        taken = f"its key {self.key.partition('/')[2] or self.key!r} is that of task {self.task} by now"
         return f"{taken}; resume it when that has finished, or was cancelled"
 
 

@@ -16,6 +16,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from pgtask._placement import shown_key
 from pgtask._postgres.connection import connect, map_errors
 from pgtask._postgres.migrate import check_schema
 from pgtask._postgres.store import statement
@@ -65,6 +66,8 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
     locked_by: UUID | None
     lock_expires_at: datetime | None
+    behind: datetime | None
+    expires_at: datetime | None
     error: str | None
     seen_at: datetime
 
@@ -152,6 +155,7 @@ async def describe(connection: Any, ids: Sequence[UUID], characters: int | None)
 def _task_row(values: dict[str, Any]) -> TaskRow:
     if values["progress"] is not None:
         values["progress"] = msgspec.json.decode(values["progress"], type=Progress)
+    values["key"] = shown_key(values["step"], values["key"])
     return TaskRow(**values)
 
 

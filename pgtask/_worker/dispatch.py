@@ -22,6 +22,7 @@ from pgtask._error_text import describe, summary
 from pgtask._fastpath import Dispatcher, Leases, Marks, NewTask, Outcomes, StepEntry, Table, TaskLease
 from pgtask._log import EventLog
 from pgtask._postgres.connection import is_connection_loss
+from pgtask._sparing import SparingLog
 from pgtask._worker.batches import Batches
 from pgtask._worker.forked import called_in_thread
 from pgtask._worker.new_tasks import encode_new_tasks
@@ -67,6 +68,7 @@ class Dispatch(Dispatcher):
         self.threads = StepThreads(concurrency)
         self.batches = Batches(self, concurrency=concurrency, lingers=lingers)
         self._is_unlogged = False
+        self._expired_log = SparingLog(log, logging.INFO, "task.expired")
         self._kinds: defaultdict[StepEntry, CallKind] = defaultdict(lambda: CallKind(concurrency))
         self._check: asyncio.TimerHandle | None = None  # the next check on the steps that wait for a thread
         self._check_at = 0.0
@@ -198,6 +200,9 @@ class Dispatch(Dispatcher):
         fields["error"] = summary(describe(error))
         log.log(logging.INFO if informs else logging.DEBUG, "step.throttled", trimmed=True, **fields)
 
+    def log_expired(self, lease: TaskLease) -> None:
+        self._expired_log.log_or_count(task=lease.id, step=lease.label)
+
     def _is_first_in_second(self, event: str, label: str) -> bool:
         """Return whether an event of a step is the first one in a second, and count it as logged then."""
         now = time.monotonic()
@@ -278,6 +283,7 @@ class Dispatch(Dispatcher):
 
     def close(self) -> None:
         """Take no more steps for threads. Running ones continue, and nothing waits for them."""
+        self._expired_log.log_count()
         if self._check is not None:
             self._check.cancel()
         self.threads.shutdown(cancel_futures=True)

@@ -14,8 +14,8 @@ from uuid import UUID
 
 from pgtask._fastpath import NewTask, Outcomes
 from pgtask._ids import first_id
-from pgtask._placement import check_delay, check_time
-from pgtask._validate import encode_step, envelope_of
+from pgtask._placement import check_delay, check_time, scoped_key
+from pgtask._validate import encode_step, envelope_of, name_of
 from pgtask.errors import EnqueueError, OutcomeError
 from pgtask.outcome import Enqueue
 from pgtask.task import Task
@@ -71,7 +71,8 @@ def _encode(id: UUID, item: Any, max_step_bytes: int) -> NewTask:
     codec, payload, lane = encode_step(item.queue, item.priority, max_step_bytes, item.step)
     at = None if item.at is None else check_time(item.at)
     delay = None if item.after is None else check_delay(item.after)
-    return NewTask(codec, id, envelope_of(codec, payload), at, delay, *lane, item.key)
+    key = None if item.key is None else scoped_key(name_of(item.step), item.key)
+    return NewTask(codec, id, envelope_of(codec, payload), at, delay, *lane, key)
 
 
 def seconds_until_due(outcomes: Outcomes) -> Iterator[float]:

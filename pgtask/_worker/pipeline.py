@@ -22,6 +22,7 @@ from pgtask._postgres.store import Link
 from pgtask._postgres.times import allow_far_times
 from pgtask._postgres.writer import ASIDE_SETTINGS, SHARED_SETTINGS, Aside
 from pgtask._status import Reason, Totals, session_name
+from pgtask._worker.behind import Behind
 from pgtask._worker.burst import Burst
 from pgtask._worker.capacity import Capacity
 from pgtask._worker.claim import Claim
@@ -79,6 +80,7 @@ class Pipeline:
         self._work = asyncio.Event()  # something for the pump to do
         self._stop_now = False
         self._failure: BaseException | None = None
+        self._done_before = 0  # tasks that were done at the last turn of the pump
         self.leaving: Reason | None = None
         """The reason why it claims no more, or None while it does."""
         name = session_name(os.getpid(), worker)
@@ -132,6 +134,7 @@ class Pipeline:
             max_poll=1.0 if config.burst or not config.listen else 30.0,
             families=self._table.families if skips_foreign else None,
         )
+        self._behind = Behind(self.link, listens=config.listen)
         self.burst = Burst(
             self.link,
             self._claim,
@@ -195,6 +198,7 @@ class Pipeline:
                 name=f"{self._session} listen",
                 queues=self._config.queue,
                 hint=self._poll_soon,
+                behind=self._look_behind,
                 stop=stopped,
                 obeys_notify=not self._config.ignore_stop_notify,
             )
@@ -209,6 +213,11 @@ class Pipeline:
     def _poll_soon(self) -> None:
         """Poll at once, since a task may have become due."""
         self._claim.poll_soon()
+        self._work.set()
+
+    def _look_behind(self) -> None:
+        """Look for tasks that wait behind others, since one was enqueued."""
+        self._behind.look_soon()
         self._work.set()
 
     def _look_in(self, seconds: float) -> None:
@@ -281,6 +290,7 @@ class Pipeline:
             if self._failure is not None:
                 raise self._failure
             await self._flush_gathered()
+            await self._promote()
             unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_foreign()
             if self.dispatch.quarantined:
                 unused += self.dispatch.batches.take_unstarted()
@@ -296,6 +306,14 @@ class Pipeline:
             if not self._work.is_set() and not len(self.dispatch.outcomes):
                 self._invariants.check_owners()
                 await self._wait_for_work()
+
+    async def _promote(self) -> None:
+        """Make tasks due that wait behind others which are gone."""
+        if self._behind.waiting and self._flush.done != self._done_before:
+            self._behind.look_soon()
+        self._done_before = self._flush.done
+        if self.leaving is None and time.monotonic() >= self._behind.due_at and await self._behind.promote():
+            self._poll_soon()
 
     def _is_quiet(self) -> bool:
         """Return whether no step executes, and every outcome is in the database."""
@@ -386,7 +404,7 @@ class Pipeline:
         await self._hold.end_unused()
         wait = max(0.0, min(self._suspects.seconds_to_wait(), self._flush.seconds_to_wait()))
         if self.leaving is None:
-            wait = min(wait, self._seconds_to_claim())
+            wait = min(wait, self._seconds_to_claim(), max(0.0, self._behind.due_at - time.monotonic()))
         self._note_waiting(self.leaving is None and self._capacity.claim_limit() > 0 and not self._claim.may_find_tasks)
         timer = None
         if wait < float("inf"):
@@ -427,6 +445,9 @@ class Pipeline:
             self.dispatch.batches.close_all()
         if len(self._leases) or not await self.burst.check_end():
             return False
+        if self.burst.is_over and await self._behind.promote():
+            self.burst.is_over = False
+            self._poll_soon()
         if self.burst.is_over:
             self.leaving = self.leaving or "burst"
         return True

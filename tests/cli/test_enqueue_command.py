@@ -44,7 +44,7 @@ def test_enqueue_routes_delays_and_keys(database: str, command: Command) -> None
     words = ["enqueue", APP, "SayHello", "--queue", "emails", "--priority", "-3", "--key", "k"]
     said = command(*words, "--delay", "90.5")
     ((*routed, left),) = query(database, "SELECT queue, priority, key, wakeup_at - created_at FROM pg_task")
-    assert routed == ["emails", -3, "k"]
+    assert routed == ["emails", -3, "Greeter/k"]
     assert timedelta(seconds=90.5) <= left < timedelta(seconds=100)
     assert command(*words).out == said.out
     assert query(database, "SELECT count(*) FROM pg_task") == [(1,)]

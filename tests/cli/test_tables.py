@@ -47,6 +47,8 @@ def task(state: str) -> TaskRow:
         updated_at=time(),
         locked_by=UUID(int=random.getrandbits(128)) if state == "leased" else None,
         lock_expires_at=time() if state == "leased" else None,
+        behind=None,
+        expires_at=None,
         error=name(300) if state == "parked" else None,
         seen_at=NOW,
     )

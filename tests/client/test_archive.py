@@ -39,8 +39,8 @@ def test_only_finished_tasks_with_archive_are_kept(dsn: str) -> None:
     rows = Rows(dsn)
     kept = rows("SELECT step, queue, priority, key, tried, outcome FROM pg_task_archive ORDER BY priority")
     assert [tuple(row) for row in kept] == [
-        ('{"Kept":{"End":{"number":0}}}', "night", 0, "key 0", 0, "done"),
-        ('{"Kept":{"End":{"number":1}}}', "night", 1, "key 1", 1, "done"),
+        ('{"Kept":{"End":{"number":0}}}', "night", 0, "Kept/key 0", 0, "done"),
+        ('{"Kept":{"End":{"number":1}}}', "night", 1, "Kept/key 1", 1, "done"),
     ]
     (times,) = rows("SELECT bool_and(created_at <= finished_at AND now() - finished_at < '1 min') FROM pg_task_archive")
     assert times[0]

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import pytest
 from client_kit import count, in_order, numbered, play
@@ -72,10 +73,10 @@ def test_step_is_stored_as_serde_writes_it(dsn: str, step: Task, text: str) -> N
 def test_a_new_row_is_waiting_untried_and_due_now(dsn: str) -> None:
     async def scenario(client: Client, db: Any) -> None:
         async with db.transaction():
-            ids = [await client.enqueue(Write("x"), conn=db)]
+            ids: list[UUID] = [await client.enqueue(Write("x"), conn=db)]
             ids += await client.enqueue_many([Write("x")], conn=db)
             ids += await client.enqueue_many([Write("x")], key=lambda _: "key", conn=db)
-            for row, key in zip(await in_order(db, ids), [None, None, "key"], strict=True):
+            for row, key in zip(await in_order(db, ids), [None, None, "Post/key"], strict=True):
                 begun, now = await db.fetchrow("SELECT now(), clock_timestamp()")
                 assert (row["created_at"], row["updated_at"]) == (begun, begun)
                 assert begun <= row["wakeup_at"] <= now
@@ -303,7 +304,7 @@ def test_the_longest_key_of_the_widest_characters_fits_its_index(dsn: str) -> No
         key = "".join(chr(0x10000 + 7919 * n % 0xFFFF) for n in range(512))
         task = await client.enqueue(Write("x"), key=key)
         assert await client.enqueue(Write("x"), key=key) == task
-        assert await db.fetchval("SELECT key FROM pg_task") == key
+        assert await db.fetchval("SELECT key FROM pg_task") == f"Post/{key}"
 
     play(dsn, scenario)
 

@@ -61,7 +61,7 @@ def test_ids_are_uuids_of_version_7_and_grow_with_time(dsn: str) -> None:
             ]
             after = int(datetime.now(UTC).timestamp() * 1000)
             for task in batch:
-                assert type(task) is UUID
+                assert isinstance(task, UUID)
                 assert (task.version, task.variant) == (7, "specified in RFC 4122")
                 assert before <= task.int >> 80 <= after
             ids += batch

@@ -16,7 +16,7 @@ from post import Numbered, Send, Sweep, Write, doubled
 from sessions import connected, until, until_blocked
 
 from pgtask import Client
-from pgtask._postgres.client_store import CHUNK_TASKS
+from pgtask._postgres.inserts import CHUNK_TASKS
 
 HOUR = timedelta(hours=1)
 EVERY_LEASE = "UPDATE pg_task SET locked_by = gen_random_uuid(), lock_expires_at = now() + interval '1 hour'"
@@ -45,7 +45,8 @@ def test_a_task_in_the_table_occupies_its_key(dsn: str, change: str) -> None:
             *await client.enqueue_many([Write("second")], key=lambda _: "k"),
         ]
         assert again == [first] * 4
-        assert [type(task) for task in again] == [UUID] * 4
+        assert first.is_new
+        assert not any(task.is_new for task in again)
         assert await db.fetch("SELECT * FROM pg_task") == [before]
         assert await client.enqueue(Write("x"), key="K") != first
         longer = await client.enqueue(Write("x"), key="kk")
@@ -120,7 +121,7 @@ class FinishesFirst(asyncpg.Connection):  # type: ignore[misc]
 
     async def _finish(self, query: str) -> None:
         if "key = ANY" in query and self.rivals:
-            await self.rivals.pop().execute("DELETE FROM pg_task WHERE key = 'k'")
+            await self.rivals.pop().execute("DELETE FROM pg_task WHERE key = 'Post/k'")
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["enqueue", "enqueue_many"])
@@ -140,7 +141,7 @@ def test_the_keys_task_may_finish_in_between(dsn: str, many: bool) -> None:
                 await mine.execute("COMMIT")
             assert mine.rivals == []
             assert found != old
-            row = await db.fetchrow("SELECT id, step FROM pg_task WHERE key = 'k'")
+            row = await db.fetchrow("SELECT id, step FROM pg_task WHERE key = 'Post/k'")
             assert tuple(row) == (found, '{"Post":{"Write":{"text":"new"}}}')
 
     play(dsn, scenario)
@@ -159,7 +160,7 @@ def test_keyed_ids_match_their_steps_also_with_duplicates(dsn: str, size: int) -
         assert ids[0 : 2 * size : 2] == ids[1 : 2 * size : 2] == ids[2 * size :]
         assert await count(db) == size
         keys = [row["key"] for row in await in_order(db, ids[2 * size :])]
-        assert keys == [f"key {n}" for n in range(size)]
+        assert keys == [f"Post/key {n}" for n in range(size)]
         assert {n: ids[2 * n] for n in old} == old
 
     play(dsn, scenario)
@@ -227,7 +228,7 @@ def test_an_enqueue_that_ends_a_deadlock_is_tried_again(dsn: str) -> None:
         CREATE TRIGGER lock_first BEFORE INSERT ON pg_task FOR EACH ROW WHEN (NEW.queue = 'locks')
         EXECUTE FUNCTION lock_first();
     """
-    rivals = """INSERT INTO pg_task (step, key) VALUES ('{"Post":{"Sweep":null}}', 'k') RETURNING id"""
+    rivals = """INSERT INTO pg_task (step, key) VALUES ('{"Post":{"Sweep":null}}', 'Post/k') RETURNING id"""
     calls: list[Callable[[Client], Awaitable[Any]]] = [
         lambda client: client.enqueue(Sweep(), key="k", queue="locks"),
         lambda client: client.enqueue_many(iter([Sweep()]), key=lambda _: "k", queue="locks"),

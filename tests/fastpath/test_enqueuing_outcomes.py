@@ -50,7 +50,7 @@ def test_items_are_steps_of_any_family_and_enqueue(clock: Clock) -> None:
         NewTask('{"Tree":{"Closes":{"path":"a"}}}', None, None, "default", 0, None),
         NewTask('{"Script":{"Moved":{"name":"b"}}}', None, None, "other", 5, None),
         NewTask('{"Script":{"Moved":{"name":"c"}}}', None, 3.0, "q", 1, None),
-        NewTask('{"Tree":{"Closes":{"path":"d"}}}', at, None, "default", 0, "k"),
+        NewTask('{"Tree":{"Closes":{"path":"d"}}}', at, None, "default", 0, "Tree/k"),
     )
     for enqueue in (items, tuple(items), iter(items), (item for item in items)):
         done = outcome_of(clock, Done(enqueue=enqueue))

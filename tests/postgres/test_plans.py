@@ -100,6 +100,10 @@ def calls(held: list[Any]) -> dict[str, Call]:
     ids = [row["id"] for row in held]
     tokens = [TOKEN] * len(ids)
     fresh = [uuid4(), uuid4()]
+    never = (None, None)
+    two: list[Any] = [None] * 2
+    keyed = (fresh, ["{}"] * 2, two, two, ["a"] * 2, [0] * 2, ["key 3", "x"], two, two)
+    onto = (*keyed, "after", "revive", None, None)
     now: tuple[Any, ...] = (None, None, "default", 0)
     known = ("default", 0, 100, uuid4(), LEASE, 10_000, 0.0)
     return {
@@ -137,10 +141,12 @@ def calls(held: list[Any]) -> dict[str, Call]:
         "flush_enqueue done": Call("flush_enqueue", enqueuing("done", held), {PRIMARY}, 30 * HELD),
         "flush_enqueue continued": Call("flush_enqueue", enqueuing("continued", held), {PRIMARY}, 40 * HELD),
         "flush_enqueue rescheduled": Call("flush_enqueue", enqueuing("rescheduled", held), {PRIMARY}, 45 * HELD),
-        "enqueue": Call("enqueue", (uuid4(), "{}", *now, None), set(), 40),
-        "enqueue with a new key": Call("enqueue", (uuid4(), "{}", *now, "new"), set(), 50),
-        "enqueue with a key that is there": Call("enqueue", (uuid4(), "{}", *now, "key 300"), set(), 20),
-        "enqueue_keyed": Call("enqueue_keyed", (fresh, ["{}"] * 2, ["a"] * 2, [0] * 2, ["key 3", "x"]), set(), 60),
+        "enqueue": Call("enqueue", (uuid4(), "{}", *now, *never, None), set(), 40),
+        "enqueue with a new key": Call("enqueue", (uuid4(), "{}", *now, *never, "new"), set(), 50),
+        "enqueue with a key that is there": Call("enqueue", (uuid4(), "{}", *now, *never, "key 300"), set(), 20),
+        "enqueue_onto": Call("enqueue_onto", onto, set(), 120),
+        "promote": Call("promote", (1000,), set(), 20),
+        "enqueue_keyed": Call("enqueue_keyed", keyed, set(), 60),
         "find_keys": Call("find_keys", ([f"key {n}" for n in range(3, 3000, 30)],), {KEY}, 600),
         "burst_left": Call("burst_left", (None, None), {LEASED, PARKED}, 20),
         "burst_left of a queue without any": Call("burst_left", (["none"], None), {LEASED, PARKED}, 1_000_000),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -44,7 +44,7 @@ def numbers_in(rows: list[Any]) -> list[int]:
     return [msgspec.json.decode(row["step"])["Post"]["Numbered"]["n"] for row in rows]
 
 
-async def in_order(db: Any, ids: list[UUID]) -> list[Any]:
+async def in_order(db: Any, ids: Sequence[UUID]) -> list[Any]:
     """The rows of these ids, in their order."""
     rows: list[Any] = await db.fetch(
         "SELECT pg_task.* FROM unnest($1::uuid[]) WITH ORDINALITY AS wanted (id, place) JOIN pg_task USING (id)"

@@ -52,14 +52,14 @@ CRATE_1_0 = f"""
     CREATE TRIGGER pg_task_error_update AFTER UPDATE OF error ON pg_task FOR EACH ROW
         WHEN (OLD.error IS NULL AND NEW.error IS NOT NULL) EXECUTE FUNCTION pg_task_notify_on_error();
 """
-OUR_INDEXES = {f"pg_task_{name}" for name in ("pkey", "ready_idx", "lease_idx", "parked_idx", "key_idx")}
+OUR_INDEXES = {f"pg_task_{name}" for name in ("pkey", "ready_idx", "lease_idx", "parked_idx", "key_idx", "behind_idx")}
 OUR_TRIGGERS = {
     *("pg_task_inserted", "pg_task_rescheduled", "pg_task_inserted_parked", "pg_task_parked", "pg_task_touched"),
     *("pg_task_run_parked", "pg_task_run_revived"),
 }
 OUR_FUNCTIONS = {
     *("pg_task_notify", "pg_task_notify_parked", "pg_task_touch", "pg_task_stop", "pg_task_paused_until"),
-    *("pg_task_run_parked", "pg_task_run_revived", "pg_task_workflow"),
+    *("pg_task_run_parked", "pg_task_run_revived", "pg_task_family", "pg_task_scoped_key", "pg_task_workflow"),
 }
 
 

@@ -27,7 +27,7 @@ FILL = (
     SELECT
         lpad(to_hex(n), 32, '0')::uuid,
         '{"flow":{"Run":null}}',
-        'key ' || n,
+        'flow/key ' || n,
         CASE WHEN n % 10 = 0 THEN 'broken' END,
         CASE WHEN n % 10 > 1 THEN coalesce($3::uuid, gen_random_uuid()) END,
         CASE WHEN n % 10 > 1 THEN now() + interval '1 hour' END
@@ -124,16 +124,19 @@ def of_client(some: list[UUID]) -> dict[str, Call]:
     """The statements of a client, on tasks of every kind."""
     one = some[0] if some else TOKEN
     fresh = [UUID(int=2**100 + n) for n in range(len(some))]
-    keys = [f"key {id.int}" for id in some]
+    keys = [f"flow/key {id.int}" for id in some]
+    none: list[Any] = [None] * len(some)
+    new = (fresh, ["{}"] * len(some), none, none, ["a"] * len(some), [0] * len(some), keys, none, none)
     key = keys[0] if keys else "none"
     return {
-        "enqueue": Call((uuid4(), "{}", None, None, "default", 0, key), 10),
-        "enqueue_keyed": Call((fresh, ["{}"] * len(some), ["a"] * len(some), [0] * len(some), keys), 10 * MANY),
+        "enqueue": Call((uuid4(), "{}", None, None, "default", 0, None, None, key), 10),
+        "enqueue_keyed": Call(new, 10 * MANY),
+        "enqueue_onto": Call((*new, "after", "keep", None, None), 6 * MANY**2),  # it compares the keys of its batch
+        "promote": Call((1000,), 10),
         "find_keys": Call((keys,), 10 * MANY),
         "describe": Call((some, None), 10 * MANY),
         "retry": Call((some,), 20 * MANY),
         "cancel": Call((some, True), 20 * MANY),
-        "runs/find_key": Call((key,), 10),
         "runs/status": Call((some,), 20 * MANY),
         "runs/result": Call((some,), 20 * MANY),
         "runs/list": Call((LAST, MANY), 10 * MANY),

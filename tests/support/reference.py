@@ -343,7 +343,7 @@ class Dispatcher:
             self._fail_try(lease, error)
         elif type(outcome) in (Done, Next):
             try:
-                new = tuple(self._new_task(item) for item in outcome.enqueue)
+                new = tuple(self._new_task(item) for item in list(outcome.enqueue))
                 if type(outcome) is Next:
                     self._continue_with(lease, outcome)
                 else:
@@ -395,7 +395,9 @@ class Dispatcher:
         delay = None if made.after is None else made.after.total_seconds()
         queue = then.policy.queue if made.queue is None else made.queue
         priority = then.policy.priority if made.priority is None else made.priority
-        return NewTask(text, made.at, delay, queue, priority, made.key)
+        family = next(iter(msgspec.json.decode(text)))
+        key = None if made.key is None else f"{family}/{made.key}"
+        return NewTask(text, made.at, delay, queue, priority, key)
 
     def _fail_try(self, lease: TaskLease, error: BaseException) -> None:
         assert lease.definition is not None

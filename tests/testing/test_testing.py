@@ -237,7 +237,7 @@ def test_task_in_memory_ends_as_in_a_worker(dsn: str) -> None:
 
     async def enqueue() -> list[UUID]:
         async with Client(dsn) as client:
-            ids = [await client.enqueue(step) for step in SAME]
+            ids: list[UUID] = [await client.enqueue(step) for step in SAME]
             connection = await asyncpg.connect(dsn)
             insert = "INSERT INTO pg_task (step) VALUES ($1) RETURNING id"
             ids += [await connection.fetchval(insert, text) for text in WRONG]

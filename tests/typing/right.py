@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_type
 from uuid import UUID
 
-from pgtask import App, Client, Context, Done, Enqueue, Fail, Next, Outcome, Policy, Task, Throttled, task
+from pgtask import App, Client, Context, Done, Enqueue, Fail, Next, Outcome, Policy, Task, TaskId, Throttled, task
 
 
 class Greeter(Task):
@@ -109,7 +109,7 @@ app = App(Greeter, greet, check, lifespan=resources)
 
 
 async def produce(client: Client) -> None:
-    assert_type(await client.enqueue(ReadName("name.txt"), queue="files", priority=1, key="once"), UUID)
+    assert_type(await client.enqueue(ReadName("name.txt"), queue="files", priority=1, key="once"), TaskId)
     await client.delay(ReadName(filename="name.txt"), timedelta(minutes=5))
     ids = await client.enqueue_many(ReadName(f"{number}.txt") for number in range(10))
     assert len(ids) == 10

@@ -103,7 +103,9 @@ def test_locked_key_of_one_step_delays_that_step_only(dsn: str, rows: Rows) -> N
     async def hold_key() -> None:
         connection = await asyncpg.connect(dsn)
         async with connection.transaction():
-            await connection.execute("INSERT INTO pg_task (step, key, wakeup_at) VALUES ('\"x\"', 'k', 'infinity')")
+            await connection.execute(
+                "INSERT INTO pg_task (step, key, wakeup_at) VALUES ('\"x\"', 'Batched/k', 'infinity')"
+            )
             await asyncio.to_thread(rows.until, "SELECT count(*) = 7 FROM loaded")
         await connection.close()
 
@@ -111,7 +113,7 @@ def test_locked_key_of_one_step_delays_that_step_only(dsn: str, rows: Rows) -> N
     with working(dsn, app=APP):
         run(hold_key())
         rows.until("SELECT count(*) = 8 FROM loaded")
-        rows("DELETE FROM pg_task WHERE key = 'k'")
+        rows("DELETE FROM pg_task WHERE key = 'Batched/k'")
     assert rows.value("SELECT count(*) FROM pg_task WHERE error IS NOT NULL") == 0
 
 

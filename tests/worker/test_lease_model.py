@@ -176,7 +176,7 @@ class Machine(RuleBasedStateMachine):
     def enqueue_all(self, new: list[tuple[tuple[str, int], bool, str | None]]) -> None:
         for lane, due, key in new:
             id, step, at = self.number(), f'{{"T":{{"S{self.ticks}":null}}}}', self.tick(PAST if due else FUTURE)
-            found = self.send(0, "enqueue", id, step, at, None, *lane, key)
+            found = self.send(0, "enqueue", id, step, at, None, *lane, None, None, key)
             owner = self.ids(lambda row, key=key: key is not None and row.key == key)
             if owner:
                 assert found == []

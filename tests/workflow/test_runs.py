@@ -340,7 +340,7 @@ def test_a_key_that_is_taken_while_the_run_is_resumed(dsn: str) -> None:
             first = await client.trigger(flows.waiting, 0, key="one")
             await first.cancel()
             for outcome in ("ROLLBACK", "COMMIT"):
-                await db.execute("BEGIN; INSERT INTO pg_task (step, key) VALUES ('{}', 'one')")
+                await db.execute("BEGIN; INSERT INTO pg_task (step, key) VALUES ('{}', 'waiting/one')")
                 resumed = asyncio.create_task(first.resume())
                 await until_waiting(db)
                 await db.execute(outcome)
@@ -371,7 +371,7 @@ def test_key_freed_during_a_resume_is_used(dsn: str) -> None:
         async with opened(dsn) as (client, db):
             first = await client.trigger(flows.waiting, 0, key="one")
             await first.cancel()
-            await db.execute("INSERT INTO pg_task (step, key) VALUES ('{}', 'one')")
+            await db.execute("INSERT INTO pg_task (step, key) VALUES ('{}', 'waiting/one')")
             assert await resume_runs(Between(db), [first.id]) == ([first.id], [])
 
     run(main())

@@ -23,6 +23,8 @@ SELECT
     updated_at,
     locked_by,
     lock_expires_at,
+    behind,
+    expires_at,
     coalesce(left(error, $2), error) AS error,
     now() AS seen_at
 FROM unnest($1::uuid[]) WITH ORDINALITY AS requested (id, place)

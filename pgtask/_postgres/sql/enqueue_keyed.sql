@@ -1,7 +1,17 @@
--- Insert a batch of tasks with keys: ids $1, steps $2, queues $3, priorities $4, keys $5 (each key once), in this
--- order. Does not return tasks whose key is already in the table.
-INSERT INTO pg_task (id, step, queue, priority, key)
-SELECT *
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::text[])
+-- Insert a batch of tasks: ids $1, steps $2, times $3 or delays in seconds $4 (both null: now), queues $5, priorities $6,
+-- keys $7 (each key once, or null), times $8 or seconds $9 after which they expire; in this order. Does not return tasks
+-- whose key is already in the table.
+INSERT INTO pg_task (id, step, wakeup_at, queue, priority, key, expires_at)
+SELECT
+    id,
+    step,
+    coalesce(at, clock_timestamp() + make_interval(secs => coalesce(delay, 0))),
+    queue,
+    priority,
+    key,
+    coalesce(expires_at, clock_timestamp() + make_interval(secs => expires_in))
+FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::float8[], $5::text[], $6::smallint[], $7::text[],
+    $8::timestamptz[], $9::float8[])
+    AS new (id, step, at, delay, queue, priority, key, expires_at, expires_in)
 ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
 RETURNING key, id

@@ -37,6 +37,7 @@ rescheduled AS (
         queue = coalesce(outcome.queue, task.queue),
         priority = coalesce(outcome.priority, task.priority),
         claims = coalesce(outcome.claims, 0),
+        expires_at = CASE WHEN coalesce(outcome.step, outcome.tried::text) IS NULL THEN task.expires_at END,
         updated_at = clock_timestamp()
     FROM unnest($6::uuid[], $7::text[], $8::integer[], $9::text[], $10::float8[], $11::text[], $12::smallint[],
         $13::integer[])

@@ -10,7 +10,10 @@ SELECT
     CASE WHEN octet_length(step) <= $4 THEN step END,
     tried,
     claims,
-    CASE WHEN octet_length(step) > $4 THEN octet_length(step) END,
+    CASE
+        WHEN octet_length(step) > $4 THEN octet_length(step)
+        WHEN expires_at < statement_timestamp() AND tried = 0 THEN -1
+    END,
     date_part('epoch', wakeup_at)
 FROM pg_task
 WHERE queue = $1

@@ -13,9 +13,11 @@ COMMENT ON COLUMN pg_task.locked_by IS 'The lease: a fresh token of each claim b
 COMMENT ON COLUMN pg_task.lock_expires_at IS 'End of the lease, unless it is renewed before; then another worker may claim the task.';
 COMMENT ON COLUMN pg_task.queue IS 'Workers started with --queue serve only the queues they name.';
 COMMENT ON COLUMN pg_task.priority IS 'Within a queue, workers claim a higher priority first, then the oldest wakeup_at.';
-COMMENT ON COLUMN pg_task.key IS 'Idempotency key: while a task with this key is in the table, enqueueing it again returns that task.';
+COMMENT ON COLUMN pg_task.key IS 'Idempotency key: name of the task or workflow, slash, key. While a task with this key is in the table, enqueueing it again returns that task. With a slash before it: see behind.';
 COMMENT ON COLUMN pg_task.claims IS 'Claims of the current step that ended without an outcome, and the current one; more than one means that a worker died or lost its lease: the task then runs again in a group that has its process to itself.';
 COMMENT ON COLUMN pg_task.position IS 'Number of the flush that last wrote the row under its lease: an earlier flush that arrives late changes nothing.';
+COMMENT ON COLUMN pg_task.behind IS 'Set: the task waits until the one with its key (without the slash before it) is gone; then it is due at this time.';
+COMMENT ON COLUMN pg_task.expires_at IS 'No worker starts the task after this time. Null once it has begun.';
 COMMENT ON COLUMN pg_task.progress IS 'Progress that the running step has reported, as of the last renewal: {"done":3,"total":10,"lease":...}. It counts while lease is locked_by.';
 
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
@@ -36,7 +38,7 @@ COMMENT ON COLUMN pg_task_runs.awaited IS 'Whether the parent waits for this run
 COMMENT ON COLUMN pg_task_runs.paused_until IS 'pg_task.wakeup_at as the most recent pause set it; the run is paused while the two are equal and the task has no lease and no error.';
 COMMENT ON COLUMN pg_task_runs.queue IS 'pg_task.queue of a cancelled run; it resumes there.';
 COMMENT ON COLUMN pg_task_runs.priority IS 'pg_task.priority of a cancelled run.';
-COMMENT ON COLUMN pg_task_runs.key IS 'pg_task.key of a cancelled run; other tasks may use it until the run resumes.';
+COMMENT ON COLUMN pg_task_runs.key IS 'pg_task.key of a cancelled run, with the name of its workflow; other tasks may use it until the run resumes.';
 
 COMMENT ON TABLE pg_task_checkpoints IS 'Recorded calls of runs: a row for each call that a replay does not repeat.';
 COMMENT ON COLUMN pg_task_checkpoints.run IS 'The run.';

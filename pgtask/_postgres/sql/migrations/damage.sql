@@ -25,6 +25,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (3, 'index', 'pg_task_runs', 'pg_task_runs_parent_idx', ''),
         (3, 'index', 'pg_task_signals', 'pg_task_signals_run_idx', ''),
         (4, 'index', 'pg_task_archive', 'pg_task_archive_finished_idx', ''),
+        (12, 'index', 'pg_task', 'pg_task_behind_idx', ''),
 
         (1, 'constraint', 'pg_task', 'pg_task_lease_state_check', 'CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL))'),
         (3, 'constraint', 'pg_task_runs', 'pg_task_runs_pkey', 'PRIMARY KEY (id)'),
@@ -65,6 +66,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (6, 'function', 'pg_task', 'pg_task_run_parked()', 'pg_task_runs'),
         (6, 'function', 'pg_task', 'pg_task_run_revived()', 'pg_task_runs'),
         (7, 'function', 'pg_task', 'pg_task_notify_parked()', ''),
+        (12, 'function', 'pg_task', 'pg_task_family(text)', ''),
+        (12, 'function', 'pg_task', 'pg_task_scoped_key(text, text)', ''),
         (7, 'function', 'pg_task', 'pg_task_touch()', ''),
         (7, 'function', 'pg_task', 'pg_task_stop()', 'pg_task_stops'),
 

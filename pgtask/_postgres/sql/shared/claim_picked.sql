@@ -3,7 +3,8 @@
 --
 -- An array leaves the planner no other way to the rows than their primary key, independent of its statistics of the
 -- table. The claim counts itself in `claims`; the outcome clears it. A claim that a server crash undoes is harmless, so
--- it does not wait for the disk. It does not send a step larger than $6 bytes, only its size.
+-- it does not wait for the disk. It does not send a step larger than $6 bytes, only its size; that of a task which has
+-- expired is -1.
 UPDATE pg_task AS task
 SET locked_by = $4,
     lock_expires_at = clock_timestamp() + make_interval(secs => $5),
@@ -16,5 +17,8 @@ RETURNING
     CASE WHEN octet_length(task.step) <= $6 THEN task.step END,
     task.tried,
     task.claims,
-    CASE WHEN octet_length(task.step) > $6 THEN octet_length(task.step) END,
+    CASE
+        WHEN octet_length(task.step) > $6 THEN octet_length(task.step)
+        WHEN task.expires_at < now() AND task.claims = 1 AND task.tried = 0 THEN -1
+    END,
     date_part('epoch', task.wakeup_at)

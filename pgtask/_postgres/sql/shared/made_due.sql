@@ -3,6 +3,7 @@
     SET error = NULL,
         tried = 0,
         claims = 0,
+        expires_at = NULL,
         wakeup_at = least(wakeup_at, now()),
         locked_by = NULL,
         lock_expires_at = NULL

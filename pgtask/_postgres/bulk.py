@@ -1,0 +1,102 @@
+"""Bulk inserts: plain steps by COPY; new tasks that have a time, a key or an expiry of their own by arrays.
+
+Invariants: all rows are inserted or none; memory stays constant, but for the rows with keys, which are inserted at the
+end in the order of their keys, and for the ids, unless all steps are plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from pgtask._copy import Source
+from pgtask._fastpath import CopyRows
+from pgtask._ids import TaskId, TaskIds, first_id
+from pgtask._placement import Placement
+from pgtask._postgres.inserts import CHUNK_TASKS, check_copied, insert_keyed, insert_keyless, refusals
+from pgtask._postgres.transactions import atomically
+from pgtask._validate import NewRow
+
+__all__ = ["EncodeItem", "insert_many"]
+
+EncodeItem = Callable[..., NewRow]
+
+CHUNK_BYTES = 128 * 1024  # of a COPY
+
+
+async def insert_many(connection: Any, source: Source, encode: EncodeItem) -> Sequence[UUID]:
+    """Insert the tasks of a source, and return their ids in order. In the caller's transaction it is a savepoint: a
+    refusal does not spoil that."""
+    with refusals():
+        async with atomically(connection):
+            return await _Bulk(connection, source, encode).insert()
+
+
+class _Bulk:
+    """The inserts of one call."""
+
+    def __init__(self, connection: Any, source: Source, encode: EncodeItem) -> None:
+        self._connection = connection
+        self._steps = aiter(source)
+        self._encode = encode
+        self._first = first_id()
+        self._copied = 0
+        self._count = 0  # of all items
+        self._is_over = False
+        self._chunk: list[NewRow] = []  # without keys, to be inserted together,
+        self._places: list[int] = []  # and their places among all items
+        self._placed: dict[int, TaskId] = {}  # by place: the ids of all but the copied ones
+        self._keyed: dict[str, NewRow] = {}
+        self._key_places: list[tuple[int, str]] = []
+
+    async def insert(self) -> Sequence[UUID]:
+        while not self._is_over:
+            await self._copy()
+            if self._chunk:
+                ids = await insert_keyless(self._connection, self._chunk)
+                self._placed.update(zip(self._places, ids, strict=True))
+                self._chunk, self._places = [], []
+        if self._keyed:
+            found = await insert_keyed(self._connection, self._keyed)
+            self._placed.update((place, found[key]) for place, key in self._key_places)
+        if not self._placed:
+            return TaskIds(UUID(int=self._first), self._copied)
+        copied = iter(range(self._first, self._first + self._copied))
+        return [self._placed.get(place) or TaskId(next(copied), is_new=True) for place in range(self._count)]
+
+    async def _copy(self) -> None:
+        """Copy plain steps until the source is over, or a chunk of others is full."""
+        rows = CopyRows(self._first + self._copied)
+        how = {"columns": ["id", "step", "queue", "priority"], "format": "binary"}
+        status = await self._connection.copy_to_table("pg_task", source=self._build(rows), **how)
+        check_copied(status, rows.count)
+        self._copied += rows.count
+
+    async def _build(self, rows: CopyRows) -> AsyncIterator[bytes]:
+        async for item, _ in self._steps:
+            row = self._encode(item)
+            codec, payload, place = row
+            self._count += 1
+            if place[2:] == _PLAIN:
+                if rows.add(codec, payload, place.queue.encode(), place.priority) >= CHUNK_BYTES:
+                    yield rows.take()
+                continue
+            self._set_aside(row)
+            if len(self._chunk) >= CHUNK_TASKS:
+                break
+        else:
+            self._is_over = True
+        yield rows.take() + CopyRows.TRAILER
+
+    def _set_aside(self, row: NewRow) -> None:
+        number = self._count - 1
+        if row.place.key is None:
+            self._chunk.append(row)
+            self._places.append(number)
+        else:
+            self._keyed.setdefault(row.place.key, row)
+            self._key_places.append((number, row.place.key))
+
+
+_PLAIN = Placement("", 0)[2:]  # all but the lane

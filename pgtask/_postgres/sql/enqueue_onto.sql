@@ -1,0 +1,89 @@
+-- Insert tasks with keys, where others may have these: ids $1, steps $2, times $3 or delays in seconds $4, queues $5,
+-- priorities $6, keys $7 (each key once), times $8 or seconds $9 after which they expire.
+--
+--   $10  what to do if the other one waits or runs: 'keep'; 'replace': one that waits takes the new step, lane and times,
+--        as if it had been enqueued now; 'after': the new one waits behind one that runs, or that has another step
+--   $11  if it is parked: 'keep'; 'revive': it is due now, at the step where it was parked; 'replace'
+--   $12  debounce in seconds: one that waits is put off by that from now, and takes the new step,
+--   $13  but not later than so many seconds after it was enqueued (null: without end)
+--
+-- With 'replace', 'after' and a debounce, the new one waits behind one that runs; if a task waits there already, that
+-- takes the new step. Returns for each key the task that has the step now, and whether it is new. No row for a task that
+-- a trigger or rule of the user's keeps out.
+--
+-- The update locks the other task until the caller commits, whatever it changes: a worker that claims it later sees what
+-- the caller has written before, and one that has it now is found out. Lock order: by the keys, a task before the one
+-- behind it.
+WITH new AS MATERIALIZED (
+    SELECT
+        id,
+        step,
+        coalesce(at, clock_timestamp() + make_interval(secs => coalesce(delay, $12::float8, 0))) AS due,
+        queue,
+        priority,
+        key,
+        coalesce(expires_at, clock_timestamp() + make_interval(secs => expires_in)) AS expires_at
+    FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::float8[], $5::text[], $6::smallint[], $7::text[],
+        $8::timestamptz[], $9::float8[])
+        AS one (id, step, at, delay, queue, priority, key, expires_at, expires_in)
+),
+put AS (
+    INSERT INTO pg_task AS task (id, step, wakeup_at, queue, priority, key, expires_at)
+    SELECT id, step, due, queue, priority, key, expires_at
+    FROM new
+    ON CONFLICT (key) WHERE key IS NOT NULL DO UPDATE
+    SET (step, queue, priority, wakeup_at, expires_at, tried, claims, error) = (
+        SELECT
+            CASE WHEN takes THEN excluded.step ELSE task.step END,
+            CASE WHEN takes THEN excluded.queue ELSE task.queue END,
+            CASE WHEN takes THEN excluded.priority ELSE task.priority END,
+            CASE
+                WHEN revives THEN clock_timestamp()
+                WHEN takes AND task.error IS NULL AND $12 IS NOT NULL
+                    THEN least(excluded.wakeup_at, task.created_at + make_interval(secs => $13::float8))
+                WHEN takes THEN excluded.wakeup_at
+                ELSE task.wakeup_at
+            END,
+            CASE WHEN takes THEN excluded.expires_at WHEN revives THEN NULL ELSE task.expires_at END,
+            CASE WHEN takes OR revives THEN 0 ELSE task.tried END,
+            CASE WHEN takes OR revives THEN 0 ELSE task.claims END,
+            CASE WHEN takes OR revives THEN NULL ELSE task.error END
+        FROM (
+            SELECT
+                CASE
+                    WHEN task.error IS NOT NULL THEN $11::text = 'replace'
+                    ELSE task.locked_by IS NULL AND ($10::text = 'replace' OR $12 IS NOT NULL)
+                END AS takes,
+                task.error IS NOT NULL AND $11 = 'revive' AS revives
+        ) AS rule
+    )
+    RETURNING id, key, step, locked_by IS NOT NULL AS runs, error IS NOT NULL AS is_parked
+),
+behind AS (
+    INSERT INTO pg_task AS task (id, step, wakeup_at, queue, priority, key, behind, expires_at)
+    SELECT new.id, new.step, 'infinity', new.queue, new.priority, '/' || new.key, new.due, new.expires_at
+    FROM put
+    JOIN new ON new.key = put.key
+    WHERE put.id <> new.id
+      AND NOT put.is_parked
+      AND ($10 <> 'keep' OR $12 IS NOT NULL)
+      AND (put.runs OR put.step <> new.step)
+    ON CONFLICT (key) WHERE key IS NOT NULL DO UPDATE
+    SET step = excluded.step,
+        queue = excluded.queue,
+        priority = excluded.priority,
+        expires_at = excluded.expires_at,
+        behind = CASE
+            WHEN $12 IS NULL THEN least(task.behind, excluded.behind)
+            ELSE least(excluded.behind, task.created_at + make_interval(secs => $13))
+        END
+    RETURNING id, substr(key, 2) AS key
+)
+SELECT
+    new.key,
+    coalesce(behind.id, put.id) AS id,
+    coalesce(behind.id, put.id) = new.id AS is_new,
+    CASE WHEN behind.id = new.id THEN pg_notify('pg_task_changed', 'behind')::text END
+FROM new
+JOIN put ON put.key = new.key
+LEFT JOIN behind ON behind.key = new.key

@@ -1,0 +1,375 @@
+"""Keys that another task has: what each rule does to one that waits, runs or is parked; and tasks that expire.
+
+The scenarios run over Postgres and in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import fleet
+import pytest
+from client_kit import count, play
+from fleet import Fleet, Rows
+from post import Send, Write
+from shifts import Park, Shift, Tell, app, told
+
+from pgtask import Client, Enqueue, EnqueueError, TaskId
+from pgtask._placement import scoped_key, shown_key
+from pgtask.testing import MemoryClient, MemoryWorker
+
+HOUR = timedelta(hours=1)
+RUNS = "UPDATE pg_task SET locked_by = gen_random_uuid(), lock_expires_at = now() + interval '1 h' WHERE key = 'Post/k'"
+IS_PARKED = "UPDATE pg_task SET error = 'wrong', tried = 3"
+
+
+async def states(db: Any) -> list[tuple[Any, ...]]:
+    """Return key, text and whether it waits behind another one, of all tasks."""
+    rows = await db.fetch(
+        "SELECT key, step::json -> 'Post' -> 'Write' ->> 'text', behind IS NOT NULL FROM pg_task ORDER BY key DESC"
+    )
+    return [tuple(row) for row in rows]
+
+
+# --- the scope
+
+
+def test_key_belongs_to_the_name_of_its_task(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        first = await client.enqueue(Write("x"), key="k")
+        other = await client.enqueue(Tell("x"), key="k")
+        assert first.is_new
+        assert other.is_new
+        again = await client.enqueue(Send("y"), key="k")
+        assert (again, again.is_new) == (first, False), "all steps of a task share its keys"
+
+    play(dsn, scenario)
+
+
+@pytest.mark.parametrize("one", ["a", "a/b", "a%2F", "/", "%"])
+@pytest.mark.parametrize("two", ["a", "a/b", "a%2F", "/", "%"])
+def test_two_names_never_share_a_key(one: str, two: str) -> None:
+    keys = ("k", "/k", "b/k", "2F/k", "%2Fk")
+    pairs = {scoped_key(name, key) for name in (one, two) for key in keys}
+    assert len(pairs) == len({one, two}) * len(keys)
+
+
+def test_key_is_shown_as_it_was_given() -> None:
+    assert shown_key('{"a/b": {"Step": 1', scoped_key("a/b", "k/l")) == "k/l"
+    assert shown_key('{"A":{"Step":{}}}', "/" + scoped_key("A", "k")) == "k"
+    assert shown_key('{"A":{"Step":{}}}', "plain") == "plain"
+    assert shown_key("[]", "A/k") == "A/k"
+
+
+def test_key_that_is_too_long_with_its_name_is_refused() -> None:
+    with pytest.raises(EnqueueError, match="more than the 2600"):
+        scoped_key("\U00010000" * 200, "\U00010000" * 512)
+
+
+# --- while the other one waits
+
+
+def test_waiting_task_is_kept_or_replaced(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        first = await client.delay(Write("first"), HOUR, key="k")
+        assert await client.enqueue(Write("kept"), key="k") == first
+        assert await states(db) == [("Post/k", "first", False)]
+        again = await client.enqueue(Write("new"), key="k", on_conflict="replace", queue="other", priority=7)
+        assert (again, again.is_new) == (first, False)
+        assert await states(db) == [("Post/k", "new", False)]
+        row = await db.fetchrow("SELECT queue, priority, wakeup_at <= now() FROM pg_task")
+        assert tuple(row) == ("other", 7, True)
+
+    play(dsn, scenario)
+
+
+def test_same_step_that_waits_is_enough_for_after(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        first = await client.enqueue(Write("x"), key="k", on_conflict="after")
+        again = await client.enqueue(Write("x"), key="k", on_conflict="after")
+        assert (again, again.is_new) == (first, False)
+        other = await client.enqueue(Write("y"), key="k", on_conflict="after")
+        assert other.is_new
+        last = await client.enqueue(Write("z"), key="k", on_conflict="after")
+        assert (last, last.is_new) == (other, False)
+        assert await states(db) == [("Post/k", "x", False), ("/Post/k", "z", True)]
+
+    play(dsn, scenario)
+
+
+def test_enqueue_after_a_waiting_task_holds_it_until_the_commit(dsn: str) -> None:
+    """A worker that claimed it before would not see what the caller has written."""
+
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue(Write("x"), key="k")
+        async with db.transaction():
+            await client.enqueue(Write("x"), key="k", on_conflict="after", conn=db)
+            async with client._postgres.connection() as other:
+                assert not await other.fetch("SELECT FROM pg_task FOR UPDATE SKIP LOCKED")
+
+    play(dsn, scenario)
+
+
+# --- while the other one runs
+
+
+@pytest.mark.parametrize("rule", ["after", "replace"])
+def test_new_task_waits_behind_one_that_runs(dsn: str, rule: Any) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        first = await client.enqueue(Write("x"), key="k")
+        await db.execute(RUNS)
+        kept = await client.enqueue(Write("kept"), key="k")
+        assert (kept, kept.is_new) == (first, False)
+        second = await client.enqueue(Write("x"), key="k", on_conflict=rule)
+        assert second.is_new
+        third = await client.enqueue(Write("y"), key="k", on_conflict=rule, expires=HOUR)
+        assert (third, third.is_new) == (second, False)
+        assert await states(db) == [("Post/k", "x", False), ("/Post/k", "y", True)]
+        assert await db.fetchval("SELECT wakeup_at FROM pg_task WHERE behind IS NOT NULL") == datetime.max
+
+    play(dsn, scenario)
+
+
+# --- while the other one is parked
+
+
+def test_parked_task_is_kept_revived_or_replaced(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        first = await client.enqueue(Write("x"), key="k")
+        await db.execute(IS_PARKED)
+        kept = await client.enqueue(Write("x"), key="k", on_conflict="after")
+        assert (kept, kept.is_new) == (first, False)
+        assert await db.fetchval("SELECT error FROM pg_task") == "wrong"
+        await client.enqueue(Write("x"), key="k", on_parked="revive")
+        assert tuple(await db.fetchrow("SELECT error, tried FROM pg_task")) == (None, 0)
+        await db.execute(IS_PARKED)
+        assert await client.enqueue(Write("new"), key="k", on_parked="replace") == first
+        assert tuple(await db.fetchrow("SELECT error, tried FROM pg_task")) == (None, 0)
+        assert await states(db) == [("Post/k", "new", False)]
+
+    play(dsn, scenario)
+
+
+# --- debounce
+
+
+def test_debounce_puts_off_and_takes_the_new_step_up_to_its_ceiling(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        options: dict[str, Any] = {"key": "k", "debounce": timedelta(minutes=10), "ceiling": timedelta(minutes=15)}
+        first = await client.enqueue(Write("x"), **options)
+        assert await seconds_until_due(db) == pytest.approx(600, abs=5)
+        await db.execute(
+            "UPDATE pg_task SET wakeup_at = now() + interval '1 min', created_at = now() - interval '1 min'"
+        )
+        assert await client.enqueue(Write("y"), **options) == first
+        assert await seconds_until_due(db) == pytest.approx(600, abs=5)
+        await db.execute("UPDATE pg_task SET created_at = now() - interval '12 min'")
+        await client.enqueue(Write("z"), **options)
+        assert await seconds_until_due(db) == pytest.approx(180, abs=5)
+        assert await states(db) == [("Post/k", "z", False)]
+
+    play(dsn, scenario)
+
+
+async def seconds_until_due(db: Any) -> float:
+    return float(await db.fetchval("SELECT extract(epoch FROM wakeup_at - now()) FROM pg_task"))
+
+
+# --- many
+
+
+def test_many_take_rules_and_items_of_their_own(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue(Write("0"), key="0")
+        await db.execute("UPDATE pg_task SET locked_by = gen_random_uuid(), lock_expires_at = now() + interval '1 h'")
+        steps = [Write(str(n)) for n in range(450)]
+        ids = await client.enqueue_many(steps, key=lambda step: step.text, on_conflict="after")
+        assert all(id.is_new for id in ids)
+        assert await count(db) == 451
+        again = await client.enqueue_many(steps, key=lambda step: step.text, on_conflict="after")
+        assert list(again) == ids
+        assert not any(id.is_new for id in again)
+
+    play(dsn, scenario)
+
+
+def test_items_of_many_have_queues_priorities_times_and_keys(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        old = await client.enqueue(Write("old"), key="k")
+        items: list[Any] = [
+            Write("plain"),
+            Enqueue(Write("lane"), queue="q", priority=5),
+            Enqueue(Write("later"), after=HOUR),
+            Write("plain"),
+            Enqueue(Write("keyed"), key="k"),
+            Enqueue(Write("other"), key="l", at=datetime.now(UTC) + HOUR),
+        ]
+        ids = await client.enqueue_many(items)
+        assert ids[4] == old
+        assert isinstance(ids[5], TaskId)
+        assert ids[5].is_new
+        rows = await db.fetch(
+            "SELECT id, queue, priority, key, wakeup_at > now() FROM pg_task WHERE id = ANY ($1)", ids
+        )
+        found = {row[0]: tuple(row)[1:] for row in rows}
+        assert [found[id] for id in ids] == [
+            ("post", 3, None, False),
+            ("q", 5, None, False),
+            ("post", 3, None, True),
+            ("post", 3, None, False),
+            ("post", 3, "Post/k", False),
+            ("post", 3, "Post/l", True),
+        ]
+
+    play(dsn, scenario)
+
+
+def test_more_items_with_times_than_one_statement_takes(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        items = [Enqueue(Write(str(n)), after=HOUR) if n % 3 else Write(str(n)) for n in range(5000)]
+        ids = await client.enqueue_many(items)
+        rows = await db.fetch("SELECT id, step::json -> 'Post' -> 'Write' ->> 'text' FROM pg_task")
+        texts = dict(map(tuple, rows))
+        assert [texts[id] for id in ids] == [str(n) for n in range(5000)]
+
+    play(dsn, scenario)
+
+
+# --- wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"key": "k", "on_conflict": "drop"}, "on_conflict='drop' must be one of 'keep', 'replace', 'after'"),
+        ({"key": "k", "on_parked": "after"}, "on_parked='after' must be one of"),
+        ({"on_conflict": "after"}, "give key= as well"),
+        ({"debounce": HOUR}, "give key= as well"),
+        ({"key": "k", "ceiling": HOUR}, "give debounce= as well"),
+        ({"key": "k", "debounce": HOUR, "ceiling": timedelta(minutes=1)}, "must not be shorter"),
+        ({"key": "k", "debounce": 5}, "timedelta"),
+        ({"expires": 5}, "expires=5 must be a timedelta or a datetime"),
+        ({"expires": datetime(2030, 1, 1)}, "no time zone"),
+    ],
+)
+def test_wrong_rules_are_refused(dsn: str, options: dict[str, Any], words: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        for one in (client, MemoryClient()):
+            with pytest.raises(EnqueueError, match=words):
+                await one.enqueue(Write("x"), **options)
+        assert await count(db) == 0
+
+    play(dsn, scenario)
+
+
+# --- in a worker
+
+
+def test_task_behind_another_one_starts_when_that_ends(dsn: str, rows: Rows) -> None:
+    async def enqueue(text: str) -> TaskId:
+        async with Client(dsn) as client:
+            return await client.enqueue(Shift(text), key="k", on_conflict="after")
+
+    asyncio.run(enqueue("slow"))
+    with Fleet(dsn, app="shifts:app"):
+        rows.until("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL", holds=lambda value: value == 1)
+        rows.until("SELECT count(to_regclass('told'))", holds=lambda value: value == 1)
+        assert asyncio.run(enqueue("second")).is_new
+        assert rows.value("SELECT count(*) FROM pg_task WHERE behind IS NOT NULL") == 1
+        rows("INSERT INTO told (text) VALUES ('go')")
+        rows.until("SELECT count(*) FROM pg_task", holds=lambda value: value == 0, timeout=5)
+    assert told(rows) == ["go", "slow", "second"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["DELETE FROM pg_task WHERE key = 'Shifts/k'", "UPDATE pg_task SET key = NULL WHERE key = 'Shifts/k'"],
+    ids=["cancelled", "set free"],
+)
+def test_task_behind_another_one_starts_whoever_ends_that(dsn: str, rows: Rows, end: str) -> None:
+    async def enqueue() -> None:
+        async with Client(dsn) as client:
+            await client.delay(Shift("first"), HOUR, key="k")
+            await client.enqueue(Shift("second"), key="k", on_conflict="after")
+
+    asyncio.run(enqueue())
+    rows(end)
+    fleet.burst(dsn, app="shifts:app", procs=1)
+    assert told(rows) == ["second"]
+
+
+def test_expired_task_is_dropped_or_parked_and_one_that_has_begun_is_not(dsn: str, rows: Rows) -> None:
+    async def enqueue() -> None:
+        async with Client(dsn) as client:
+            await client.enqueue(Tell("late"), expires=timedelta(microseconds=1))
+            await client.enqueue(Park("late"), expires=datetime(2020, 1, 1, tzinfo=UTC))
+            await client.enqueue(Tell("in time"), expires=HOUR)
+            await client.enqueue_many([Tell("many")], expires=timedelta(microseconds=1))
+            await client.enqueue(Tell("begun"), expires=timedelta(hours=2))
+
+    asyncio.run(enqueue())
+    rows("UPDATE pg_task SET tried = 1, expires_at = now() WHERE expires_at > now() + interval '90 min'")
+    done = fleet.burst(dsn, app="shifts:app", procs=1, code=1)
+    assert sorted(told(rows)) == ["begun", "in time"]
+    assert rows.value("SELECT error FROM pg_task") == "Tale.Park has expired before it began"
+    assert "task.expired" in done.output
+
+
+def test_many_expired_tasks_are_passed_under_hold(dsn: str, rows: Rows) -> None:
+    async def enqueue() -> None:
+        async with Client(dsn) as client:
+            await client.enqueue_many([Tell("")] * 2000)
+            await client.enqueue_many([Tell("late")] * 3000, expires=timedelta(microseconds=1))
+
+    asyncio.run(enqueue())
+    fleet.burst(dsn, app="shifts:app", procs=1)
+    assert told(rows) == []
+    assert rows.value("SELECT count(*) FROM pg_task") == 0
+
+
+# --- in memory
+
+
+def test_rules_in_memory_are_those_of_the_table(dsn: str) -> None:
+    """The same calls, one after the other, have the same answers."""
+    calls: list[Callable[[Client], Awaitable[TaskId]]] = [
+        lambda client: client.delay(Write("a"), HOUR, key="k"),
+        lambda client: client.enqueue(Write("b"), key="k"),
+        lambda client: client.enqueue(Write("b"), key="k", on_conflict="after"),
+        lambda client: client.enqueue(Write("c"), key="k", on_conflict="after"),
+        lambda client: client.delay(Write("d"), HOUR, key="k", on_conflict="replace"),
+        lambda client: client.enqueue(Write("e"), key="k", debounce=HOUR),
+        lambda client: client.enqueue(Tell("e"), key="k"),
+    ]
+
+    async def scenario(client: Client, db: Any) -> None:
+        memory = MemoryClient()
+        mine: list[TaskId] = []
+        theirs: list[TaskId] = []
+        for call in calls:
+            mine.append(await call(memory))
+            theirs.append(await call(client))
+        assert [mine.index(id) for id in mine] == [theirs.index(id) for id in theirs]
+        assert [id.is_new for id in mine] == [id.is_new for id in theirs]
+        raw = {row["id"]: row["step"] for row in await db.fetch("SELECT id, step FROM pg_task")}
+        assert {memory.rows.tasks[one].raw for one in mine} == {raw[one] for one in theirs}
+
+    play(dsn, scenario)
+
+
+def test_memory_worker_passes_expired_tasks_and_promotes(dsn: str) -> None:
+    async def main() -> None:
+        async with MemoryWorker(app, resources=None) as worker:
+            late = await worker.client.enqueue(Tell(""), expires=timedelta(0))
+            first = await worker.client.delay(Tell(""), HOUR, key="k")
+            second = await worker.client.enqueue(Tell("x" * 0), key="k", on_conflict="replace")
+            assert second == first
+            await worker.run()
+            tasks = {task.id: task for task in worker.tasks}
+            assert tasks[first].state == "done"
+            assert tasks[late].state == "done"
+
+    asyncio.run(main())

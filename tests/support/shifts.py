@@ -1,0 +1,66 @@
+"""Steps that say in a table, `told`, that they ran."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fleet import Rows
+
+from pgtask import App, Context, Done, Policy, Task
+
+GONE = "SELECT count(*) FROM told WHERE text = 'go'"
+TOLD = "CREATE TABLE IF NOT EXISTS told (number bigint GENERATED ALWAYS AS IDENTITY, text text)"
+
+
+def told(rows: Rows) -> list[str]:
+    rows(TOLD)
+    return [row[0] for row in rows("SELECT text FROM told ORDER BY number")]
+
+
+async def tell(ctx: Context, text: str) -> None:
+    async with ctx.db.acquire() as connection:
+        await connection.execute("SELECT pg_advisory_lock(1)")
+        await connection.execute(TOLD)
+        await connection.execute("SELECT pg_advisory_unlock(1)")
+        await connection.execute("INSERT INTO told (text) VALUES ($1)", text)
+
+
+class Tale(Task):
+    """Steps of one kind each."""
+
+
+class Tell(Tale):
+    text: str
+
+    async def run(self, ctx: Context) -> Done:
+        if self.text:
+            await tell(ctx, self.text)
+        return Done()
+
+
+class Shifts(Task):
+    """Steps that expire in another way, or wait for a word."""
+
+
+class Park(Tale):
+    policy = Policy(on_expired="park")
+    text: str
+
+    async def run(self, ctx: Context) -> Done:
+        await tell(ctx, self.text)
+        return Done()
+
+
+class Shift(Shifts):
+    text: str
+
+    async def run(self, ctx: Context) -> Done:
+        await ctx.db.execute(TOLD)
+        while self.text == "slow" and not await ctx.db.fetchval(GONE):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await tell(ctx, self.text)
+        return Done()
+
+
+app: Any = App(Tale, Shifts)

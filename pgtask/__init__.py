@@ -25,6 +25,7 @@ from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
 from pgtask.task import BatchContext, Context, Task
 from pgtask.task_function import task
+from pgtask.tasks import TaskHandle, Tasks, TaskStatus
 from pgtask.workflow import Permanent, Throttled, Transient, Workflow
 from pgtask.workflow_context import Child, WorkflowContext
 from pgtask.workflow_decorator import workflow
@@ -61,6 +62,9 @@ __all__ = [
     "Run",
     "RunStatus",
     "TaskId",
+    "TaskHandle",
+    "TaskStatus",
+    "Tasks",
     # consume by hand
     "Consumer",
     "Lease",

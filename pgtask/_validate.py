@@ -27,6 +27,7 @@ __all__ = [
     "NewRow",
     "check_delay",
     "check_key",
+    "check_task_id",
     "check_time",
     "choose_lane",
     "encode",
@@ -180,7 +181,16 @@ def encode_signal(name: str, value: object) -> str:
 
 def check_run_id(id: object) -> UUID:
     """Return the id of a run, which may be given as text."""
+    return _check_id(id, "run")
+
+
+def check_task_id(id: object) -> UUID:
+    """Return the id of a task, which may be given as text."""
+    return _check_id(id, "task")
+
+
+def _check_id(id: object, what: str) -> UUID:
     try:
         return id if isinstance(id, UUID) else UUID(str(id))
     except ValueError:
-        raise EnqueueError(f"{id!r:.80} is not the id of a run: give a UUID, or its text") from None
+        raise EnqueueError(f"{id!r:.80} is not the id of a {what}: give a UUID, or its text") from None

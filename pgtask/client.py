@@ -36,6 +36,7 @@ from pgtask._validate import (
     NewRow,
     check_delay,
     check_run_id,
+    check_task_id,
     check_time,
     choose_lane,
     encode_input,
@@ -50,6 +51,7 @@ from pgtask.outcome import Enqueue
 from pgtask.policy import DEFAULT_QUEUE
 from pgtask.runs import Run, RunStatus, RunStore, send_signal
 from pgtask.task import Task
+from pgtask.tasks import Family, Statistics, TaskHandle, Tasks, TaskState, TaskStore, choose_tasks
 from pgtask.workflow import RunState, Workflow
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ OutputT = TypeVar("OutputT")
 
 class ClientStore(RunStore, Protocol):
     """The tables of a client, in a database or in memory."""
+
+    @property
+    def tasks(self) -> TaskStore:
+        """The tasks that are in the table."""
 
     def check_connection(self, conn: Any = None) -> None:
         """Raise `EnqueueError` unless the connection of the caller, or without one this store, can be used here."""
@@ -340,6 +346,45 @@ class Client:
         parked meanwhile and still are. Raises `ConfigError` with `PGTASK_NO_LISTEN`, and `DatabaseRefused`.
         """
         return self._store.follow_failures()
+
+    # --- tasks in the table
+
+    def task(self, id: UUID | str) -> TaskHandle:
+        """Return a task by its id, without I/O. Raises `EnqueueError` if the id is not a UUID, nor the text of one."""
+        return TaskHandle(self._store.tasks, check_task_id(id))
+
+    def tasks(
+        self,
+        *,
+        queue: str | None = None,
+        task: Family | None = None,
+        step: str | type[Task] | None = None,
+        state: TaskState | Iterable[TaskState] | None = None,
+        error: str | None = None,
+        older_than: timedelta | None = None,
+        key: str | None = None,
+    ) -> Tasks:
+        """Choose tasks of the table, without I/O: all that meet each argument. See `Tasks` for what it does with them.
+
+            await client.tasks(step=ReadName, error="FileNotFoundError%").retry()
+
+        - `task`, `step`: the class, or the name as in the row: `Greeter`, `ReadName` or `Greeter.ReadName`.
+        - `state`: `ready`, `scheduled`, `leased`, `parked`, or several of them.
+        - `error`: a pattern of SQL LIKE; it chooses parked tasks.
+        - `older_than`: tasks that fell due, or were parked, longer ago than that.
+
+        A state, a key, and with them a queue or an age, are read from an index. Other arguments are compared with each
+        row that these leave. Raises `EnqueueError` for a wrong argument.
+        """
+        wanted = choose_tasks(
+            queue=queue, task=task, step=step, state=state, error=error, older_than=older_than, key=key
+        )
+        return Tasks(self._store.tasks, wanted)
+
+    async def stats(self) -> Statistics:
+        """Count the tasks of each queue and priority by state, and measure the table, as `pgtask stats` does. The cost
+        does not grow with the table: no count goes further than 100,000."""
+        return await self._store.tasks.read_statistics()
 
     async def _insert(
         self,

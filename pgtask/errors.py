@@ -26,6 +26,7 @@ __all__ = [
     "RunCancelled",
     "RunNotFound",
     "ResultTimeout",
+    "TaskNotFound",
     "RunStopped",
     "DatabaseError",
     "DatabaseUnavailable",
@@ -158,6 +159,10 @@ class RunNotFound(RunError):
 
 class ResultTimeout(RunError, TimeoutError):
     """The run has not ended within the time that `result(timeout=...)` was given. It goes on."""
+
+
+class TaskNotFound(PgtaskError):
+    """The table has no such task: it has finished, was cancelled, or never was. Finished tasks leave the table."""
 
 
 class RunStopped(BaseException):

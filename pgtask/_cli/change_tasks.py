@@ -1,4 +1,4 @@
-"""Changes of tasks that a person names, for `retry` and `cancel`.
+"""Changes of tasks that a person names, for `retry`, `cancel` and `move`.
 
 Invariant: a task that was named and not changed is named again, with the reason, and the exit code says so.
 """
@@ -6,18 +6,16 @@ Invariant: a task that was named and not changed is named again, with the reason
 from __future__ import annotations
 
 import argparse
-from collections.abc import Awaitable, Callable
 from typing import Any
-from uuid import UUID
 
 from pgtask._cli.database import with_connection
 from pgtask._cli.names import NO_SUCH_TASK, Name, resolve_names
 from pgtask._cli.output import note_failures, write_lines
+from pgtask._postgres.listing import Cursor, TaskFilter
+from pgtask._postgres.task_changes import PORTION, Change, apply_change, change_portion
 from pgtask._postgres.tasks import TaskChange
 
-__all__ = ["change_tasks", "count_tasks"]
-
-Change = Callable[[Any, list[UUID]], Awaitable[list[TaskChange]]]
+__all__ = ["change_chosen", "change_tasks", "count_tasks"]
 
 
 def change_tasks(args: argparse.Namespace, change: Change, done: str) -> int:
@@ -26,12 +24,25 @@ def change_tasks(args: argparse.Namespace, change: Change, done: str) -> int:
 
     async def resolve_and_change(connection: Any) -> tuple[list[TaskChange], list[str]]:
         ids, refusals = await resolve_names(connection, names)
-        return await change(connection, ids), refusals
+        return await apply_change(connection, ids, change), refusals
 
     changes, refusals = with_connection(args, resolve_and_change)
     refused = [f"{one.id}: {reason}" for one in changes if (reason := _explain_refusal(one)) is not None]
     write_lines([f"{count_tasks(len(changes) - len(refused))} {done}"])
     return note_failures([*refused, *refusals]) if refused or refusals else 0
+
+
+async def change_chosen(connection: Any, wanted: TaskFilter, change: Change, *, limit: int | None) -> int:
+    """Change the tasks that a filter chooses, `limit` at most, in portions; return how many were changed."""
+    done = 0
+    after: Cursor | None = None
+    while limit is None or done < limit:
+        portion = PORTION if limit is None else min(PORTION, limit - done)
+        changed, after = await change_portion(connection, wanted, change, limit=portion, after=after)
+        done += changed
+        if after is None:
+            break
+    return done
 
 
 def count_tasks(number: int) -> str:

@@ -19,6 +19,7 @@ from pgtask._cli.commands import (
     enqueue,
     graph,
     migrate,
+    move,
     prune,
     psql,
     resume,
@@ -65,7 +66,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "set up": _by_name(migrate, psql, stop),
     "enqueue": _by_name(enqueue),
     "look": _by_name(list_, show, stats, graph),
-    "fix": _by_name(retry, cancel, prune),
+    "fix": _by_name(retry, move, cancel, prune),
     "workflows": _by_name(runs, run, signal, resume),
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

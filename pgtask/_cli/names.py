@@ -11,8 +11,8 @@ from uuid import UUID
 
 import msgspec
 
-from pgtask._cli.task_rows import step_label
 from pgtask._postgres.runs import read_statuses
+from pgtask._postgres.task_status import step_label
 from pgtask._postgres.tasks import find_ids, show_tasks
 from pgtask.errors import ConfigError
 

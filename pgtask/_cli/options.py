@@ -22,6 +22,7 @@ __all__ = [
     "add_json",
     "add_page",
     "add_traceback",
+    "has_filters",
     "parse_age",
     "parse_seconds",
     "task_filter",
@@ -57,6 +58,10 @@ def add_filters(parser: Parser) -> None:
     parser.add_argument("-q", "--queue", metavar="NAME", help="only this queue")
     parser.add_argument("--task", metavar="TASK", help="only this task, as Greeter")
     parser.add_argument("--step", metavar="STEP", help="only this step, as ReadName or Greeter.ReadName")
+    parser.add_argument("--error", metavar="PATTERN", help="only parked ones with this error, as 'TimeoutError%%'")
+    parser.add_argument(
+        "--age", type=parse_age, metavar="TIME", help="only those that fell due, or were parked, before"
+    )
 
 
 def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter:
@@ -67,7 +72,15 @@ def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter
         if task not in (None, named):
             raise ConfigError(f"--task {task} has no step {args.step}")
         task = named
-    return TaskFilter(states=states, queue=args.queue, task=task, step=step)
+    if args.error is not None:
+        if "parked" not in states:
+            raise ConfigError("--error is of parked tasks: leave out --state")
+        states = ("parked",)
+    return TaskFilter(states=states, queue=args.queue, task=task, step=step, error=args.error, older_than=args.age)
+
+
+def has_filters(args: argparse.Namespace) -> bool:
+    return any(getattr(args, name) is not None for name in ("queue", "task", "step", "error", "age"))
 
 
 # --- values -------------------------------------------------------------------------------------------------

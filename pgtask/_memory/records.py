@@ -121,6 +121,16 @@ class Records:
         if task.state == "leased" or task.due_at == self.runs[task.id].paused_until:
             self.rows.wake(task)
 
+    def pauses(self, task: MemoryTask) -> bool:
+        """Return whether a task is a run that pauses."""
+        return task.id in self.runs and self._is_paused(task)
+
+    def reopen(self, run: UUID) -> None:
+        """Clear the end of a run that is revived; nothing for another task."""
+        record = self.runs.get(run)
+        if record is not None:
+            record.state = record.error = record.ended_at = None
+
     def _is_paused(self, task: MemoryTask) -> bool:
         is_paused = task.due_at == self.runs[task.id].paused_until
         return is_paused and task.state == "waiting" and task.due_at > self.rows.now
@@ -156,7 +166,7 @@ class Records:
                 record.checkpoints[number] = checkpoint._replace(due_at=self.rows.now, tried=0)
         task.state, task.error, task.tried, task.claims = "waiting", None, 0, 0
         task.due_at = min(task.due_at, self.rows.now)
-        record.state = record.error = record.ended_at = None
+        self.reopen(run)
         return True
 
     def end(self, record: Record, state: str, *, output: str | None = None, error: str | None = None) -> None:

@@ -177,10 +177,12 @@ class Rows:
     def write(self, outcomes: Outcomes) -> None:
         """Write outcomes. A task that is no longer leased was cancelled meanwhile, and stays so."""
         for lease in outcomes.done + outcomes.archived:
-            self.tasks[lease.id].state = "done"
+            if self.tasks[lease.id].state == "leased":
+                self.tasks[lease.id].state = "done"
         for lease, step in outcomes.continued:
             task = self.tasks[lease.id]
-            task.raw, task.tried, task.claims = step, 0, 1
+            if task.state == "leased":
+                task.raw, task.tried, task.claims = step, 0, 1
         for lease, raw, tried, error, delay, queue, priority, claims in outcomes.rescheduled:
             task = self.tasks[lease.id]
             if task.state != "leased":

@@ -20,6 +20,7 @@ from pgtask._ids import TaskId, TaskIds, first_id
 from pgtask._memory.records import Records
 from pgtask._memory.rows import MemoryTask, Rows
 from pgtask._placement import Placement, shown_key
+from pgtask._memory.tasks import MemoryTasks
 from pgtask._postgres.failures import ParkedTask
 from pgtask._postgres.runs import RunStatus
 from pgtask._postgres.transactions import check_caller
@@ -50,6 +51,8 @@ class MemoryStore:
         self._rows = rows
         self._records = records
         self._enqueued = enqueued
+        self.tasks = MemoryTasks(rows, records)
+        """The tasks that have a row."""
 
     def check_connection(self, conn: Any = None) -> None:
         """Take any object for a connection; but a real one must be in a transaction here too."""

@@ -22,6 +22,7 @@ from pgtask._postgres.inserts import insert_keyed, insert_run, insert_runs, inse
 from pgtask._postgres.pools import client_pool, release_quietly
 from pgtask._postgres.run_results import ResultWaiter
 from pgtask._postgres.runs import RunStatus, cancel_runs, list_runs, read_statuses, resume_runs, send_signal
+from pgtask._postgres.task_store import PostgresTasks
 from pgtask._postgres.tasks import retry_on_deadlock
 from pgtask._postgres.transactions import atomically, check_caller
 from pgtask._validate import NewRow
@@ -46,6 +47,8 @@ class PostgresStore:
         self._pool: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._results: ResultWaiter | None = None
+        self.tasks = PostgresTasks(self.connection)
+        """The tasks that are in the table."""
 
     # --- connections
 

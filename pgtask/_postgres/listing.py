@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID
@@ -21,7 +21,7 @@ from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import TaskRow, aware, describe, transaction
 from pgtask._postgres.times import from_microseconds, to_microseconds
 
-__all__ = ["SCAN_LIMIT", "STATES", "Cursor", "Page", "TaskFilter", "list_tasks"]
+__all__ = ["SCAN_LIMIT", "STATES", "Cursor", "Page", "TaskFilter", "find_tasks", "list_tasks"]
 
 STATES = ("leased", "ready", "scheduled", "parked")
 """The states of a task, in the order of lists: running, next to run, waiting for a person.
@@ -39,12 +39,27 @@ _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 
 
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """A choice of tasks. `states` in the order of `STATES`; `task` and `step` are names of the envelope; None: any."""
+    """A choice of tasks. `states` in the order of `STATES`; `task` and `step` are names of the envelope; `error` is a
+    pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any."""
 
     states: tuple[str, ...] = STATES
     queue: str | None = None
     task: str | None = None
     step: str | None = None
+    error: str | None = None
+    older_than: timedelta | None = None
+    key: str | None = None
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The parameters of shared/matching.sql."""
+        age = None if self.older_than is None else self.older_than.total_seconds()
+        return list(self.states), self.pattern, self.queue, self.error, age
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether it may leave out rows of the states that it reads."""
+        return any(part is not None for part in (self.pattern, self.queue, self.error, self.older_than))
 
     @property
     def pattern(self) -> str | None:
@@ -97,8 +112,8 @@ class Cursor(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some tasks and their places. `following` is the place after which the next page begins, None at the end of the
-    list; `is_cut`: the scan reached its limit before the page was full."""
+    """Some tasks and their places; those with a key are one page, and have none. `following` is the place after which
+    the next page begins, None at the end of the list; `is_cut`: the scan reached its limit before the page was full."""
 
     rows: list[TaskRow]
     places: list[Cursor]
@@ -127,9 +142,28 @@ async def list_tasks(
     Each page is a snapshot of its own: a task that changes its place in between may show twice, or not at all.
     """
     async with transaction(connection, readonly=True) as now:
+        if wanted.key is not None:
+            rows = await describe(connection, await _find_keyed(connection, wanted), characters)
+            return Page(rows, [], None, False)
         found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now)
         rows = await describe(connection, [task for task, _ in found], characters)
     return Page(rows, [place for _, place in found], following, is_cut)
+
+
+async def find_tasks(
+    connection: Any, wanted: TaskFilter, *, limit: int, after: Cursor | None = None
+) -> tuple[list[UUID], Cursor | None]:
+    """Return the ids of such a page, and the place of the next one."""
+    async with transaction(connection, readonly=True) as now:
+        if wanted.key is not None:
+            return await _find_keyed(connection, wanted), None
+        found, following, _ = await _scan_sections(connection, wanted, limit, after, now)
+    return [task for task, _ in found], following
+
+
+async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
+    rows = await connection.fetch(statement("keyed"), wanted.key, *wanted.args)
+    return [UUID(int=row["id"].int) for row in rows]
 
 
 async def _scan_sections(
@@ -137,8 +171,7 @@ async def _scan_sections(
 ) -> tuple[list[tuple[UUID, Cursor]], Cursor | None, bool]:
     """Return the tasks of a page with their places, the place of the next page, and whether the scan was cut short."""
     found: list[tuple[UUID, Cursor]] = []
-    is_filtered = wanted.pattern is not None or wanted.queue is not None
-    left = SCAN_LIMIT if is_filtered else limit + 1
+    left = SCAN_LIMIT if wanted.is_selective else limit + 1
     for section in await _list_sections(connection, wanted, after):
         start = after if after is not None and _section_of(after) == section else None
         rows = await _read_section(connection, section, wanted, start, left, limit + 1 - len(found), now)
@@ -179,16 +212,17 @@ async def _read_section(
     since = _LONG_AGO if start is None else start.time
     place = _FIRST_PLACE if start is None else (start.block, start.offset)
     kind, queue, until = section.state, wanted.queue, now
+    before = None if wanted.older_than is None else now - wanted.older_than
     if section.state == "parked" and start is None:
-        since, place = _NEVER, _LAST_PLACE
+        since, place = before or _NEVER, _LAST_PLACE
     elif section.state in ("ready", "scheduled"):
         kind, queue = "waiting", section.queue
     if section.state == "scheduled":
         until = _NEVER
         since, place = (now, _LAST_PLACE) if start is None else (since, place)
-    lane = (queue, section.priority, until)
+    lane = (queue, section.priority, until if before is None else min(until, before))
     rows: list[Any] = await connection.fetch(
-        statement("list_tasks"), kind, wanted.pattern, *lane, since, place, scan, limit
+        statement("list_tasks"), kind, wanted.pattern, *lane, since, place, scan, limit, wanted.error, before
     )
     return rows
 

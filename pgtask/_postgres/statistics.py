@@ -15,15 +15,17 @@ from pgtask._postgres.lanes import lane_parameters
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import plain_values, transaction
 
-__all__ = ["COUNT_LIMIT", "LaneCount", "Report", "OpenTransaction", "gather_statistics"]
+__all__ = ["COUNT_LIMIT", "LaneCount", "OpenTransaction", "Statistics", "gather_statistics"]
 
 COUNT_LIMIT = 100_000
 _TOTAL_LIMIT = 1_000_000
 _MIN_LIMIT = 1_000
 
 
-class LaneCount(msgspec.Struct, kw_only=True):
-    """The tasks of one lane. `at_least` names the numbers that were not counted to their end."""
+class LaneCount(msgspec.Struct, frozen=True, kw_only=True):
+    """The tasks of one lane, a queue and a priority: how many are `ready`, `scheduled`, `leased` and `parked`, and how
+    many leases have expired. `at_least` names the numbers that were not counted to their end. `oldest_due` is the time
+    at which the first ready task fell due, `next_due` that of the first scheduled one."""
 
     queue: str
     priority: int
@@ -32,13 +34,14 @@ class LaneCount(msgspec.Struct, kw_only=True):
     leased: int = 0
     parked: int = 0
     expired_leases: int = 0
-    at_least: list[str] = []
+    at_least: tuple[str, ...] = ()
     oldest_due: datetime | None = None
     next_due: datetime | None = None
 
 
 class OpenTransaction(msgspec.Struct, frozen=True, kw_only=True):
-    """An open transaction; `pid` is None if it is a prepared one."""
+    """The oldest open transaction of the database, which keeps vacuum from removing dead rows. `pid` is None if it is a
+    prepared one."""
 
     pid: int | None
     name: str
@@ -46,11 +49,11 @@ class OpenTransaction(msgspec.Struct, frozen=True, kw_only=True):
     began_at: datetime
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """The statistics as of `seen_at`, by the clock of the server. `rows` is the planner's estimate, None before the
-    first vacuum."""
+    first vacuum; `vacuumed_at` is None if there was none."""
 
-    lanes: list[LaneCount]
+    lanes: tuple[LaneCount, ...]
     rows: int | None
     dead_rows: int
     table_bytes: int
@@ -60,32 +63,35 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seen_at: datetime
 
 
-async def gather_statistics(connection: Any) -> Report:
+async def gather_statistics(connection: Any) -> Statistics:
     """Read all statistics in one snapshot."""
     async with transaction(connection, readonly=True):
         lanes = await _count_lanes(connection)
         size = await connection.fetchrow(statement("table_size"))
         holder = await connection.fetchrow(statement("oldest_transaction"))
     oldest = None if holder is None else OpenTransaction(**plain_values(holder))
-    return Report(lanes=lanes, oldest_transaction=oldest, **plain_values(size))
+    return Statistics(lanes=lanes, oldest_transaction=oldest, **plain_values(size))
 
 
-async def _count_lanes(connection: Any) -> list[LaneCount]:
+async def _count_lanes(connection: Any) -> tuple[LaneCount, ...]:
     found = await connection.fetch(statement("lanes"), *lane_parameters(None))
     lanes = [(queue, priority) for queue, priority, *_ in found if queue is not None]
     limit = max(_MIN_LIMIT, min(COUNT_LIMIT, _TOTAL_LIMIT // max(1, len(lanes))))
     queues, priorities = [queue for queue, _ in lanes], [priority for _, priority in lanes]
     waiting = await connection.fetch(statement("count_lanes"), queues, priorities, limit)
-    counts = {(row["queue"], row["priority"]): LaneCount(**plain_values(row)) for row in waiting}
+    counts: dict[tuple[str, int], dict[str, Any]] = {
+        (row["queue"], row["priority"]): {**plain_values(row), "at_least": []} for row in waiting
+    }
     for count in counts.values():
-        count.at_least += [name for name in ("ready", "scheduled") if getattr(count, name) == limit]
+        count["at_least"] += [name for name in ("ready", "scheduled") if count[name] == limit]
     held = await connection.fetch(statement("count_held"), COUNT_LIMIT)
     for row in held:
-        lane = (row["queue"], row["priority"])
-        count = counts.setdefault(lane, LaneCount(queue=lane[0], priority=lane[1]))
-        count.leased, count.parked, count.expired_leases = row["leased"], row["parked"], row["expired"]
+        lane = {"queue": row["queue"], "priority": row["priority"]}
+        count = counts.setdefault((row["queue"], row["priority"]), {**lane, "at_least": []})
+        count |= {"leased": row["leased"], "parked": row["parked"], "expired_leases": row["expired"]}
     for name in ("leased", "parked"):
         if sum(row[name] for row in held) == COUNT_LIMIT:
             for count in counts.values():
-                count.at_least.append(name)
-    return sorted(counts.values(), key=lambda count: (count.queue, -count.priority))
+                count["at_least"].append(name)
+    lanes_counted = [LaneCount(**{**count, "at_least": tuple(count["at_least"])}) for count in counts.values()]
+    return tuple(sorted(lanes_counted, key=lambda count: (count.queue, -count.priority)))

@@ -21,6 +21,7 @@ from pgtask._postgres.connection import connect, map_errors
 from pgtask._postgres.migrate import check_schema
 from pgtask._postgres.store import statement
 from pgtask._postgres.times import allow_far_times
+from pgtask._postgres.transactions import planned_by_index
 from pgtask._progress import Progress
 from pgtask.errors import DatabaseRefused, SchemaError
 
@@ -30,9 +31,11 @@ __all__ = [
     "TaskRow",
     "aware",
     "cancel_tasks",
+    "change_tasks",
     "describe",
     "find_holder",
     "find_ids",
+    "in_transaction",
     "open_connection",
     "plain_values",
     "retry_on_deadlock",
@@ -108,6 +111,14 @@ async def transaction(connection: Any, *, readonly: bool = False) -> AsyncIterat
     async with connection.transaction(isolation=isolation, readonly=readonly):
         settings = await connection.fetchrow(statement("index_scans"))
         yield settings["now"]
+
+
+@asynccontextmanager
+async def in_transaction(connection: Any) -> AsyncIterator[None]:
+    """Read tables by their indexes only: in the caller's transaction, whose settings return at the end, or in ours."""
+    context: Any = planned_by_index if connection.is_in_transaction() else transaction
+    async with context(connection):
+        yield
 
 
 async def retry_on_deadlock(connection: Any, work: Callable[[], Awaitable[T]]) -> T:
@@ -192,17 +203,19 @@ async def find_holder(connection: Any, task: UUID) -> KeyHolder | None:
 
 async def retry_tasks(connection: Any, ids: Sequence[UUID]) -> list[TaskChange]:
     """Make tasks due, without an error and with all their retries, unless leased. In the order of `ids`."""
-    return await _change_tasks(connection, ids, "retry", ids)
+    return await change_tasks(connection, ids, "retry", ids)
 
 
 async def cancel_tasks(connection: Any, ids: Sequence[UUID], *, force: bool) -> list[TaskChange]:
     """Remove tasks, leased ones only by `force`. In the order of `ids`."""
-    return await _change_tasks(connection, ids, "cancel", ids, force)
+    return await change_tasks(connection, ids, "cancel", ids, force)
 
 
-async def _change_tasks(connection: Any, ids: Sequence[UUID], name: str, *args: Any) -> list[TaskChange]:
+async def change_tasks(connection: Any, ids: Sequence[UUID], name: str, *args: Any) -> list[TaskChange]:
+    """Change tasks by a statement that returns the columns of retry.sql. In the order of `ids`."""
+
     async def send_change() -> list[Any]:
-        async with transaction(connection):
+        async with in_transaction(connection):
             rows: list[Any] = await connection.fetch(statement(name), *args)
             return rows
 

@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 from fix_commands import EXPIRED, FILL, LEASED, PARKED, UNKNOWN_ID, Command, Said, insert, query, with_connection
 
-from pgtask._cli.commands import retry, stats
+from pgtask._cli import change_tasks
+from pgtask._cli.commands import stats
 from pgtask._postgres import listing, statistics
 
 # --- retry and cancel
@@ -77,7 +78,7 @@ def test_retry_wakes_workers(columns: dict[str, str], database: str, command: Co
 def test_retry_parked_takes_filters_and_limits(
     words: str, condition: str, database: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "CHUNK_SIZE", 7)
+    monkeypatch.setattr(change_tasks, "PORTION", 7)
     monkeypatch.setattr(listing, "SCAN_LIMIT", 5)
     query(
         database,
@@ -104,7 +105,7 @@ def test_retry_parked_takes_filters_and_limits(
 def test_retry_parked_ends_while_tasks_park_again(
     database: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "CHUNK_SIZE", 3)
+    monkeypatch.setattr(change_tasks, "PORTION", 3)
     for _ in range(10):
         insert(database, **PARKED)
     query(
@@ -116,6 +117,37 @@ def test_retry_parked_ends_while_tasks_park_again(
     )
     query(database, "CREATE TRIGGER fail BEFORE UPDATE ON pg_task FOR EACH ROW EXECUTE FUNCTION fail_again()")
     assert command("retry", "--parked") == (0, "10 tasks made due\n", "")
+
+
+def test_retry_parked_and_list_choose_by_error_and_age(database: str, command: Command) -> None:
+    old, new = [
+        insert(database, error=f"'OSError: {name}'", wakeup_at=f"now() - interval '{hours} h'")
+        for name, hours in (("disk", 5), ("net", 1))
+    ]
+    other = insert(database, **PARKED, wakeup_at="now() - interval '5 h'")
+    assert [row["id"] for row in command("list", "--error", "OSError%", "--json").objects] == [new, old]
+    assert {row["id"] for row in command("list", "--age", "2h", "--json").objects} == {old, other}
+    assert command("list", "--error", "x", "--state", "ready").err.endswith(
+        "--error is of parked tasks: leave out --state\n"
+    )
+    assert command("retry", "--parked", "--error", "OSError%", "--age", "2h").out == "1 task made due\n"
+    assert query(database, "SELECT id::text FROM pg_task WHERE error IS NULL") == [(old,)]
+
+
+def test_move_changes_queue_and_priority(database: str, command: Command) -> None:
+    waiting, parked, leased = insert(database), insert(database, **PARKED), insert(database, **LEASED)
+    said = command("move", waiting, parked, leased, "--queue", "slow", "--priority", "-2")
+    assert (said.code, said.out) == (1, "2 tasks moved\n")
+    assert said.err == f"pgtask: {leased}: it is being run, under a live lease\n"
+    rows = query(database, "SELECT id::text, queue, priority FROM pg_task WHERE queue <> 'default'")
+    assert sorted(rows) == sorted([(waiting, "slow", -2), (parked, "slow", -2)])
+    for words, says in [
+        ((), "give --queue, --priority, or both (see pgtask move --help)"),
+        (("-q", "a,b"), "without a comma"),
+        (("--priority", "40000"), "must be a whole number"),
+    ]:
+        said = command("move", waiting, *words)
+        assert (said.code, says in said.err) == (2, True)
 
 
 def test_cancel_removes_tasks_without_a_live_lease(database: str, command: Command) -> None:

@@ -267,19 +267,30 @@ def test_show_takes_the_beginning_of_an_id(database: str, command: Command) -> N
 NOTHING_TO_SORT = re.compile(r"->  Sort [^>]*->  Result [^>]*One-Time Filter: false")
 
 
+MATCHING = (["parked", "ready"], "^x", "q", "E%", 1.5)
+
+
 def test_statements_never_scan_or_sort_the_table(database: str) -> None:
     """With and without statistics; a plan that is right for millions of rows is asked for here of a thousand."""
     never, long_ago, now = datetime.max, datetime.min, datetime.now(UTC)
     ids = [UUID(int=number) for number in range(3)]
     statements: list[tuple[Any, ...]] = [
-        ("list_tasks", "parked", "^x", "q", 0, now, never, (0, 1), 10, 5),
-        ("list_tasks", "leased", "^x", "q", 0, now, long_ago, (0, 1), 10, 5),
-        ("list_tasks", "waiting", "^x", "q", 0, now, long_ago, (0, 1), 10, 5),
+        ("list_tasks", "parked", "^x", "q", 0, now, never, (0, 1), 10, 5, "E%", now),
+        ("list_tasks", "leased", "^x", "q", 0, now, long_ago, (0, 1), 10, 5, "E%", now),
+        ("list_tasks", "waiting", "^x", "q", 0, now, long_ago, (0, 1), 10, 5, "E%", now),
         ("describe", ids, 100),
         ("find_prefix", ids[0], ids[1], 3),
         ("find_ending", "01234567", 3),
         ("retry", ids),
         ("cancel", ids, False),
+        ("reschedule", ids, now),
+        ("move", ids, "other", 1),
+        ("find_runs", ids),
+        ("keyed", "one", *MATCHING),
+        ("bulk/retry", ids, *MATCHING),
+        ("bulk/reschedule", ids, *MATCHING, now),
+        ("bulk/move", ids, *MATCHING, "other", 1),
+        ("bulk/lock", ids, *MATCHING, False),
         ("count_lanes", ["a"], [1], 10),
         ("count_held", 10),
     ]

@@ -16,7 +16,7 @@ from pgtask._cli.commands.show import show_lines
 from pgtask._cli.commands.stats import report_lines
 from pgtask._cli.tables import Column, Screen, table_lines
 from pgtask._postgres.runs import CheckpointRow, RunStatus
-from pgtask._postgres.statistics import LaneCount, OpenTransaction, Report
+from pgtask._postgres.statistics import LaneCount, OpenTransaction, Statistics
 from pgtask._postgres.tasks import TaskRow
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -93,8 +93,8 @@ def checkpoint(number: int) -> CheckpointRow:
     )
 
 
-def report() -> Report:
-    lanes = [
+def report() -> Statistics:
+    lanes = tuple(
         LaneCount(
             queue=name(80),
             priority=-32768,
@@ -103,13 +103,13 @@ def report() -> Report:
             leased=100_000,
             parked=100_000,
             expired_leases=100_000,
-            at_least=["ready", "scheduled", "leased", "parked"],
+            at_least=("ready", "scheduled", "leased", "parked"),
             oldest_due=time(),
             next_due=time(),
         )
         for _ in range(5)
-    ]
-    return Report(
+    )
+    return Statistics(
         lanes=lanes,
         rows=123_456_789,
         dead_rows=123_456_789,

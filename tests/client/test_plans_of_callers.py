@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -38,6 +39,10 @@ USES: dict[str, Use] = {
     "trigger": lambda client, run, conn: client.trigger(flow, key=f"key {run.int}", conn=conn),
     "signal": lambda client, run, conn: client.signal(run, "go", conn=conn),
     "cancel": lambda client, run, conn: client.run(run).cancel(conn=conn),
+    "cancel of a task": lambda client, run, conn: client.task(run).cancel(conn=conn),
+    "retry": lambda client, run, conn: client.task(run).retry(conn=conn),
+    "reschedule": lambda client, run, conn: client.task(run).reschedule(after=timedelta(1), conn=conn),
+    "move": lambda client, run, conn: client.task(run).move(priority=1, conn=conn),
     "resume": lambda client, run, conn: client.run(run).resume(conn=conn),
 }
 

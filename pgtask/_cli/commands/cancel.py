@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
-from typing import Any
-from uuid import UUID
-
-import msgspec
 
 from pgtask._cli.change_tasks import change_tasks
 from pgtask._cli.options import ID_HELP
 from pgtask._cli.parser import Parser
-from pgtask._postgres.runs import cancel_runs
-from pgtask._postgres.tasks import TaskChange, cancel_tasks
+from pgtask._postgres.task_changes import Cancel
 
 __all__ = ["HELP", "SUMMARY", "add_arguments", "run"]
 
@@ -32,14 +26,4 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return change_tasks(args, partial(_cancel_all, force=args.force), "cancelled")
-
-
-async def _cancel_all(connection: Any, ids: list[UUID], *, force: bool) -> list[TaskChange]:
-    """Cancel tasks and runs. The runs keep their records, and their children are cancelled with them."""
-    runs = set(await cancel_runs(connection, ids, force=force))
-    changes = await cancel_tasks(connection, ids, force=force)
-    return [
-        msgspec.structs.replace(change, is_done=True, was_there=True) if change.id in runs else change
-        for change in changes
-    ]
+    return change_tasks(args, Cancel(force=args.force), "cancelled")

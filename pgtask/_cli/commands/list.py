@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from pgtask._cli.database import with_connection
-from pgtask._cli.options import add_filters, add_json, add_page, task_filter
+from pgtask._cli.options import add_filters, add_json, add_page, has_filters, task_filter
 from pgtask._cli.output import note, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import relative_time
 from pgtask._cli.tables import Column, Screen, detect_screen, one_line, table_lines
-from pgtask._cli.task_rows import STATE_COLOURS, step_label, task_json
+from pgtask._cli.task_rows import STATE_COLOURS, task_json
 from pgtask._postgres.listing import SCAN_LIMIT, STATES, Cursor, list_tasks
+from pgtask._postgres.task_status import step_label
 from pgtask._postgres.tasks import TaskRow
 from pgtask.errors import ConfigError
 
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     elif page.rows:
         write_lines(list_lines(page.rows, detect_screen(sys.stdout)))
     elif page.following is None:
-        is_filtered = any((args.state, args.queue, args.task, args.step, args.after))
+        is_filtered = has_filters(args) or args.state or args.after
         note("no tasks match" if is_filtered else "no tasks")
     if page.following is not None and page.is_cut:
         where = f"among the {page.following.state} ones"

@@ -17,8 +17,9 @@ from pgtask._cli.output import note_failures, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import format_time, relative_time
 from pgtask._cli.tables import Screen, detect_screen, labelled_lines, printable
-from pgtask._cli.task_rows import STATE_COLOURS, step_label, task_json
+from pgtask._cli.task_rows import STATE_COLOURS, task_json
 from pgtask._postgres.runs import read_statuses
+from pgtask._postgres.task_status import step_label
 from pgtask._postgres.tasks import TaskRow, show_tasks
 
 __all__ = ["HELP", "SUMMARY", "add_arguments", "run", "show_lines"]

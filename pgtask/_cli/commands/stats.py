@@ -18,7 +18,7 @@ from pgtask._cli.options import add_json
 from pgtask._cli.output import json_line, write_lines
 from pgtask._cli.quantities import format_size, relative_time
 from pgtask._cli.tables import Column, Screen, detect_screen, printable, table_lines, wrap_sentence
-from pgtask._postgres.statistics import LaneCount, OpenTransaction, Report, gather_statistics
+from pgtask._postgres.statistics import LaneCount, OpenTransaction, Statistics, gather_statistics
 
 __all__ = ["HELP", "SUMMARY", "add_arguments", "report_lines", "run"]
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def report_lines(report: Report, screen: Screen) -> Iterator[str]:
+def report_lines(report: Statistics, screen: Screen) -> Iterator[str]:
     """Yield the report for people."""
     if report.lanes:
         yield from table_lines(_lane_columns(report.seen_at), report.lanes, screen)
@@ -75,7 +75,7 @@ def _lane_columns(now: datetime) -> tuple[Column[LaneCount], ...]:
     )
 
 
-def _find_problems(report: Report) -> Iterator[str]:
+def _find_problems(report: Statistics) -> Iterator[str]:
     expired = sum(lane.expired_leases for lane in report.lanes)
     if expired:
         leases, tasks = ("1 lease has", "task") if expired == 1 else (f"{expired:,} leases have", "tasks")
@@ -88,11 +88,11 @@ def _find_problems(report: Report) -> Iterator[str]:
         yield printable(f"{holder}: a transaction open for {since}; dead rows stay until it ends, and claims slow down")
 
 
-def _seconds_open(transaction: OpenTransaction, report: Report) -> float:
+def _seconds_open(transaction: OpenTransaction, report: Statistics) -> float:
     return (report.seen_at - transaction.began_at).total_seconds()
 
 
-def _report_json(report: Report) -> str:
+def _report_json(report: Statistics) -> str:
     fields: dict[str, Any] = msgspec.structs.asdict(report)
     oldest = report.oldest_transaction
     if oldest is not None:

@@ -1,8 +1,9 @@
 -- One section of the list of tasks, $1: 'parked', the newest first; 'leased', the lease that expires first at the head;
 -- or 'waiting', the tasks of the lane $3, $4 (queue and priority) that are due up to the time $5, in claim order.
 --
--- Returns the ids and places of up to $9 tasks that match the pattern $2 (of the step) and the queue $3 (null: any),
--- and always the last row read, so that the caller knows how many were read: `nth`.
+-- Returns the ids and places of up to $9 tasks that match the pattern $2 (of the step), the queue $3, the LIKE pattern $10
+-- (of the error) and were due or parked before $11 (each null: any), and always the last row read, so that the caller
+-- knows how many were read: `nth`.
 --
 -- Continues after the place $6, $7 (time and tid: rows of one time lie in the index in the order of their tids). Reads
 -- $8 rows at most. $1 is a one-time filter, so one branch is executed, by the index of its section; the window
@@ -13,12 +14,15 @@ FROM (
         id,
         at,
         place,
-        ($2::text IS NULL OR left(step, 1024) ~ $2) AND ($3::text IS NULL OR queue = $3) AS matches,
+        ($2::text IS NULL OR left(step, 1024) ~ $2)
+            AND ($3::text IS NULL OR queue = $3)
+            AND ($10::text IS NULL OR coalesce(error LIKE $10, false))
+            AND ($11::timestamptz IS NULL OR wakeup_at < $11) AS matches,
         row_number() OVER () AS nth,
         lead(false, 1, true) OVER () AS is_last
     FROM (
         (
-            SELECT id, wakeup_at AS at, ctid AS place, step, queue
+            SELECT id, wakeup_at AS at, ctid AS place, step, queue, error, wakeup_at
             FROM pg_task
             WHERE $1::text = 'parked'
               AND error IS NOT NULL
@@ -29,7 +33,7 @@ FROM (
         )
         UNION ALL
         (
-            SELECT id, lock_expires_at, ctid, step, queue
+            SELECT id, lock_expires_at, ctid, step, queue, error, wakeup_at
             FROM pg_task
             WHERE $1::text = 'leased'
               AND locked_by IS NOT NULL
@@ -41,7 +45,7 @@ FROM (
         )
         UNION ALL
         (
-            SELECT id, wakeup_at, ctid, step, queue
+            SELECT id, wakeup_at, ctid, step, queue, error, wakeup_at
             FROM pg_task
             WHERE $1::text = 'waiting'
               AND locked_by IS NULL

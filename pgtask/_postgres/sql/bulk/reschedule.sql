@@ -1,0 +1,22 @@
+-- Make those of the tasks $1 due at the time $7 that the filter $2 to $6 still chooses, as reschedule.sql does; returns
+-- the number. Passes over what is due then already, what a worker holds, runs that pause, and rows that another session
+-- has locked.
+WITH target AS (
+    SELECT $7::timestamptz AS at
+),
+free AS MATERIALIZED (
+    SELECT id
+    FROM pg_task
+    WHERE id = ANY ($1::uuid[])
+-- include: shared/matching.sql
+-- include: shared/unleased.sql
+-- include: shared/not_paused.sql
+      AND (error IS NOT NULL OR locked_by IS NOT NULL OR wakeup_at <> (SELECT at FROM target))
+    ORDER BY id
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+rescheduled AS (
+    -- include: shared/rescheduled.sql
+)
+SELECT count(*), CASE WHEN count(*) > 0 THEN pg_notify('pg_task_changed', '')::text END
+FROM rescheduled

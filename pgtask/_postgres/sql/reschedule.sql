@@ -1,0 +1,32 @@
+-- Make the tasks $1 due at the time $2: waiting ones as they are, parked ones without an error and with all their
+-- retries. A task under a live lease is left alone, and so is a run that pauses. Returns the columns of retry.sql.
+--
+-- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
+WITH target AS (
+    SELECT $2::timestamptz AS at
+),
+requested AS (
+    SELECT DISTINCT id
+    FROM unnest($1::uuid[]) AS requested (id)
+),
+free AS MATERIALIZED (
+    SELECT id
+    FROM pg_task
+    WHERE id = ANY ($1::uuid[])
+-- include: shared/unleased.sql
+-- include: shared/not_paused.sql
+    ORDER BY id
+    FOR NO KEY UPDATE
+),
+rescheduled AS (
+    -- include: shared/rescheduled.sql
+)
+SELECT
+    requested.id,
+    requested.id IN (SELECT id FROM rescheduled) AS is_done,
+    task.id IS NOT NULL AS was_there,
+    task.lock_expires_at AS leased_until,
+    now() AS seen_at,
+    CASE WHEN requested.id IN (SELECT id FROM rescheduled) THEN pg_notify('pg_task_changed', '')::text END
+FROM requested
+LEFT JOIN LATERAL (SELECT * FROM pg_task WHERE pg_task.id = requested.id OFFSET 0) AS task ON true

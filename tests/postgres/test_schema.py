@@ -162,9 +162,9 @@ OBJECTS = f"""
     FROM pg_trigger WHERE NOT tgisinternal
     UNION ALL SELECT format('ALTER TABLE %2$s ENABLE REPLICA TRIGGER %1$s', tgname, tgrelid::regclass)
     FROM pg_trigger WHERE NOT tgisinternal
-    UNION ALL SELECT format('DROP FUNCTION %s CASCADE', oid::regprocedure) FROM pg_proc WHERE proname LIKE 'pg_task%'
+    UNION ALL SELECT format('DROP FUNCTION %s CASCADE', oid::regprocedure) FROM pg_proc WHERE proname ~ '^pg_?task'
     UNION ALL SELECT format('ALTER FUNCTION %s RESET search_path', oid::regprocedure) FROM pg_proc
-    WHERE proname LIKE 'pg_task%' AND prosecdef
+    WHERE proname ~ '^pg_?task' AND proconfig IS NOT NULL
     UNION ALL SELECT format('ALTER FUNCTION %s SECURITY INVOKER', oid::regprocedure) FROM pg_proc
     WHERE proname LIKE 'pg_task%' AND prosecdef
     UNION ALL SELECT format('ALTER FUNCTION %s OWNER TO pg_monitor', oid::regprocedure) FROM pg_proc
@@ -249,7 +249,7 @@ def test_renamed_schema_is_repaired(empty_dsn: str) -> None:
         await migrate(with_path(empty_dsn, "one"))
         await db.execute('ALTER SCHEMA one RENAME TO "Two words"; SET search_path = "Two words"')
         said = await migrate(with_path(empty_dsn, '"Two%20words"'))
-        named = ("pg_task_run_parked()", "pg_task_run_revived()", "pg_task_stop()")
+        named = ("pg_task_run_parked()", "pg_task_run_revived()", "pg_task_stop()", "pgtask_cancel(uuid)")
         assert all(function in said[-1] for function in named)
         assert await migrate(with_path(empty_dsn, '"Two%20words"')) == []
 

@@ -59,7 +59,16 @@ OUR_TRIGGERS = {
 }
 OUR_FUNCTIONS = {
     *("pg_task_notify", "pg_task_notify_parked", "pg_task_touch", "pg_task_stop", "pg_task_paused_until"),
-    *("pg_task_run_parked", "pg_task_run_revived", "pg_task_family", "pg_task_scoped_key", "pg_task_workflow"),
+    *(
+        "pg_task_check_json",
+        "pg_task_check_name",
+        "pg_task_family",
+        "pg_task_is_printable",
+        "pg_task_run_parked",
+        "pg_task_run_revived",
+        "pg_task_scoped_key",
+        "pg_task_workflow",
+    ),
 }
 
 

@@ -80,3 +80,7 @@ COMMENT ON TABLE pg_task_schema IS 'Applied versions of the schema of pgtask. Wr
 COMMENT ON COLUMN pg_task_schema.version IS 'Number of a migration; the greatest is the version of this schema.';
 COMMENT ON COLUMN pg_task_schema.applied_at IS 'Time of its application.';
 COMMENT ON COLUMN pg_task_schema.needs_code IS 'The oldest code that can work with it, by the schema version that this code makes; null: the code that makes this version.';
+
+COMMENT ON FUNCTION pgtask_enqueue IS 'Enqueue a task in this transaction, checked as by a client: SELECT pgtask_enqueue(''Greeter.ReadName'', ''{"filename": "a"}'', key => ''a'').';
+COMMENT ON FUNCTION pgtask_signal IS 'Send a signal to a run of a workflow in this transaction.';
+COMMENT ON FUNCTION pgtask_cancel IS 'Cancel a run with its children, or remove a task that no worker holds, in this transaction; returns whether it did.';

@@ -70,6 +70,12 @@ wanted (since, kind, on_table, name, definition) AS (
         (12, 'function', 'pg_task', 'pg_task_scoped_key(text, text)', ''),
         (7, 'function', 'pg_task', 'pg_task_touch()', ''),
         (7, 'function', 'pg_task', 'pg_task_stop()', 'pg_task_stops'),
+        (13, 'function', 'pg_task', 'pg_task_is_printable(text)', ''),
+        (13, 'function', 'pg_task', 'pg_task_check_name(text,text)', 'search_path'),
+        (13, 'function', 'pg_task', 'pg_task_check_json(text,json)', 'search_path'),
+        (13, 'function', 'pg_task', 'pgtask_enqueue(text,json,text,text,bigint,timestamptz,interval)', 'search_path'),
+        (13, 'function', 'pg_task', 'pgtask_signal(uuid,text,json)', 'search_path'),
+        (13, 'function', 'pg_task', 'pgtask_cancel(uuid)', 'search_path'),
 
         (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),
         (2, 'trigger', 'pg_task', 'pg_task_rescheduled', 'pg_task_notify'),
@@ -110,17 +116,22 @@ WHERE (relation IS NOT NULL OR kind = 'table') -- a missing table includes all t
     WHEN 'default' THEN EXISTS (
         SELECT FROM pg_attribute WHERE attrelid = relation AND attname = placed.name AND atthasdef AND NOT attisdropped
     )
-    -- One that runs by the rights of its owner works only if that owner may write, and its search_path is our schema.
+    -- The search_path of some must be our schema. One that runs by the rights of its owner works only if that may write.
     WHEN 'function' THEN EXISTS (
         SELECT FROM pg_proc
         WHERE oid = to_regprocedure(home || '.' || placed.name)
           AND (
               definition = ''
               OR (
-                  prosecdef
-                  AND format('search_path=%s, pg_temp', home) = ANY (proconfig)
-                  AND has_table_privilege(proowner, relation, 'UPDATE')
-                  AND coalesce(has_table_privilege(proowner, to_regclass(home || '.' || definition), 'INSERT'), true)
+                  format('search_path=%s, pg_temp', home) = ANY (proconfig)
+                  AND (
+                      definition = 'search_path'
+                      OR (
+                          prosecdef
+                          AND has_table_privilege(proowner, relation, 'UPDATE')
+                          AND coalesce(has_table_privilege(proowner, to_regclass(home || '.' || definition), 'INSERT'), true)
+                      )
+                  )
               )
           )
     )

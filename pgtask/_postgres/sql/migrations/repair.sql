@@ -17,7 +17,7 @@ BEGIN
         ELSIF lost.kind = 'constraint' THEN
             EXECUTE format('ALTER TABLE %I DROP CONSTRAINT IF EXISTS %I', lost.on_table, lost.name);
             EXECUTE format('ALTER TABLE %I ADD CONSTRAINT %I %s', lost.on_table, lost.name, lost.definition);
-        ELSIF lost.kind = 'function' AND lost.definition <> '' THEN
+        ELSIF lost.kind = 'function' AND lost.definition NOT IN ('', 'search_path') THEN
             EXECUTE format('ALTER FUNCTION %s OWNER TO %I', lost.name, owner);
         END IF;
         repaired := repaired || lost.label;

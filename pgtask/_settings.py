@@ -59,6 +59,11 @@ class Setting(msgspec.Struct, frozen=True):
         return self.parse is _parse_switch
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """All its values, if they are few."""
+        return self.parse.choices if isinstance(self.parse, _Choice) else ()
+
+    @property
     def help(self) -> str:
         """The summary, with the default of a setting that takes a value."""
         if self.is_switch:
@@ -118,13 +123,16 @@ def _seconds(*, zero: bool, minimum: int = 0) -> Callable[[Any], float]:
     return parse
 
 
-def _choice_of(*choices: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if str(value).lower() not in choices:
-            raise ValueError("expected one of " + ", ".join(choices))
-        return str(value).lower()
+class _Choice:
+    """The parser of a setting that has few values."""
 
-    return parse
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __call__(self, value: Any) -> str:
+        if str(value).lower() not in self.choices:
+            raise ValueError("expected one of " + ", ".join(self.choices))
+        return str(value).lower()
 
 
 def _parse_switch(value: Any) -> bool:
@@ -261,7 +269,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "unknown",
         "put-back",
-        _choice_of("put-back", "park"),
+        _Choice("put-back", "park"),
         "tasks",
         "what to do with steps that this app does not define: put-back or park",
         "WHAT",
@@ -284,11 +292,11 @@ SETTINGS: tuple[Setting, ...] = (
         "database",
         "obey pgtask stop, but not NOTIFY pg_task_changed, 'stop_worker'",
     ),
-    Setting("log", "text", _choice_of("text", "json"), "log", "format of the log: text or json", "FORMAT"),
+    Setting("log", "text", _Choice("text", "json"), "log", "format of the log: text or json", "FORMAT"),
     Setting(
         "log_level",
         "info",
-        _choice_of("debug", "info", "warning", "error"),
+        _Choice("debug", "info", "warning", "error"),
         "log",
         "debug, info, warning or error",
         "LEVEL",

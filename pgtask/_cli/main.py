@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from pgtask import __version__
 from pgtask._cli.commands import (
     cancel,
+    completion,
     enqueue,
     graph,
     migrate,
@@ -41,7 +42,7 @@ from pgtask._nearest import nearest
 from pgtask._status import ExitCode
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError, DefinitionError, PgtaskError
 
-__all__ = ["COMMANDS", "GROUPS", "main", "parse"]
+__all__ = ["COMMANDS", "GROUPS", "build_parser", "main", "parse"]
 
 
 class Command(Protocol):
@@ -63,13 +64,15 @@ def _by_name(*commands: Command) -> dict[str, Command]:
 
 
 GROUPS: dict[str, dict[str, Command]] = {
-    "set up": _by_name(migrate, psql, stop),
+    "set up": _by_name(migrate, psql, stop, completion),
     "enqueue": _by_name(enqueue),
     "look": _by_name(list_, show, stats, graph),
     "fix": _by_name(retry, move, cancel, prune),
     "workflows": _by_name(runs, run, signal, resume),
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+OFFLINE = ("graph", "completion")
+"""The commands that read no database."""
 
 EPILOG = """\
 Another program starts the workers: pgtask-supervisor APP.
@@ -103,6 +106,7 @@ _SYNONYMS = {
     **dict.fromkeys(("sql", "shell", "dbshell"), "psql"),
     **dict.fromkeys(("diagram", "draw"), "graph"),
     **dict.fromkeys(("workflows", "workflow"), "runs"),
+    **dict.fromkeys(("completions", "complete"), "completion"),
 }
 
 
@@ -118,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
         if not words:
-            write_lines([_build_parser().format_help().rstrip("\n")])
+            write_lines([build_parser().format_help().rstrip("\n")])
             return ExitCode.USAGE  # no command ran
         args = parse(words)
         flags = vars(args)
@@ -161,7 +165,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if at is not None and words[at] == "help":
         words = [*words[:at], *words[at + 1 : at + 2], "--help"]
         at = _find_command(words)
-    parser = _build_parser()
+    parser = build_parser()
     if at is None:
         parser.parse_args(words)
         parser.error("there is no command, such as list")
@@ -172,8 +176,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     args = parser.parse_args(words)
     if words_of_psql:
         args.arguments = words_of_psql
-    if args.command == "graph" and args.dsn is not None:
-        raise ConfigError("pgtask graph reads no database: leave out --dsn")
+    if args.command in OFFLINE and args.dsn is not None:
+        raise ConfigError(f"pgtask {args.command} reads no database: leave out --dsn")
     return args
 
 
@@ -199,9 +203,9 @@ def _check_command(name: str, rest: Sequence[str]) -> None:
     raise ConfigError(f"there is no command {name!r}; {hint} (see pgtask --help)")
 
 
-def _build_parser() -> Parser:
+def build_parser() -> Parser:
     listing = "\n\n".join(
-        f"{title}:\n" + "\n".join(f"  {name:<9} {command.SUMMARY}" for name, command in group.items())
+        f"{title}:\n" + "\n".join(f"  {name:<10} {command.SUMMARY}" for name, command in group.items())
         for title, group in GROUPS.items()
     )
     parser = Parser(
@@ -216,7 +220,7 @@ def _build_parser() -> Parser:
     parsers = parser.add_subparsers(dest="command", prog="pgtask", metavar="COMMAND", help=argparse.SUPPRESS)
     for name, command in COMMANDS.items():
         added: Parser = parsers.add_parser(name, description=command.HELP)
-        if name != "graph":
+        if name not in OFFLINE:
             # No default, or it would replace a --dsn before the command.
             added.add_argument("--dsn", metavar="DSN", default=argparse.SUPPRESS, help="the database")
         command.add_arguments(added)

@@ -205,6 +205,10 @@ def _report_failure(config: Config, code: ExitCode, message: str, error: BaseExc
 # --- the command line ---------------------------------------------------------------------------------------
 
 
+CHOICES = {setting.flag: setting.choices for setting in SETTINGS if setting.choices}
+"""The values of the flags that have few."""
+
+
 class SupervisorParser(Parser):
     synonyms: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("--workers", "--num-workers", "--processes", "-w"), "--procs"),
@@ -220,6 +224,10 @@ class SupervisorParser(Parser):
 
 def _parse(words: Sequence[str]) -> dict[str, Any]:
     """Return the given values by the names of their settings, as they were typed."""
+    return vars(parse_words(build_parser().parse_args, words))
+
+
+def build_parser() -> Parser:
     parser = SupervisorParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [APP] [-p N] [--burst] [options]",
@@ -237,7 +245,7 @@ def _parse(words: Sequence[str]) -> dict[str, Any]:
     about = parser.add_argument_group("about")
     about.add_argument("--help", "-h", action="help", help="show this and exit")
     about.add_argument("--version", "-V", action="version", version=_version(), help="show the version and exit")
-    return vars(parse_words(parser.parse_args, words))
+    return parser
 
 
 def _add_setting(group: argparse._ActionsContainer, setting: Setting) -> None:

@@ -41,7 +41,7 @@ def test_commands_have_help_and_pgtask_a_version(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("frobnicate", "there is no command 'frobnicate'; there are migrate, psql, stop, enqueue, "),
+        ("frobnicate", "there is no command 'frobnicate'; there are migrate, psql, stop, completion, "),
         ("list --limit 0", "0 is not from 1 to 10000 (see pgtask list --help)"),
         ("list --limit many", "many"),
         ("list --parked", "unrecognized arguments: --parked; did you mean --state parked? (see pgtask list --help)"),

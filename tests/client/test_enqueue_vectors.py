@@ -57,7 +57,12 @@ async def stamp(ctx: Context, value: int) -> Done:
 async def post(ctx: WorkflowContext, number: int) -> None: ...
 
 
-STEPS = {"Letter.Write": Write, "Letter.Burn": Burn, "Letter.Weigh": Weigh, "stamp.Call": stamp.step}
+STEPS: dict[str, type[Task]] = {
+    "Letter.Write": Write,
+    "Letter.Burn": Burn,
+    "Letter.Weigh": Weigh,
+    "stamp.Call": stamp.step,
+}
 
 
 def spelled(value: Any) -> Any:

@@ -599,6 +599,8 @@ def test_the_program_of_the_reference_runs(dsn: str, here: Path, monkeypatch: py
         "with_your_data_or_not_at_all",
         "many",
         "try_twice",
+        "look_after_a_task",
+        "look_after_many_tasks",
     ]
     with Fleet(dsn, "--burst", "--burst-horizon=1", app="feeds:app") as fleet:
         assert fleet.ends() == 1

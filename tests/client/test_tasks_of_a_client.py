@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
+import asyncpg
 import pytest
 from client_kit import count, play
+from fix_database import run
 from post import Numbered, Write
 from schema_kit import payloads
 from sessions import connected, until
 
 from pgtask import Client, EnqueueError, WorkflowContext, workflow
 from pgtask._postgres import listing, task_changes, task_store
+from pgtask._worker_client import WorkerClient
+from pgtask.config import load_config
 from pgtask.errors import TaskNotFound
 
 HOUR = timedelta(hours=1)
@@ -145,7 +148,7 @@ def test_cancelled_call_leaves_whole_portions(dsn: str) -> None:
 def test_change_is_part_of_the_callers_transaction(dsn: str) -> None:
     async def scenario(client: Client, db: Any) -> None:
         id = await client.enqueue(Write("x"))
-        run = await client.trigger(voyage)
+        voyaging = await client.trigger(voyage)
         task = client.task(id)
         for isolation in ("read_committed", "repeatable_read", "serializable"):
             async with connected(dsn) as conn:
@@ -158,10 +161,10 @@ def test_change_is_part_of_the_callers_transaction(dsn: str) -> None:
                 assert (await task.status()).queue == "post"
                 assert await conn.fetchval("SHOW statement_timeout") == "0"
                 if isolation == "read_committed":
-                    assert await client.task(run.id).cancel(conn=conn)
+                    assert await client.task(voyaging.id).cancel(conn=conn)
                 else:
                     with pytest.raises(EnqueueError, match="make it READ COMMITTED"):
-                        await client.task(run.id).cancel(conn=conn)
+                        await client.task(voyaging.id).cancel(conn=conn)
                 assert await task.cancel(conn=conn)
                 with pytest.raises(TaskNotFound):
                     await task.cancel(conn=conn)
@@ -184,13 +187,21 @@ def test_cancel_of_a_run_cancels_its_children(dsn: str) -> None:
         parent, child, other = [(await client.trigger(voyage)).id for _ in range(3)]
         await db.execute("UPDATE pg_task_runs SET parent = $1 WHERE id = $2", parent, child)
         assert await client.task(parent).cancel()
-        assert [one.id for one in await client.runs(state="CANCELLED")] == [child, parent]
+        assert {one.id for one in await client.runs(state="CANCELLED")} == {child, parent}
         assert [task.id async for task in client.tasks()] == [other]
         plain = await client.enqueue(Write("x"))
+        elder, younger = [(await client.trigger(voyage, queue=queue)).id for queue in ("first", "second")]
+        await db.execute("UPDATE pg_task_runs SET parent = $1 WHERE id = $2", elder, younger)
+        assert await client.tasks(queue="first").cancel() == 1
+        assert [await db.fetchval("SELECT state FROM pg_task_runs WHERE id = $1", id) for id in (elder, younger)] == [
+            "CANCELLED",
+            "CANCELLED",
+        ]
         assert await client.tasks().cancel() == 2
         assert await count(db) == 0
-        assert [one.id for one in await client.runs(state="CANCELLED")] == [other, child, parent]
-        assert isinstance(plain, UUID)
+        assert {one.id for one in await client.runs(state="CANCELLED")} == {other, child, parent, elder, younger}
+        with pytest.raises(TaskNotFound):
+            await client.task(plain).status()
 
     play(dsn, scenario)
 
@@ -221,6 +232,28 @@ def test_reader_that_pauses_holds_no_connection(dsn: str) -> None:
         assert await client.tasks().count() == 300
 
     play(dsn, scenario, pool_size=1)
+
+
+def test_client_on_the_connections_of_a_worker_does_the_same(dsn: str) -> None:
+    """`ctx.client`: its sessions have none of our settings, and know no infinite times."""
+
+    async def main() -> None:
+        app: Any = None
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+            client = WorkerClient(pool, load_config({"dsn": dsn}), app)
+            id = await client.enqueue(Write("x"))
+            await pool.execute("INSERT INTO pg_task (step, wakeup_at) VALUES ('{}', 'infinity'), ('{}', '-infinity')")
+            await pool.execute("INSERT INTO pg_task (step, wakeup_at, error) VALUES ('{}', 'infinity', 'x')")
+            states = sorted([task.state async for task in client.tasks()])
+            assert states == ["parked", "ready", "ready", "scheduled"]
+            assert await client.task(id).reschedule(after=HOUR)
+            assert await client.tasks(error="x").retry() == 1
+            assert await client.tasks(step=Write).move(queue="other") == 1
+            assert sum(lane.scheduled for lane in (await client.stats()).lanes) == 2
+            assert await client.tasks().cancel() == 4
+            await client.close()
+
+    run(main())
 
 
 def test_changed_task_wakes_a_worker(dsn: str) -> None:

@@ -183,6 +183,8 @@ def choose_tasks(
     _check_text("queue", queue)
     _check_text("error", error)
     family, name = _names(task, step)
+    if key is not None and family is None:
+        raise EnqueueError(f"tasks(key={key!r:.80}): a key belongs to a task; give task= as well")
     return TaskFilter(
         states=_choose_states(state, error),
         queue=queue,

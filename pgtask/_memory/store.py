@@ -19,8 +19,8 @@ from pgtask._fastpath import NewTask
 from pgtask._ids import TaskId, TaskIds, first_id
 from pgtask._memory.records import Records
 from pgtask._memory.rows import MemoryTask, Rows
-from pgtask._placement import Placement, shown_key
 from pgtask._memory.tasks import MemoryTasks
+from pgtask._placement import Placement, shown_key
 from pgtask._postgres.failures import ParkedTask
 from pgtask._postgres.runs import RunStatus
 from pgtask._postgres.transactions import check_caller

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from pgtask._placement import scoped_key
 from pgtask._postgres.lanes import lane_parameters
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import TaskRow, aware, describe, transaction
@@ -40,7 +41,8 @@ _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A choice of tasks. `states` in the order of `STATES`; `task` and `step` are names of the envelope; `error` is a
-    pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any."""
+    pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any. With a
+    `key` there is a `task`."""
 
     states: tuple[str, ...] = STATES
     queue: str | None = None
@@ -55,6 +57,13 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
         """The parameters of shared/matching.sql."""
         age = None if self.older_than is None else self.older_than.total_seconds()
         return list(self.states), self.pattern, self.queue, self.error, age
+
+    @property
+    def stored_keys(self) -> list[str]:
+        """The key as the column has it, and that of a task which waits behind the other one."""
+        assert self.task is not None
+        stored = scoped_key(self.task, self.key)
+        return [stored, f"/{stored}"]
 
     @property
     def is_selective(self) -> bool:
@@ -162,7 +171,7 @@ async def find_tasks(
 
 
 async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
-    rows = await connection.fetch(statement("keyed"), wanted.key, *wanted.args)
+    rows = await connection.fetch(statement("keyed"), wanted.stored_keys, *wanted.args)
     return [UUID(int=row["id"].int) for row in rows]
 
 

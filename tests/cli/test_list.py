@@ -286,7 +286,7 @@ def test_statements_never_scan_or_sort_the_table(database: str) -> None:
         ("reschedule", ids, now),
         ("move", ids, "other", 1),
         ("find_runs", ids),
-        ("keyed", "one", *MATCHING),
+        ("keyed", ["Greeter/one"], *MATCHING),
         ("bulk/retry", ids, *MATCHING),
         ("bulk/reschedule", ids, *MATCHING, now),
         ("bulk/move", ids, *MATCHING, "other", 1),

@@ -42,7 +42,7 @@ async def journey(ctx: WorkflowContext) -> None: ...
 async def four(world: World) -> dict[str, UUID]:
     """A task in each state."""
     client = world.client
-    ids = {
+    ids: dict[str, UUID] = {
         "leased": await client.enqueue(Walk("a"), key="one"),
         "ready": await client.enqueue(Carry(1), queue="heavy", priority=2),
         "scheduled": await client.delay(Walk("b"), HOUR),
@@ -190,8 +190,8 @@ def test_filters_choose_tasks(stores: Stores) -> None:
                 assert await states(world, step=step) == ["leased", "scheduled"]
             assert await states(world, error="OSError%road") == ["parked"]
             assert await states(world, error="OSError") == await states(world, error="O_Error") == []
-            assert await states(world, key="one") == ["leased"]
-            assert await states(world, key="one", state="parked") == []
+            assert await states(world, task=Errand, key="one") == ["leased"]
+            assert await states(world, task=Errand, key="one", state="parked") == []
             assert await states(world, older_than=HOUR) == []
             assert await world.client.tasks(task="Errand", queue="default").count() == 2
 
@@ -242,7 +242,8 @@ def test_changes_of_many_are_counted_once(stores: Stores) -> None:
         ({"step": Errand}, "is not a step"),
         ({"step": ""}, "must be the class of a step"),
         ({"step": "Errand.Walk", "task": "Other"}, "Other.* has no step Errand.Walk"),
-        ({"key": ""}, "must be 1 to 512 characters"),
+        ({"key": "", "task": "Errand"}, "must be 1 to 512 characters"),
+        ({"key": "k"}, "a key belongs to a task; give task= as well"),
         ({"older_than": 5}, "must be a timedelta"),
     ],
 )

@@ -1,7 +1,7 @@
--- Find the tasks with the key $1 that the filter $2 to $6 chooses, the first thousand: shared/matching.sql.
+-- Find the tasks with one of the keys $1 that the filter $2 to $6 chooses, the first thousand: shared/matching.sql.
 SELECT id
 FROM pg_task
-WHERE key = $1::text
+WHERE key = ANY ($1::text[])
 -- include: shared/matching.sql
 ORDER BY id
 LIMIT 1000

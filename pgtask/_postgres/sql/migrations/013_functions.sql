@@ -70,8 +70,9 @@ DECLARE
     wrong    text;
     due      timestamptz;
     id       uuid;
-    holder   record;
+    holder   uuid;
     added    bigint;
+    stored   constant text    := pg_task_scoped_key(family, $3);
 BEGIN
     IF $1 IS NULL OR dot NOT BETWEEN 2 AND length($1) - 1 THEN
         wrong := format(
@@ -96,6 +97,11 @@ BEGIN
         wrong := format('priority %s must be a whole number from -32768 to 32767', $5);
     ELSIF length($3) NOT BETWEEN 1 AND 512 THEN
         wrong := format('key %s must be 1 to 512 characters without NUL', left(quote_literal($3), 80));
+    ELSIF octet_length(stored) > 2600 THEN
+        wrong := format(
+            'key %s has %s bytes with the name %s before it, more than the 2600 that an index can hold',
+            left(quote_literal($3), 80), octet_length(stored), left(quote_literal(family), 80)
+        );
     ELSIF $6 IS NOT NULL AND $7 IS NOT NULL THEN
         wrong := 'give either after= or at=, not both';
     ELSIF NOT isfinite($6) OR $6 < '0001-01-01 00:00+00' OR $6 >= '10000-01-01 00:00+00' THEN
@@ -131,22 +137,15 @@ BEGIN
 
     FOR try IN 1..20 LOOP
         INSERT INTO pg_task (id, step, wakeup_at, queue, priority, key)
-        VALUES (id, envelope, due, coalesce($4, 'default'), coalesce($5, 0), $3)
+        VALUES (id, envelope, due, coalesce($4, 'default'), coalesce($5, 0), stored)
         ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING;
         GET DIAGNOSTICS added = ROW_COUNT;
         IF added = 1 THEN
             RETURN id;
         END IF;
-        SELECT task.id, pg_task_workflow(task.step) AS workflow INTO holder FROM pg_task AS task WHERE task.key = $3;
-        IF FOUND AND name = 'Run' AND holder.workflow IS DISTINCT FROM family THEN
-            RAISE invalid_parameter_value
-                USING MESSAGE = format(
-                    'the key %L is that of %s, so no run of workflow %s was triggered: all tasks and workflows of a table '
-                    'share their keys; begin each key with what it is of', $3,
-                    coalesce('run ' || holder.id || ' of workflow ' || holder.workflow, 'task ' || holder.id), family
-                );
-        ELSIF FOUND THEN
-            RETURN holder.id;
+        SELECT task.id INTO holder FROM pg_task AS task WHERE task.key = stored;
+        IF FOUND THEN
+            RETURN holder;
         END IF;
         -- The task with this key was finished in between: there is room for ours now.
     END LOOP;

@@ -26,6 +26,7 @@ _RUNS: Sequence[tuple[str, ...]] = (
     ),
     ("latency", "--procs=1", "--per-second=100", "--seconds=0.3"),
     ("enqueue", "--tasks=2000", "--rounds=1"),
+    ("doors", "--tasks=100", "--rounds=1"),
     ("producers", "--connections=2", "--seconds=0.2", "--rounds=1"),
     ("idle", "--procs=1", "--settle=0.5", "--seconds=0.5", "--future=100", "--leased=100", "--sleeping=100"),
     (

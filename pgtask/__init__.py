@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgtask._ids import TaskId
 from pgtask._postgres.failures import ParkedTask
+from pgtask._statement import statement
 from pgtask.app import App
 from pgtask.batch import Batch
 from pgtask.client import Client
@@ -32,6 +33,8 @@ from pgtask.workflow_decorator import workflow
 
 if TYPE_CHECKING:
     from pgtask.consumer import Consumer, Lease
+    from pgtask.sync_client import SyncClient
+    from pgtask.sync_handles import SyncRun, SyncTaskHandle, SyncTasks
 
 __all__ = [
     # define
@@ -65,6 +68,11 @@ __all__ = [
     "TaskHandle",
     "TaskStatus",
     "Tasks",
+    "SyncClient",
+    "SyncRun",
+    "SyncTaskHandle",
+    "SyncTasks",
+    "statement",
     # consume by hand
     "Consumer",
     "Lease",
@@ -88,9 +96,13 @@ __version__ = "0.1.0"
 if not TYPE_CHECKING:  # a checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        """Import the names that load a part of the worker when they are first used: most programs only produce."""
+        """Import what few programs use when it is first used: the rest of a program need not wait for it."""
         if name in ("Consumer", "Lease"):
             from pgtask import consumer
 
             return getattr(consumer, name)
+        if name in ("SyncClient", "SyncRun", "SyncTaskHandle", "SyncTasks"):
+            from pgtask import sync_client, sync_handles
+
+            return getattr(sync_client if name == "SyncClient" else sync_handles, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

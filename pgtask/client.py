@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, S
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
 from uuid import UUID
 
 from pgtask._copy import Source
@@ -137,7 +137,8 @@ class Client:
       new step. `ceiling`: but not later than this time after the first call.
     - `expires`: no worker starts the task after this time, or after this time from now. It leaves the table, or is
       parked, as its policy says (`on_expired`). A task that has begun does not expire.
-    - `conn`: an asyncpg connection in a transaction; the task is part of that. The client need not be open.
+    - `conn`: your connection in a transaction, of asyncpg, psycopg, psycopg2, SQLAlchemy (or its session) or Django.
+      The task is part of that. The client need not be open. A sync connection blocks the event loop.
 
     They raise
 
@@ -169,7 +170,9 @@ class Client:
         self._postgres = PostgresStore()
         self._store: ClientStore = self._postgres
 
-    async def __aenter__(self) -> Client:
+    async def open(self) -> Self:
+        """Open the client in the running event loop, as `async with` does; for a notebook or the start of a framework.
+        Close it by `close`."""
         if self._postgres.is_open:
             raise EnqueueError("the client is open already; open it once, or make another one")
         config = client_config(self._dsn)
@@ -179,6 +182,13 @@ class Client:
         self._dsn = self._dsn or config.dsn
         await self._postgres.open(self.dsn, size=self._pool_size, listens=config.listen)
         return self
+
+    async def close(self) -> None:
+        """Close the client, in the event loop in which it was opened."""
+        await self._postgres.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
 
     @property
     def dsn(self) -> str:
@@ -190,7 +200,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._postgres.close()
+        await self.close()
 
     async def enqueue(
         self,

@@ -9,6 +9,7 @@ from bench.scenario import Scenario
 from bench.scenarios.crashes import CrashesScenario
 from bench.scenarios.dead import DeadScenario
 from bench.scenarios.depth import DepthScenario
+from bench.scenarios.doors import DoorsScenario
 from bench.scenarios.drain import DrainScenario
 from bench.scenarios.enqueue import EnqueueScenario
 from bench.scenarios.idle import IdleScenario
@@ -24,6 +25,6 @@ __all__ = ["SCENARIOS"]
 
 SCENARIOS: Sequence[Scenario[Any]] = (
     *(DrainScenario(), LatencyScenario(), EnqueueScenario(), ProducersScenario(), IdleScenario(), DepthScenario()),
-    DeadScenario(),
+    *(DoorsScenario(), DeadScenario()),
     *(ProcsScenario(), ShareScenario(), WorkflowsScenario(), RecoverScenario(), CrashesScenario(), StagesScenario()),
 )

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -47,12 +46,10 @@ class MemoryClient(Client):
         """The records of runs, by id in `records.runs`."""
         self._store = self._memory = MemoryStore(self.rows, self.records, self.enqueued)
 
-    async def __aenter__(self) -> MemoryClient:
+    async def open(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
         pass
 
     @property

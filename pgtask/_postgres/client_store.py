@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
+import asyncpg
+
 from pgtask._copy import Source
+from pgtask._doors import Door
 from pgtask._ids import TaskId, TaskIds
 from pgtask._postgres.bulk import EncodeItem, insert_many
 from pgtask._postgres.connection import map_errors
@@ -24,7 +27,7 @@ from pgtask._postgres.run_results import ResultWaiter
 from pgtask._postgres.runs import RunStatus, cancel_runs, list_runs, read_statuses, resume_runs, send_signal
 from pgtask._postgres.task_store import PostgresTasks
 from pgtask._postgres.tasks import retry_on_deadlock
-from pgtask._postgres.transactions import atomically, check_caller
+from pgtask._postgres.transactions import atomically, open_caller
 from pgtask._validate import NewRow
 from pgtask.errors import EnqueueError
 from pgtask.workflow import RunState
@@ -45,6 +48,8 @@ class PostgresStore:
         self._dsn = ""
         self._owns_pool = True
         self._pool: Any = None
+        self._spare: Any = None  # a connection of the pool that the last call has left
+        self._waiting = 0  # calls that wait for the pool; while there are any, no connection is spared
         self._loop: asyncio.AbstractEventLoop | None = None
         self._results: ResultWaiter | None = None
         self.tasks = PostgresTasks(self.connection)
@@ -70,6 +75,9 @@ class PostgresStore:
         """Close the pool, unless it is of another owner."""
         self.check_connection()
         pool, self._pool = self._pool, None
+        if self._spare is not None:
+            spare, self._spare = self._spare, None
+            await release_quietly(pool, spare)
         if self._results is not None:
             await self._results.close()
             self._results = None
@@ -88,9 +96,12 @@ class PostgresStore:
     def check_connection(self, conn: Any = None) -> None:
         """Raise `EnqueueError` unless the connection of the caller, or without one this store, can be used here."""
         if conn is not None:
-            check_caller(conn)
+            open_caller(conn)
             return
         self.check_open()
+        self._check_loop()
+
+    def _check_loop(self) -> None:
         if self._loop is not asyncio.get_running_loop():
             raise EnqueueError(
                 "the client was opened in another event loop; open one in each loop, as in each asyncio.run(), and in "
@@ -99,18 +110,46 @@ class PostgresStore:
 
     @asynccontextmanager
     async def connection(self, conn: Any = None) -> AsyncIterator[Any]:
-        """The caller's connection unchanged, or one of the pool."""
-        self.check_connection(conn)
+        """The caller's connection, through a door if it is not asyncpg's; or one of the pool."""
         if conn is not None:
-            yield conn
+            yield await self._begin(conn)
             return
+        self.check_connection()
         pool = self._pool
-        with map_errors():
-            connection = await pool.acquire()
+        connection = await self._acquire(pool)
         try:
             yield connection
-        finally:
+        except BaseException:
             await release_quietly(pool, connection)
+            raise
+        if self._waiting or self._spare is not None or not self._owns_pool or self._pool is not pool:
+            await release_quietly(pool, connection)
+        else:
+            self._spare = connection
+
+    async def _acquire(self, pool: Any) -> Any:
+        """Take the spare connection, or one of the pool. A call after another one takes half the time so, as the pool
+        makes an asyncio Task for each release."""
+        connection, self._spare = self._spare, None
+        if connection is not None:
+            with suppress(asyncpg.InterfaceError):  # it was lost meanwhile
+                if not connection.is_closed():
+                    return connection
+            await release_quietly(pool, connection)
+        self._waiting += 1
+        try:
+            with map_errors():
+                return await pool.acquire()
+        finally:
+            self._waiting -= 1
+
+    async def _begin(self, conn: Any) -> Any:
+        """Return the caller's connection, or a door to it."""
+        caller = open_caller(conn)
+        if isinstance(caller, Door):
+            with map_errors():
+                await caller.begin()
+        return caller
 
     async def _execute(self, conn: Any, work: Callable[[Any], Awaitable[T]], *, waits: bool = True) -> T:
         """Do the work in the caller's transaction; or on a connection of the pool, and then once more after a deadlock.
@@ -118,10 +157,14 @@ class PostgresStore:
         `waits`: the work may wait for other sessions, and must see then what they have committed. Our sessions are set
         so; behind a pooler and on the pool of another owner, where we have none, the work gets a transaction that is.
         """
-        async with self.connection(conn) as connection:
+        if conn is not None:
+            caller = await self._begin(conn)
+            with map_errors():
+                return await work(caller)
+        async with self.connection() as connection:
 
             async def attempt() -> T:
-                if waits and conn is None and not (self.listens and self._owns_pool):
+                if waits and not (self.listens and self._owns_pool):
                     async with atomically(connection):
                         return await work(connection)
                 return await work(connection)
@@ -154,7 +197,7 @@ class PostgresStore:
 
     def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
         self.check_open()
-        return follow_failures(self._dsn, listens=self.listens)
+        return follow_failures(self._dsn, listens=self.listens, check=self._check_loop)
 
     # --- runs
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -45,18 +45,21 @@ class ParkedTask(msgspec.Struct, frozen=True, kw_only=True):
     parked_at: datetime
 
 
-def follow_failures(dsn: str, *, listens: bool) -> AsyncGenerator[ParkedTask, None]:
+def follow_failures(
+    dsn: str, *, listens: bool, check: Callable[[], None] = lambda: None
+) -> AsyncGenerator[ParkedTask, None]:
     """Yield the tasks that are parked from now on, without end. Waits while the database is unavailable. Raises
-    `ConfigError` where the settings forbid to listen, and `DatabaseRefused`."""
+    `ConfigError` where the settings forbid to listen, `DatabaseRefused`, and what `check` raises in the event loop."""
     if not listens:
         raise ConfigError(
             "failures() listens for notifications, which PGTASK_NO_LISTEN (no-listen) forbids; give the client a "
             "direct connection, or look from time to time with: pgtask list --state parked"
         )
-    return _follow(Follower(dsn))
+    return _follow(Follower(dsn), check)
 
 
-async def _follow(follower: Follower) -> AsyncGenerator[ParkedTask, None]:
+async def _follow(follower: Follower, check: Callable[[], None]) -> AsyncGenerator[ParkedTask, None]:
+    check()
     try:
         while True:
             for parked in await follower.read():

@@ -30,6 +30,7 @@ __all__ = [
     "insert_runs",
     "insert_task",
     "refusals",
+    "task_insert",
 ]
 
 CHUNK_TASKS = 1000  # tasks in a statement,
@@ -60,17 +61,24 @@ def _columns(row: NewRow) -> tuple[Any, ...]:
     return row.step, place.at, place.delay, place.queue, place.priority, place.expires_at, place.expires_in
 
 
+def task_insert(id: UUID, row: NewRow) -> tuple[str, list[Any]]:
+    """Return the statement that inserts a task, unless another one has its key, and its values."""
+    key = row.place.key
+    if key is None:
+        return statement("enqueue_keyless"), [id, *_columns(row)]
+    return statement("enqueue"), [id, *_columns(row), key]
+
+
 async def insert_task(connection: Any, row: NewRow) -> TaskId:
     """Insert a task and return its id, or that of the task that has its key."""
-    key, columns = row.place.key, _columns(row)
+    key = row.place.key
     if key is not None and row.place.rule != KEEP:
         with refusals():
             return (await insert_onto(connection, {key: row}))[key]
 
     async def insert(id: UUID) -> Any:
-        if key is None:
-            return await connection.fetchval(statement("enqueue_keyless"), id, *columns)
-        return await connection.fetchval(statement("enqueue"), id, *columns, key)
+        text, args = task_insert(id, row)
+        return await connection.fetchval(text, *args)
 
     async def find() -> Any:
         return (await connection.fetchrow(statement("find_keys"), [key]) or (None, None))[1]

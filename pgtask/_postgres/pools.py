@@ -88,6 +88,7 @@ async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
             timeout=CONNECT_TIMEOUT,
             connect=_connect,
             init=allow_far_times,
+            reset=_keep_session,
             statement_cache_size=0 if pooled else 100,
             server_settings=None if pooled else _CLIENT_SETTINGS,
         )
@@ -98,6 +99,11 @@ async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
         pool.terminate()
         raise
     return pool
+
+
+async def _keep_session(_connection: Any) -> None:
+    """Reset nothing: our statements leave nothing in a session, and asyncpg itself ends a transaction that is open. Its
+    default sends a statement after each of ours."""
 
 
 async def release_quietly(pool: Any, connection: Any) -> None:

@@ -12,13 +12,32 @@ from typing import Any
 
 import asyncpg
 
+from pgtask._doors import Door, door_to
 from pgtask._postgres.connection import PLAN_SETTINGS, map_errors
 from pgtask._postgres.store import statement
 from pgtask.errors import DatabaseUnavailable, EnqueueError, PgtaskError
 
-__all__ = ["atomically", "check_caller", "planned_by_index"]
+__all__ = ["atomically", "check_caller", "open_caller", "planned_by_index"]
 
 _SAVEPOINT = "pgtask"
+
+
+def open_caller(conn: Any) -> Any:
+    """Return the connection of the caller if it is asyncpg's, else a door to it.
+
+    Raises `EnqueueError` unless it is in a transaction, or begins one with its next statement, as far as that is known
+    without I/O; a door's `begin` checks the rest. Raises `DatabaseUnavailable` for a closed one.
+    """
+    if not _is_asyncpg(conn) and (door := door_to(conn)) is not None:
+        with map_errors():
+            door.check()
+        return door
+    check_caller(conn)
+    return conn
+
+
+def _is_asyncpg(conn: Any) -> bool:
+    return hasattr(conn, "copy_to_table") and hasattr(conn, "is_in_transaction") and not isinstance(conn, Door)
 
 
 def check_caller(conn: Any, refuse: type[PgtaskError] = EnqueueError) -> None:
@@ -26,11 +45,11 @@ def check_caller(conn: Any, refuse: type[PgtaskError] = EnqueueError) -> None:
     next statement raises. Raises `DatabaseUnavailable` for a closed one."""
     if isinstance(conn, asyncpg.Pool):
         raise refuse("conn= is a pool; acquire a connection from it, begin a transaction, and pass the connection")
-    if not (hasattr(conn, "copy_to_table") and hasattr(conn, "is_in_transaction")):
-        raise refuse(
-            f"conn={conn!r:.80} is not an asyncpg connection; that of a SQLAlchemy session is "
-            "(await (await session.connection()).get_raw_connection()).driver_connection"
-        )
+    if not _is_asyncpg(conn):
+        kind = "an asyncpg connection"
+        if refuse is EnqueueError:
+            kind = "a connection of asyncpg, psycopg, psycopg2, SQLAlchemy (nor a session of it) or Django"
+        raise refuse(f"conn={conn!r:.80} is not {kind}")
     with map_errors():
         if conn.is_closed():
             raise DatabaseUnavailable("conn= is closed")
@@ -38,8 +57,8 @@ def check_caller(conn: Any, refuse: type[PgtaskError] = EnqueueError) -> None:
             return
     raise refuse(
         "conn= is not in a transaction, so this would be committed at once, even if your own data is not; begin one "
-        "before: async with conn.transaction(). SQLAlchemy begins its own with its first statement: flush or execute "
-        "something before. Pass no conn if you want no transaction"
+        "before: async with conn.transaction(). If it is that of a SQLAlchemy session, pass the session itself. "
+        "Pass no conn if you want no transaction"
     )
 
 

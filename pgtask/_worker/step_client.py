@@ -40,4 +40,4 @@ class StepClient:
     async def close(self) -> None:
         """Close the client, if it was made."""
         if self._client is not None:
-            await self._client.close()
+            await self._client.end()

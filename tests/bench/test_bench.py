@@ -129,6 +129,12 @@ def test_drain_with_queries_is_compared_with_bare(tmp_path: Path, bench_dsn: str
     assert report["summary"]["bare"]["ratio"]["min"] > 0
 
 
+def test_doors_are_compared_with_bare_loops(tmp_path: Path, bench_dsn: str) -> None:
+    printed, report = bench(tmp_path, "doors", "--tasks=50", "--rounds=1", "--dsn", bench_dsn)
+    assert report["ratio"].keys() == {"Client", "SyncClient", "psycopg, conn=", "psycopg2, conn="}
+    assert all(name in printed for name in report["rates"])
+
+
 def test_enqueue_is_compared_with_copy(tmp_path: Path, bench_dsn: str) -> None:
     printed, report = bench(tmp_path, "enqueue", "--tasks=3000", "--rounds=1", "--dsn", bench_dsn)
     assert report["rates"].keys() == {"enqueue_many", "psql copy", "asyncpg copy"}

@@ -100,7 +100,7 @@ async def end_backend(dsn: str, pid: int) -> None:
 
 
 def test_connection_lost_at_the_end_keeps_the_answer(dsn: str) -> None:
-    """Given back, it is reset by a statement of its own, which tells the caller nothing."""
+    """What becomes of it afterwards tells the caller nothing."""
 
     async def scenario(client: Client, db: Any) -> None:
         async with client._postgres.connection() as connection:

@@ -334,7 +334,7 @@ def test_a_connection_of_another_library_is_refused(dsn: str) -> None:
             partial(client.enqueue_many, [Write("x")]),
         ]
         for call in calls:
-            with pytest.raises(EnqueueError, match="is not an asyncpg connection"):
+            with pytest.raises(EnqueueError, match="is not a connection of asyncpg"):
                 await call(conn="postgresql:///app")
         assert await count(db) == 0
 

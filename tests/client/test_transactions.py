@@ -102,7 +102,7 @@ def test_with_conn_and_no_transaction_it_is_refused(dsn: str, call: Callable[[Cl
 
     async def scenario(client: Client, db: Any) -> None:
         async with connected(dsn) as mine, asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
-            wrong = [(mine, r"not in a transaction, .*flush or execute"), (pool, "conn= is a pool; acquire")]
+            wrong = [(mine, r"not in a transaction, .*pass the session itself"), (pool, "conn= is a pool; acquire")]
             async with pool.acquire() as proxy:
                 await proxy.execute("BEGIN; COMMIT")
                 wrong.append((proxy, "not in a transaction"))

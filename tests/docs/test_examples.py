@@ -538,7 +538,7 @@ def documented_signatures() -> list[str]:
     return [" ".join(line.split()).replace("( ", "(") for line in texts]
 
 
-@pytest.mark.parametrize("made", [pgtask.App, pgtask.Batch, pgtask.Client, pgtask.Policy])
+@pytest.mark.parametrize("made", [pgtask.App, pgtask.Batch, pgtask.Client, pgtask.Policy, pgtask.SyncClient])
 def test_the_reference_has_the_signature_of_each_class(made: type) -> None:
     signature = inspect.signature(made).replace(return_annotation=inspect.Signature.empty)
     assert made.__name__ + as_text(signature) in documented_signatures()

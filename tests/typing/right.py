@@ -6,10 +6,26 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import assert_type
+from typing import Any, assert_type
 from uuid import UUID
 
-from pgtask import App, Client, Context, Done, Enqueue, Fail, Next, Outcome, Policy, Task, TaskId, Throttled, task
+from pgtask import (
+    App,
+    Client,
+    Context,
+    Done,
+    Enqueue,
+    Fail,
+    Next,
+    Outcome,
+    Policy,
+    SyncClient,
+    Task,
+    TaskId,
+    Throttled,
+    statement,
+    task,
+)
 
 
 class Greeter(Task):
@@ -116,6 +132,17 @@ async def produce(client: Client) -> None:
     assert_type(greet("Ada", times=2), Task)
     await client.enqueue(greet(name="Ada"), key="once")
     await client.enqueue_many([greet("Ada"), check("a"), check(path="b", retry_after=0.5)])
+
+
+def produce_from_sync_code() -> None:
+    with SyncClient() as client:
+        assert_type(client, SyncClient)
+        assert_type(client.enqueue(ReadName("name.txt"), queue="files", priority=1, key="once"), TaskId)
+        assert len(client.enqueue_many(ReadName(f"{number}.txt") for number in range(10))) == 10
+        for parked in client.failures():
+            assert_type(parked.id, UUID)
+    assert_type(statement(ReadName("name.txt"), key="once"), tuple[str, list[Any]])
+    assert_type(statement(greet("Ada"), style="pyformat"), tuple[str, dict[str, Any]])
 
 
 async def call(ctx: Context) -> None:

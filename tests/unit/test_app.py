@@ -264,7 +264,7 @@ def test_a_decorated_run_is_read_through() -> None:
     assert (first.edges, first.is_async) == ((B,), True)
 
 
-def test_a_decorator_that_hides_an_async_run_is_refused() -> None:
+def test_a_decorator_that_hides_an_async_handles_is_refused() -> None:
     def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(run)
         def wrapper(self: Any, ctx: Context) -> Any:

@@ -20,7 +20,16 @@ from pgtask._project import find_project
 from pgtask._settings import DEFAULT_MAX_STEP_BYTES, PREFIX, SETTINGS, Config, Setting, default_heartbeat
 from pgtask.errors import ConfigError
 
-__all__ = ["DEFAULT_MAX_STEP_BYTES", "Config", "client_config", "dsn_source", "load_config", "use_config"]
+__all__ = [
+    "DEFAULT_MAX_STEP_BYTES",
+    "Config",
+    "client_config",
+    "config_sources",
+    "dsn_source",
+    "load_config",
+    "use_config",
+    "use_project",
+]
 
 # Not settings: Kubernetes sets these for services called `pgtask` or `pgtask-...`; our build and tests read the last.
 _OTHER_VARIABLES = re.compile(r"PGTASK_((.*_)?(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d.*)|DEBUG|TEST_.*)")
@@ -81,6 +90,24 @@ def client_config(dsn: str | None) -> Config:
     return load_config()
 
 
+_project: Mapping[str, tuple[str, str]] = {}
+
+
+def use_project(values: Mapping[str, tuple[str, str]]) -> None:
+    """Name the settings of the framework that a program is part of: by the name of a setting its source and its text.
+    They count where no source of ours has any."""
+    global _project
+    _project = values
+
+
+def config_sources(flags: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return of these settings the ones that a source of ours gives, as they are written there."""
+    file = _read_file(find_project())
+    settings = [setting for setting in SETTINGS if setting.name in names]
+    found = {setting.name: list(_own_sources(setting, flags, os.environ, file)) for setting in settings}
+    return {name: sources[-1][1] for name, sources in found.items() if sources}
+
+
 def dsn_source(flags: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the flag, variable or key that names the database, and its text; None for the embedded one."""
     found = list(_find_sources(_DSN, flags, os.environ, _read_file(find_project())))
@@ -106,6 +133,8 @@ def _find_sources(
 ) -> Iterator[tuple[str, Any]]:
     """Yield each source that gives the setting, with its text; the strongest comes last."""
     sources = list(_own_sources(setting, flags, environ, file))
+    if not sources and setting.name in _project:
+        sources = [_project[setting.name]]
     if setting is _DSN and not sources and environ.get(_FOREIGN_DSN):
         yield _FOREIGN_DSN, environ[_FOREIGN_DSN]
     yield from sources

@@ -5,6 +5,7 @@ pytest_plugins = [
     "fix_acts",
     "fix_claims",
     "fix_commands",
+    "fix_django",
     "fix_earlier",
     "fix_fleet",
     "fix_pgbouncer",

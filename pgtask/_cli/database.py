@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pgtask._cli.django_project import adopt_django_project
 from pgtask._cli.output import note
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate
@@ -39,7 +40,9 @@ class Database(msgspec.Struct, frozen=True):
 
 def configured_database(flags: Mapping[str, Any]) -> Database | None:
     """Return the database that the settings name; None for the embedded one. Raises `ConfigError`."""
-    config = load_config({"dsn": flags.get("dsn")})
+    given = {"dsn": flags.get("dsn")}
+    adopt_django_project(given)
+    config = load_config(given)
     return None if config.dsn is None else Database(config.dsn, is_pooled=not config.listen)
 
 
@@ -88,6 +91,7 @@ def with_connection(args: argparse.Namespace, work: Callable[[Any], Awaitable[T]
 
 
 def load_configured_app(reference: str | None) -> App:
+    adopt_django_project({"app": reference})
     reference = load_config({"app": reference}).app
     if reference is None:
         raise ConfigError("no app is configured: name it as module:attribute, in PGTASK_APP, or in pyproject.toml")

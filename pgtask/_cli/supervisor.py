@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn
 import msgspec
 
 from pgtask._app_import import preload_app
+from pgtask._cli.django_project import adopt_django_project
 from pgtask._cli.explain import with_dsn_source
 from pgtask._cli.log_lines import is_terminal
 from pgtask._cli.logging import HOOKS, configure, restore
@@ -34,7 +35,7 @@ from pgtask._supervisor.parent import Supervisor
 from pgtask._supervisor.slot import MAX_PROCS
 from pgtask._supervisor.totals import Result
 from pgtask.app import check_reference
-from pgtask.config import Config, dsn_source, load_config, use_config
+from pgtask.config import Config, dsn_source, load_config, use_config, use_project
 from pgtask.errors import AppLoadError, ConfigError, DatabaseError
 
 __all__ = ["main"]
@@ -88,6 +89,7 @@ def _main(argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
         flags = _parse(words)
+        adopt_django_project(flags)
         config = load_config(flags)
         if config.app is None:
             raise ConfigError(_NO_APP)
@@ -121,6 +123,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return ExitCode.INTERRUPTED
     finally:
         use_config(None)
+        use_project({})
 
 
 def _check_app(reference: str) -> None:

@@ -156,7 +156,7 @@ def test_parked_task_is_kept_revived_or_replaced(dsn: str) -> None:
 # --- debounce
 
 
-def test_debounce_puts_off_and_takes_the_new_step_up_to_its_ceiling(dsn: str) -> None:
+def test_debounce_puts_off_up_to_its_ceiling(dsn: str) -> None:
     async def scenario(client: Client, db: Any) -> None:
         options: dict[str, Any] = {"key": "k", "debounce": timedelta(minutes=10), "ceiling": timedelta(minutes=15)}
         first = await client.enqueue(Write("x"), **options)
@@ -301,7 +301,7 @@ def test_task_behind_another_one_starts_whoever_ends_that(dsn: str, rows: Rows, 
     assert told(rows) == ["second"]
 
 
-def test_expired_task_is_dropped_or_parked_and_one_that_has_begun_is_not(dsn: str, rows: Rows) -> None:
+def test_expired_task_is_dropped_or_parked_unless_it_has_begun(dsn: str, rows: Rows) -> None:
     async def enqueue() -> None:
         async with Client(dsn) as client:
             await client.enqueue(Tell("late"), expires=timedelta(microseconds=1))

@@ -42,7 +42,7 @@ def test_an_order_and_its_mail_are_one_transaction(name: str, table: str, dsn: s
     assert said.endswith("orders: 2\n")
     orders = {row["id"]: row["product"] for row in rows(f"SELECT id, product FROM {table}")}
     assert sorted(orders.values()) == ["cup", "pan"]
-    assert {row[0] for row in rows("SELECT key FROM pg_task")} == {f"order {id}" for id in orders}
+    assert {row[0] for row in rows("SELECT key FROM pg_task")} == {f"Mails/order {id}" for id in orders}
     with Fleet(dsn, "--burst", app=f"examples.{name}:app") as fleet:
         assert fleet.ends() == 0
     mails = sorted(line.strip() for line in fleet.lines if line.startswith("mail about"))
@@ -55,6 +55,6 @@ def test_the_notebook_runs_and_says_what_it_says(dsn: str) -> None:
     assert all(not cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), "it is kept without outputs"
     step = '{"Reports":{"Report":{"day":"2026-11-%s"}}}'
     assert said_by(dsn, "-c", NOTEBOOK, str(path)) == (
-        f"True 28\n({step % 29!r}, 'report 2026-11-29')\n({step % '01'!r}, None)\n"
+        f"True 28\n({step % 29!r}, 'Reports/report 2026-11-29')\n({step % '01'!r}, None)\n"
     )
     assert Rows(dsn).value("SELECT count(*) FROM pg_task") == 29

@@ -287,12 +287,13 @@ def test_showpiece_takes_nothing_to_do(name: str, dsn: str) -> None:
     assert "DIFFERENT" not in said_by(name, *words, dsn=dsn)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "examples").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "examples").rglob("*.py")), ids=lambda path: path.stem)
 def test_examples_use_public_names_only(path: Path) -> None:
     for part in ast.walk(ast.parse(path.read_text())):
         if isinstance(part, ast.Import):
             assert not any(name.name.startswith("pgtask.") for name in part.names), path
         if isinstance(part, ast.ImportFrom) and (part.module or "").partition(".")[0] == "pgtask":
-            assert part.module in ("pgtask", "pgtask.errors", "pgtask.testing"), part.module
+            public = ("pgtask", "pgtask.django", "pgtask.errors", "pgtask.fastapi", "pgtask.testing")
+            assert part.module in public, part.module
             if part.module == "pgtask":
                 assert {name.name for name in part.names} <= set(pgtask.__all__), path

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import overload
 from uuid import UUID
 
-__all__ = ["TaskId", "TaskIds", "earliest_id", "first_id"]
+__all__ = ["TaskId", "TaskIds", "earliest_id", "first_id", "first_is_new"]
 
 
 def first_id() -> int:
@@ -50,6 +50,16 @@ class TaskId(UUID):
 
     def __reduce__(self) -> tuple[object, ...]:
         return UUID, (str(self),)
+
+
+def first_is_new(ids: Iterable[TaskId]) -> list[TaskId]:
+    """Return the ids of items of one call. Of those with one id, the first is new at most: it counts."""
+    seen: set[TaskId] = set()
+    found = []
+    for id in ids:
+        found.append(TaskId(id.int, is_new=False) if id in seen else id)
+        seen.add(id)
+    return found
 
 
 class TaskIds(Sequence[UUID]):

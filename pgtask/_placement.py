@@ -142,15 +142,26 @@ def make_key_rule(key: object, on_conflict: object, on_parked: object, debounce:
     return rule
 
 
-def check_expires(expires: object) -> tuple[datetime | None, float | None]:
-    """Return the time at which a task expires, or the seconds until then, or neither."""
+def check_expires(
+    expires: object, at: datetime | None = None, delay: float | None = None
+) -> tuple[datetime | None, float | None]:
+    """Return the time at which a task expires, or the seconds until then, or neither. It is due `at` a time, or after a
+    `delay`."""
     if expires is None:
         return None, None
     if isinstance(expires, timedelta):
-        return None, check_delay(expires)
+        if expires < timedelta(0):
+            raise EnqueueError(f"expires={expires} is in the past")
+        seconds = check_delay(expires)
+        if delay is not None and seconds < delay:
+            raise EnqueueError(f"expires={expires} is before the task is due, so it would never start")
+        return None, seconds
     if not isinstance(expires, datetime):
         raise EnqueueError(f"expires={expires!r} must be a timedelta or a datetime")
-    return check_time(expires), None
+    time = check_time(expires)
+    if at is not None and time < at:
+        raise EnqueueError(f"expires={expires} is before the task is due, so it would never start")
+    return time, None
 
 
 def check_one_time(after: object, at: object) -> None:

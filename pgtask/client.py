@@ -409,7 +409,7 @@ class Client:
     ) -> TaskId:
         codec, payload, lane = encode_step(queue, priority, self._max_step_bytes, step)
         stored = None if key is None else scoped_key(name_of(step), key)
-        place = Placement(*lane, *due, stored, rule, *check_expires(expires))
+        place = Placement(*lane, *due, stored, rule, *check_expires(expires, *due))
         return await self._store.insert_task(NewRow(codec, payload, place), conn)
 
     # --- runs of workflows

@@ -121,6 +121,6 @@ async def _enqueue_until(connection: asyncpg.Connection, end: float) -> int:
     insert = await connection.prepare(statement("enqueue_keyless"))
     count = 0
     while time.monotonic() < end:
-        await insert.fetchval(UUID(int=first_id()), _STEP, None, None, "default", 0)
+        await insert.fetchval(UUID(int=first_id()), _STEP, None, None, "default", 0, None, None)
         count += 1
     return count

@@ -133,6 +133,8 @@ class MemoryTasks:
     def _is_free(self, task: MemoryTask, change: Change) -> bool:
         if task.state == "leased":
             return isinstance(change, Cancel) and change.force
+        if task.behind is not None:
+            return isinstance(change, Cancel | Move)
         return not (isinstance(change, Reschedule) and self._records.pauses(task))
 
     def _is_so(self, task: MemoryTask, change: Change) -> bool:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pgtask._copy import Source
 from pgtask._fastpath import CopyRows
-from pgtask._ids import TaskId, TaskIds, first_id
+from pgtask._ids import TaskId, TaskIds, first_id, first_is_new
 from pgtask._placement import Placement
 from pgtask._postgres.inserts import CHUNK_TASKS, check_copied, insert_keyed, insert_keyless, refusals
 from pgtask._postgres.transactions import atomically
@@ -59,7 +59,8 @@ class _Bulk:
                 self._chunk, self._places = [], []
         if self._keyed:
             found = await insert_keyed(self._connection, self._keyed)
-            self._placed.update((place, found[key]) for place, key in self._key_places)
+            ids = first_is_new(found[key] for _, key in self._key_places)
+            self._placed.update(zip((place for place, _ in self._key_places), ids, strict=True))
         if not self._placed:
             return TaskIds(UUID(int=self._first), self._copied)
         copied = iter(range(self._first, self._first + self._copied))

@@ -17,7 +17,7 @@ import asyncpg
 
 from pgtask._copy import Source
 from pgtask._doors import Door
-from pgtask._ids import TaskId, TaskIds
+from pgtask._ids import TaskId, TaskIds, first_is_new
 from pgtask._postgres.bulk import EncodeItem, insert_many
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.failures import ParkedTask, follow_failures
@@ -193,7 +193,7 @@ class PostgresStore:
             keys.append(row.place.key)
             rows.setdefault(row.place.key, row)
         found = await self._execute(conn, lambda connection: insert_keyed(connection, rows))
-        return [found[key] for key in keys]
+        return first_is_new(found[key] for key in keys)
 
     def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
         self.check_open()

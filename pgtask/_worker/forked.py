@@ -38,6 +38,7 @@ from typing import Any, NoReturn
 from pgtask import _fastpath
 from pgtask._log import EventLog
 from pgtask._postgres.connection import open_descriptors
+from pgtask._worker.turn_slots import slot_descriptors
 
 __all__ = ["called_in_thread", "end_if_copy", "guard_forks", "protect_loop"]
 
@@ -128,7 +129,7 @@ class _ForkGuard:
         epoll = -1 if self._loop is None else self._loop._get_backend_id()
         loops = () if self._loop is None else (self._loop, *self._others)
         sockets = [part.fileno() for loop in loops for part in _loop_parts(loop) if isinstance(part, socket.socket)]
-        ours = [fd for fd in (*self._descriptors, *open_descriptors(), *sockets) if fd >= 0]
+        ours = [fd for fd in (*self._descriptors, *open_descriptors(), *slot_descriptors(), *sockets) if fd >= 0]
         with contextlib.suppress(OSError):
             os.close(ours.pop(0))  # no object uses it; frees a number, also in a worker that had reached its limit
         with contextlib.suppress(OSError):

@@ -15,9 +15,17 @@ import tempfile
 
 from pgtask._cpus import default_procs
 
-__all__ = ["TurnSlots"]
+__all__ = ["TurnSlots", "slot_descriptors"]
 
 MIN_SLOTS = 2  # one worker computes while Postgres works for the other
+
+
+_descriptors: list[int] = []
+
+
+def slot_descriptors() -> list[int]:
+    """Return the descriptors of all slots that this process has made or inherited, for a forked copy of it."""
+    return list(_descriptors)
 
 
 class TurnSlots:
@@ -29,6 +37,8 @@ class TurnSlots:
     def __init__(self) -> None:
         self._count = max(MIN_SLOTS, default_procs())
         self._file = _open_file()
+        if self._file is not None:
+            _descriptors.append(self._file)
         self._taken: int | None = None
 
     def take(self) -> bool:

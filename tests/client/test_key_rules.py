@@ -133,6 +133,31 @@ def test_new_task_waits_behind_one_that_runs(dsn: str, rule: Any) -> None:
     play(dsn, scenario)
 
 
+def test_task_behind_another_one_cannot_be_hurried(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue(Write("x"), key="k")
+        await db.execute(RUNS)
+        second = await client.enqueue(Write("x"), key="k", on_conflict="after")
+        assert not await client.task(second).retry()
+        assert not await client.task(second).reschedule(after=timedelta(0))
+        assert await client.tasks(state="scheduled").retry() == 0
+        assert await client.tasks(state="scheduled").reschedule(after=timedelta(0)) == 0
+        assert await client.task(second).cancel()
+
+    play(dsn, scenario)
+
+
+def test_task_that_would_expire_before_it_is_due_is_refused(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        with pytest.raises(EnqueueError, match="it would never start"):
+            await client.delay(Write("x"), HOUR, expires=timedelta(minutes=1))
+        at = datetime.now(UTC) + HOUR
+        with pytest.raises(EnqueueError, match="it would never start"):
+            await client.schedule(Write("x"), at, expires=at - timedelta(seconds=1))
+
+    play(dsn, scenario)
+
+
 # --- while the other one is parked
 
 
@@ -179,6 +204,16 @@ async def seconds_until_due(db: Any) -> float:
 
 
 # --- many
+
+
+def test_of_items_with_one_key_the_first_is_new(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        ids = await client.enqueue_many([Write("x"), Write("y"), Write("x")], key=lambda step: step.text)
+        assert [id.is_new for id in ids] == [True, True, False]
+        items = [Enqueue(Write("z"), key="z"), Enqueue(Write("z"), key="z")]
+        assert [getattr(id, "is_new", None) for id in await client.enqueue_many(items)] == [True, False]
+
+    play(dsn, scenario)
 
 
 def test_many_take_rules_and_items_of_their_own(dsn: str) -> None:
@@ -251,6 +286,7 @@ def test_more_items_with_times_than_one_statement_takes(dsn: str) -> None:
         ({"key": "k", "ceiling": HOUR}, "give debounce= as well"),
         ({"key": "k", "debounce": HOUR, "ceiling": timedelta(minutes=1)}, "must not be shorter"),
         ({"key": "k", "debounce": 5}, "timedelta"),
+        ({"expires": timedelta(-1)}, "is in the past"),
         ({"expires": 5}, "expires=5 must be a timedelta or a datetime"),
         ({"expires": datetime(2030, 1, 1)}, "no time zone"),
     ],

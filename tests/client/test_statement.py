@@ -19,7 +19,10 @@ from pgtask import Client, EnqueueError
 
 HOUR = timedelta(hours=1)
 pytestmark = pytest.mark.one_database
-COLUMNS = "SELECT step, queue, priority, key, round(extract(epoch FROM wakeup_at - now()) / 60) FROM pg_task"
+COLUMNS = """
+    SELECT step, queue, priority, key, wakeup_at > now() + interval '59 min',
+        CASE WHEN wakeup_at > now() + interval '61 min' THEN wakeup_at END
+    FROM pg_task"""
 
 
 def by_asyncpg(dsn: str, sql: str, values: Any) -> Any:

@@ -145,7 +145,7 @@ def calls(held: list[Any]) -> dict[str, Call]:
         "enqueue with a new key": Call("enqueue", (uuid4(), "{}", *now, *never, "new"), set(), 50),
         "enqueue with a key that is there": Call("enqueue", (uuid4(), "{}", *now, *never, "key 300"), set(), 20),
         "enqueue_onto": Call("enqueue_onto", onto, set(), 120),
-        "promote": Call("promote", (1000,), set(), 20),
+        "promote": Call("promote", (1000,), {"pg_task_behind_idx", "pg_task_key_idx", PRIMARY}, 20),
         "enqueue_keyed": Call("enqueue_keyed", keyed, set(), 60),
         "find_keys": Call("find_keys", ([f"key {n}" for n in range(3, 3000, 30)],), {KEY}, 600),
         "burst_left": Call("burst_left", (None, None), {LEASED, PARKED}, 20),
@@ -232,6 +232,7 @@ def test_worker_fires_no_trigger(found_plans: dict[str, dict[str, Plan]], name: 
     allowed = {
         "enqueue": {"pg_task_inserted"},
         "enqueue_keyed": {"pg_task_inserted"},
+        "enqueue_onto": {"pg_task_inserted", "pg_task_touched"},
         "flush_enqueue": {"pg_task_inserted"},
         "release_orphaned": {"pg_task_touched"},
     }

@@ -1,5 +1,6 @@
 -- Make the tasks $1 due at the time $2: waiting ones as they are, parked ones without an error and with all their
--- retries. A task under a live lease is left alone, and so is a run that pauses. Returns the columns of retry.sql.
+-- retries. A task under a live lease is left alone, and so is one behind another, and a run that
+-- pauses. Returns the columns of retry.sql.
 --
 -- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
 WITH target AS (
@@ -15,6 +16,7 @@ free AS MATERIALIZED (
     WHERE id = ANY ($1::uuid[])
 -- include: shared/unleased.sql
 -- include: shared/not_paused.sql
+      AND behind IS NULL
     ORDER BY id
     FOR NO KEY UPDATE
 ),

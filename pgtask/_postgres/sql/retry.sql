@@ -1,4 +1,5 @@
--- Make the tasks $1 due, without an error and with all their retries; a task under a live lease is left alone.
+-- Make the tasks $1 due, without an error and with all their retries; a task under a live lease, or behind
+-- another one, is left alone.
 --
 -- Returns for each whether it was done, whether the task existed, and the end of its lease. Locks in the order of
 -- ids, so that two such statements do not deadlock.
@@ -13,6 +14,7 @@ free AS MATERIALIZED (
     FROM pg_task
     WHERE id = ANY ($1::uuid[])
       AND (locked_by IS NULL OR lock_expires_at < now())
+      AND behind IS NULL
     ORDER BY id
     FOR NO KEY UPDATE
 ),

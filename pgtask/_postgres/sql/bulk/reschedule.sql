@@ -11,6 +11,7 @@ free AS MATERIALIZED (
 -- include: shared/matching.sql
 -- include: shared/unleased.sql
 -- include: shared/not_paused.sql
+      AND behind IS NULL
       AND (error IS NOT NULL OR locked_by IS NOT NULL OR wakeup_at <> (SELECT at FROM target))
     ORDER BY id
     FOR NO KEY UPDATE SKIP LOCKED

@@ -6,6 +6,7 @@ WITH free AS MATERIALIZED (
     WHERE id = ANY ($1::uuid[])
 -- include: shared/matching.sql
 -- include: shared/unleased.sql
+      AND behind IS NULL
       AND (error IS NOT NULL OR tried > 0 OR wakeup_at > now() OR locked_by IS NOT NULL)
     ORDER BY id
     FOR NO KEY UPDATE SKIP LOCKED

@@ -198,10 +198,10 @@ def _make_ids(count: int) -> list[UUID]:
     return [UUID(int=first + at) for at in range(count)]
 
 
-def _arrays(ids: list[UUID], rows: Sequence[NewRow]) -> tuple[list[Any], ...]:
-    """Return the columns of enqueue_keyed.sql and enqueue_onto.sql."""
+def _arrays(ids: list[UUID], rows: Sequence[NewRow]) -> tuple[list[Any] | None, ...]:
+    """Return the columns of enqueue_keyed.sql and enqueue_onto.sql; None for an empty one."""
     columns = zip(*((*_columns(row)[:5], row.place.key, *_columns(row)[5:]) for row in rows), strict=True)
-    return ids, *(list(column) for column in columns)
+    return ids, *(list(column) if any(value is not None for value in column) else None for column in columns)
 
 
 def check_copied(status: str, wanted: int) -> None:

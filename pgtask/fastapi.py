@@ -56,7 +56,10 @@ def client_of(connection: HTTPConnection) -> Client:
     """Return the client of the app that serves a request or a WebSocket. Raises `PgtaskError` without `lifespan`."""
     client = getattr(connection.state, STATE, None)
     if not isinstance(client, Client):
-        raise PgtaskError("this app has no client of pgtask: make it as FastAPI(lifespan=pgtask.fastapi.lifespan())")
+        raise PgtaskError(
+            "this app has no client of pgtask: make it as FastAPI(lifespan=pgtask.fastapi.lifespan()); or its lifespan "
+            "was not entered: in a test, write with TestClient(app)"
+        )
     return client
 
 

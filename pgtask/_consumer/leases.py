@@ -159,6 +159,15 @@ class ConsumerLeases:
         except RowError:
             return False
 
+    def is_parked_when_expired(self, lease: Lease) -> bool:
+        """Return whether an expired task is parked: the app decides by the policy of its step."""
+        if self.table is None:
+            return False
+        try:
+            return bool(self.table.decode(lease.raw)[0].policy.on_expired == "park")
+        except RowError:
+            return False
+
     def is_run(self, lease: Lease) -> bool:
         """Return whether the task is the run of a workflow: its step looks like one, and the app has no task of that
         name."""

@@ -90,11 +90,10 @@ class StatementQueue:
             while len(taken) < limit and self._claim.may_find_tasks:
                 async with self._sending:
                     rows, token, sent = await self._claim.claim_batch(min(limit - len(taken), MAX_BATCH))
-                    came = await self._add_claimed(rows, token, sent) if rows else []
+                    taken += await self._add_claimed(rows, token, sent) if rows else []
                 if expired := {row[0] for row in rows if row[4] == EXPIRED}:
-                    await self.finish([lease for lease in came if lease.task_id in expired])
-                    log.info("task.expired", tasks=len(expired))
-                taken += [lease for lease in came if lease.task_id not in expired]
+                    ended = await self._end_expired([lease for lease in taken if lease.task_id in expired])
+                    taken = [lease for lease in taken if lease not in ended]
         except BaseException as error:
             if isinstance(error, Exception):
                 await self.release_unused(self._held.settle("release", [lease for lease in taken if not lease.is_lost]))
@@ -102,6 +101,16 @@ class StatementQueue:
                 self._held.forget(lease)
             raise
         return taken
+
+    async def _end_expired(self, leases: list[Lease]) -> set[Lease]:
+        """End tasks that have expired before they began, or park them, as their policies say; runs of workflows do not
+        expire. Return those that it has ended."""
+        parked = {lease for lease in leases if self._held.is_parked_when_expired(lease)}
+        dropped = {lease for lease in leases if lease not in parked and not self._held.is_run(lease)}
+        await self.finish(list(dropped))
+        await self._send(_outcome_batches(list(parked), _park_expired))
+        log.info("task.expired", tasks=len(dropped) + len(parked))
+        return dropped | parked
 
     async def _add_claimed(self, rows: list[Any], token: UUID, sent: float) -> list[Lease]:
         leases = self._held.add_claimed(rows, token, sent)
@@ -274,7 +283,7 @@ def _batches(leases: list[Lease], build: Build) -> list[_Batch]:
 
 
 def _build_release(leases: list[Lease]) -> tuple[str, tuple[Any, ...]]:
-    return "release", _ids_and_tokens(leases)
+    return "release", (*_ids_and_tokens(leases), [])
 
 
 def _outcome_batches(leases: list[Lease], add: Callable[[Outcomes, _fastpath.TaskLease], None]) -> list[_Batch]:
@@ -287,6 +296,10 @@ def _outcome_batches(leases: list[Lease], add: Callable[[Outcomes, _fastpath.Tas
         return outcomes.statement, outcomes.parameters()
 
     return _batches(leases, build)
+
+
+def _park_expired(outcomes: Outcomes, held: _fastpath.TaskLease) -> None:
+    outcomes.add_rescheduled(held, None, None, "has expired before it began", 0.0)
 
 
 def _ids_and_tokens(leases: Iterable[Lease]) -> tuple[list[UUID], list[UUID]]:

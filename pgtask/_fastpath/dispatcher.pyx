@@ -300,7 +300,7 @@ cdef class Dispatcher:
                     )
                 lease.entry, lease.step = self.table.decode(lease.envelope)
                 lease.envelope = None
-            if lease.size == EXPIRED and lease.entry.run is not None and not hasattr(lease.entry.codec.cls, "workflow"):
+            if lease.size == EXPIRED and may_expire(lease):
                 self.count_refused()
                 expire_task(self, lease)
                 return False

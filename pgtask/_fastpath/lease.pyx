@@ -73,6 +73,11 @@ cdef class TaskLease:
         return self.state == READY or self.state == GATHERED or self.state == RUNNING
 
     @property
+    def was_stopped(self):
+        """True if its step has begun, and was cancelled since the worker leaves."""
+        return self.reason == STOP
+
+    @property
     def is_ready(self):
         """True while it waits for its turn in this worker."""
         return self.state == READY

@@ -42,6 +42,7 @@ cdef int PROVEN = 100  # runs of a step without suspending after which its conte
 cdef int SUSPENDS = -1_000_000_000
 cdef object end_copy = None  # in a process that a step has forked: ends it, with the error of the step, or None
 cdef TaskLease executing_lease = None
+cdef list executing_call = []
 cdef unsigned long executing_thread = 0
 
 for _name in ("_must_cancel", "_callbacks"):  # is_pristine() reads them
@@ -69,20 +70,31 @@ def executing():
     return executing_lease if executing_thread == PyThread_get_thread_ident() else None
 
 
+def note_call(list leases):
+    """Note the leases of the call of a batch that has the loop of the worker; none when it has ended, or suspends."""
+    global executing_call
+    executing_call = leases
+
+
 def executing_held():
-    """Return the lease whose step has the loop of the worker, if a transaction holds its row; else None. Safe for the
-    renewing thread."""
-    lease = executing_lease
-    return lease if lease is not None and (<TaskLease>lease).in_turn else None
+    """Return the leases of the step, or of the call of a batch, that has the loop of the worker, if a transaction holds
+    their rows; else none. Safe for the renewing thread."""
+    lease, call = executing_lease, executing_call
+    if lease is not None:
+        return [lease] if (<TaskLease>lease).in_turn else []
+    return [lease for lease in call if (<TaskLease>lease).in_turn]
 
 
-def lease_executing(Leases leases, TaskLease lease, double sent):
-    """Add a held lease to the table that a statement sent at that time has written into its row, unless its step has
-    ended. Return whether it did. Safe for the renewing thread: no line of it gives up the interpreter's lock."""
-    if lease is not executing_lease or not lease.in_turn:
-        return False
-    leases.lease([lease], sent)
-    return True
+def lease_executing(Leases leases, list held, double sent):
+    """Add held leases to the table that a statement sent at that time has written into their rows, unless their step or
+    call has ended. Return those that have ended. Safe for the renewing thread: no line between reading what executes and
+    adding to the table gives up the interpreter's lock."""
+    call = executing_call
+    goes_on = [
+        lease for lease in held if (lease is executing_lease or lease in call) and (<TaskLease>lease).in_turn
+    ]
+    leases.lease(goes_on, sent)
+    return [lease for lease in held if lease not in goes_on]
 
 
 _current.executing = executing

@@ -199,7 +199,7 @@ cdef void interrupt_try(Dispatcher dispatcher, TaskLease lease, error, double de
     if not is_excused(dispatcher, lease) and getattr(error, "sqlstate", None) != LOCK_TIMEOUT:
         count_failed_try(dispatcher, lease, error)
         return
-    reschedule(dispatcher, lease, None, None, None, delay, None, None, max(lease.claims - 1, 0))
+    reschedule(dispatcher, lease, None, lease.tried, None, delay, None, None, max(lease.claims - 1, 0))
 
 
 cdef void count_failed_try(Dispatcher dispatcher, TaskLease lease, error):
@@ -220,7 +220,7 @@ cdef void put_off(Dispatcher dispatcher, TaskLease lease, error, delay):
     dispatcher.interruptions.pop(lease.id, None)
     lease.reason = NOT_CANCELLED
     dispatcher.log_throttled(lease, error, delay)
-    reschedule(dispatcher, lease, None, None, None, delay)
+    reschedule(dispatcher, lease, None, lease.tried, None, delay)
 
 
 cdef bint is_excused(Dispatcher dispatcher, TaskLease lease) except -1:
@@ -240,6 +240,13 @@ cdef void park_task(Dispatcher dispatcher, TaskLease lease, reason):
     text = dispatcher.describe_error(reason)
     dispatcher.log_parked(lease, text, reason if isinstance(reason, BaseException) else None)
     reschedule(dispatcher, lease, None, lease.tried + 1, text, 0.0)
+
+
+cdef bint may_expire(TaskLease lease) except -1:
+    """Return whether an expired task may be ended here: not the run of a workflow, and not in a turn if it is kept in the
+    archive, which the flush writes."""
+    is_run = hasattr(lease.entry.codec.cls, "workflow")
+    return lease.entry.run is not None and not is_run and not (lease.in_turn and lease.entry.archive)
 
 
 cdef void expire_task(Dispatcher dispatcher, TaskLease lease) except *:

@@ -65,6 +65,12 @@ class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
         self.raw, self.queue, self.priority, self.expires_at = other.raw, other.queue, other.priority, other.expires_at
         self.state, self.error, self.tried, self.claims, self.due_at = "waiting", None, 0, 0, due
 
+    def serve(self, other: MemoryTask) -> None:
+        """Be due as soon as another task with the same step, and expire no earlier."""
+        self.due_at = min(self.due_at, other.due_at) if self.tried == 0 else self.due_at
+        ends = (self.expires_at, other.expires_at)
+        self.expires_at = None if None in ends else max(end for end in ends if end is not None)
+
     @property
     def is_live(self) -> bool:
         """True if it has a row."""
@@ -93,6 +99,8 @@ class Rows:
     def insert(self, task: MemoryTask, rule: KeyRule = KEEP) -> MemoryTask:
         """Add a task and return it. If a live task has its key, do what the rule says, as enqueue_onto.sql does, and
         return the task that has the step now."""
+        if rule != KEEP:
+            self.promote()
         holder = self.holder(task)
         if holder is None:
             self.tasks[task.id] = task
@@ -105,6 +113,8 @@ class Rows:
         elif holder.state == "parked" and rule.on_parked == "revive":
             holder.take(holder, self.now)
         is_enough = holder.state != "leased" and holder.raw == task.raw
+        if is_enough and holder.state == "waiting" and rule.on_conflict == "after" and not is_debounced:
+            holder.serve(task)
         if holder.state == "parked" or is_enough or (rule.on_conflict == "keep" and not is_debounced):
             return holder
         return self._insert_behind(task, rule)
@@ -182,12 +192,14 @@ class Rows:
         for lease, step in outcomes.continued:
             task = self.tasks[lease.id]
             if task.state == "leased":
-                task.raw, task.tried, task.claims = step, 0, 1
+                task.raw, task.tried, task.claims, task.expires_at = step, 0, 1, None
         for lease, raw, tried, error, delay, queue, priority, claims in outcomes.rescheduled:
             task = self.tasks[lease.id]
             if task.state != "leased":
                 continue
             task.state = "waiting" if error is None else "parked"
+            if raw is not None or tried is not None:
+                task.expires_at = None
             task.raw = task.raw if raw is None else raw
             task.tried = task.tried if tried is None else tried
             task.error = error

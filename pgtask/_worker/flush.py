@@ -136,7 +136,8 @@ class _ReleaseBatch(_FlushBatch):
         return len(self._leases)
 
     def parameters(self) -> tuple[Any, ...]:
-        return [lease.id for lease in self._leases], [lease.token for lease in self._leases]
+        begun = [lease.id for lease in self._leases if lease.was_stopped]
+        return [lease.id for lease in self._leases], [lease.token for lease in self._leases], begun
 
     def task_ids(self) -> list[UUID]:
         return [lease.id for lease in self._leases]

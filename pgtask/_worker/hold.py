@@ -164,7 +164,10 @@ class Hold:
 
     def may_begin(self, lane: tuple[str, int]) -> bool:
         """Return whether a turn of a lane may begin; else this worker waits for a slot."""
-        if self._slots is None or not self._records[lane].is_light or self._slots.take():
+        if not self._records[lane].is_light:
+            self._free_slot()
+            return True
+        if self._slots is None or self._slots.take():
             return True
         self._waits_since = time.monotonic()
         return False

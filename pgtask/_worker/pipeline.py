@@ -309,8 +309,8 @@ class Pipeline:
 
     async def _promote(self) -> None:
         """Make tasks due that wait behind others which are gone."""
-        if self._behind.waiting and self._flush.done != self._done_before:
-            self._behind.look_soon()
+        if self._flush.done != self._done_before:
+            self._behind.note_outcomes()
         self._done_before = self._flush.done
         if self.leaving is None and time.monotonic() >= self._behind.due_at and await self._behind.promote():
             self._poll_soon()
@@ -445,7 +445,7 @@ class Pipeline:
             self.dispatch.batches.close_all()
         if len(self._leases) or not await self.burst.check_end():
             return False
-        if self.burst.is_over and await self._behind.promote():
+        if self.burst.is_over and await self._behind.promote_all():
             self.burst.is_over = False
             self._poll_soon()
         if self.burst.is_over:

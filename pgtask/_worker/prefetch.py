@@ -103,7 +103,7 @@ class Prefetch:
 
     def pause_claims(self, seconds: float) -> None:
         """Claim nothing for so long."""
-        self._paused_until = time.monotonic() + seconds
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
 
     def seconds_to_claim(self) -> float:
         """Return the seconds until the next claim may be sent."""

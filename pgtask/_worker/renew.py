@@ -79,7 +79,7 @@ class Renew:
         self._refused = refused
         self._released = released
         self._call_soon, self._abandon_claim = call_soon, abandon_claim
-        self._blocking: TaskLease | None = None  # a held lease whose step has the loop, and since when
+        self._blocking: list[TaskLease] = []  # the first held lease whose step has the loop, and since when
         self._blocking_since = 0.0
         self._called_at: float | None = None  # the time of a call that the loop has not made yet
         self._is_watching = False  # whether it searches for leases that wait
@@ -221,7 +221,7 @@ class Renew:
         reported = 0  # of `taken`, the leases that `released` knows to be locked
         try:
             while True:
-                if not len(self._leases) and executing_held() is None:
+                if not len(self._leases) and not executing_held():
                     self._is_watching = False
                     if not len(self._leases):  # else they were added just before
                         await self._holding.wait()
@@ -259,20 +259,24 @@ class Renew:
                     await link.once("claim_recover", token, deadline=self._max_delay)
 
     async def _lease_blocking(self, link: Link) -> None:
-        """Lease the task whose step blocks the loop, if the transaction that held its row is over since then. Otherwise
-        one worker after the other would run it, and block."""
-        if (held := executing_held()) is not self._blocking:
-            self._blocking, self._blocking_since = held, time.monotonic()
-        if held is None or time.monotonic() - self._blocking_since < self._lease_timeout:
+        """Lease the tasks whose step, or call of a batch, blocks the loop, if the transaction that held their rows is
+        over since then. Otherwise one worker after the other would run them, and block."""
+        held = executing_held()
+        if held[:1] != self._blocking:
+            self._blocking, self._blocking_since = held[:1], time.monotonic()
+        if not held or time.monotonic() - self._blocking_since < self._lease_timeout:
             return
-        sent = lease_clock()
+        sent, token, ids = lease_clock(), held[0].token, [lease.id for lease in held]
         with contextlib.suppress(DatabaseUnavailable):
             async with self._turn:
-                rows = await link.once("turn_lease", held.id, held.token, self._lease_timeout, deadline=self._max_delay)
-            if rows and lease_executing(self._leases, held, sent):
-                log.warning("hold.blocked", task=held.id, step=held.label, action="leased")
-            elif rows:
-                await self._release(link, [held])
+                rows = await link.once("turn_lease", ids, token, self._lease_timeout, deadline=self._max_delay)
+            taken = {row[0] for row in rows}
+            leased = [lease for lease in held if lease.id in taken]
+            ended = lease_executing(self._leases, leased, sent)
+            if ended:
+                await self._release(link, ended)
+            elif leased:
+                log.warning("hold.blocked", task=leased[0].id, step=leased[0].label, tasks=len(leased), action="leased")
 
     def _answer_call(self) -> None:
         self._called_at = None
@@ -286,7 +290,7 @@ class Renew:
         async def release(portion: Sequence[TaskLease]) -> None:
             ids, tokens = [lease.id for lease in portion], [lease.token for lease in portion]
             async with self._turn:
-                ((_, _, _, locked),) = await link.once("release", ids, tokens, deadline=self._max_delay)
+                ((_, _, _, locked),) = await link.once("release", ids, tokens, [], deadline=self._max_delay)
             stay.update(locked or ())
 
         portions = Portions(leases)

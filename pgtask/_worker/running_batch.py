@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgtask._current import current_lease
-from pgtask._fastpath import StepEntry, TaskLease
+from pgtask._fastpath import StepEntry, TaskLease, note_call
 from pgtask._log import EventLog
 from pgtask._postgres.step_transaction import Interrupted, StepTransaction, forget, is_conflict
 from pgtask._retry import throttled_seconds
@@ -56,10 +56,14 @@ class _Call:
 
 
 class _Timed:
-    """Awaits a coroutine, and counts the time for which it has the loop. `suspends` is called when it first waits."""
+    """Awaits the coroutine of a call with these leases, and counts the time for which it has the loop. `suspends` is
+    called when it waits."""
 
-    def __init__(self, dispatch: Dispatch, coroutine: Any, suspends: Callable[[], None]) -> None:
+    def __init__(
+        self, dispatch: Dispatch, leases: list[TaskLease], coroutine: Any, suspends: Callable[[], None]
+    ) -> None:
         self._dispatch = dispatch
+        self._leases = leases
         self._coroutine = coroutine
         self._suspends = suspends
 
@@ -67,6 +71,7 @@ class _Timed:
         error: BaseException | None = None
         while True:
             began = time.perf_counter()
+            note_call(self._leases)
             try:
                 waits_for = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
             except StopIteration as stop:
@@ -76,6 +81,7 @@ class _Timed:
                 end_if_copy(raised)
                 raise
             finally:
+                note_call([])
                 self._dispatch.count_busy(time.perf_counter() - began)
             end_if_copy(None)
             self._suspends()
@@ -253,7 +259,7 @@ class RunningBatch:
         try:
             if entry.is_async:
                 self._has_suspended = False
-                result = await _Timed(dispatch, entry.run(steps, context), self._note_suspended)
+                result = await _Timed(dispatch, leases, entry.run(steps, context), self._note_suspended)
                 dispatch.note_call(entry, len(leases), self._has_suspended)
                 return result, None
             call = dispatch.threads.submit(called_in_thread, variables.copy().run, entry.run, steps, context)

@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import fleet
 import pytest
 from client_kit import count, play
 from fleet import Fleet, Rows
 from post import Send, Write
-from shifts import Park, Shift, Tell, app, told
+from shifts import Begin, Park, Put, Shift, Tell, app, told
 
 from pgtask import Client, Enqueue, EnqueueError, TaskId
 from pgtask._placement import scoped_key, shown_key
@@ -100,6 +101,30 @@ def test_same_step_that_waits_is_enough_for_after(dsn: str) -> None:
     play(dsn, scenario)
 
 
+def test_task_that_is_enough_is_due_and_expires_as_both_need(dsn: str) -> None:
+    """Else the write of the second call would be read late, or never."""
+
+    async def scenario(client: Client, db: Any) -> None:
+        await client.delay(Write("x"), HOUR, key="k", on_conflict="after", expires=2 * HOUR)
+        assert not (await client.enqueue(Write("x"), key="k", on_conflict="after", expires=3 * HOUR)).is_new
+        row = "SELECT wakeup_at <= now(), expires_at > now() + interval '150 min' FROM pg_task"
+        assert tuple(await db.fetchrow(row)) == (True, True)
+        await client.enqueue(Write("x"), key="k", on_conflict="after")
+        assert await db.fetchval("SELECT expires_at FROM pg_task") is None
+
+    play(dsn, scenario)
+
+
+def test_backoff_of_a_task_that_is_enough_stays(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue(Write("x"), key="k")
+        await db.execute("UPDATE pg_task SET tried = 1, wakeup_at = now() + interval '1 h'")
+        await client.enqueue(Write("x"), key="k", on_conflict="after")
+        assert await db.fetchval("SELECT wakeup_at > now() FROM pg_task")
+
+    play(dsn, scenario)
+
+
 def test_enqueue_after_a_waiting_task_holds_it_until_the_commit(dsn: str) -> None:
     """A worker that claimed it before would not see what the caller has written."""
 
@@ -129,6 +154,21 @@ def test_new_task_waits_behind_one_that_runs(dsn: str, rule: Any) -> None:
         assert (third, third.is_new) == (second, False)
         assert await states(db) == [("Post/k", "x", False), ("/Post/k", "y", True)]
         assert await db.fetchval("SELECT wakeup_at FROM pg_task WHERE behind IS NOT NULL") == datetime.max
+
+    play(dsn, scenario)
+
+
+def test_task_that_waits_alone_takes_the_newer_step(dsn: str) -> None:
+    """The other one has gone, and no worker has looked yet. A new task would run first, and the older step last."""
+
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue(Write("x"), key="k")
+        await db.execute(RUNS)
+        second = await client.enqueue(Write("older"), key="k", on_conflict="replace")
+        await db.execute("DELETE FROM pg_task WHERE key = 'Post/k'")
+        again = await client.enqueue(Write("newer"), key="k", on_conflict="replace")
+        assert (again, again.is_new) == (second, False)
+        assert await states(db) == [("/Post/k", "newer", True)]
 
     play(dsn, scenario)
 
@@ -354,6 +394,119 @@ def test_expired_task_is_dropped_or_parked_unless_it_has_begun(dsn: str, rows: R
     assert "task.expired" in done.output
 
 
+def test_task_that_has_begun_does_not_expire(dsn: str, rows: Rows) -> None:
+    """Its expiry passes while it is put off: in its first step, and in one that it went on to under the same lease."""
+
+    async def enqueue() -> None:
+        async with Client(dsn) as client:
+            await client.enqueue(Put("once more"), expires=timedelta(seconds=1))
+            await client.enqueue(Begin(), expires=timedelta(seconds=1))
+
+    asyncio.run(enqueue())
+    fleet.burst(dsn, "--burst-horizon", "5", app="shifts:app", procs=1)
+    assert sorted(told(rows)) == ["once more", "once more", "went on", "went on"]
+    assert rows.value("SELECT count(*) FROM pg_task") == 0
+
+
+def test_expiry_is_gone_when_a_task_goes_on(dsn: str, rows: Rows) -> None:
+    """It may be released before its next step starts, and claimed later."""
+
+    async def enqueue() -> None:
+        async with Client(dsn) as client:
+            await client.enqueue(Begin(waits=True), expires=HOUR)
+
+    asyncio.run(enqueue())
+    with Fleet(dsn, app="shifts:app"):
+        rows.until("SELECT count(to_regclass('told'))", holds=lambda value: value == 1)
+        assert [tuple(row) for row in rows("SELECT locked_by IS NULL, expires_at FROM pg_task")] == [(False, None)]
+        rows("INSERT INTO told (text) VALUES ('go')")
+        rows.until("SELECT count(*) FROM pg_task", holds=lambda value: value == 0)
+
+
+def test_step_that_a_stop_has_cancelled_does_not_expire(dsn: str, rows: Rows) -> None:
+    async def enqueue() -> None:
+        async with Client(dsn) as client:
+            await client.enqueue(Shift("slow"), expires=HOUR)
+
+    asyncio.run(enqueue())
+    with Fleet(dsn, "--grace", "0", app="shifts:app") as workers:
+        rows.until("SELECT count(to_regclass('told'))", holds=lambda value: value == 1)
+        workers.process.terminate()
+        assert workers.ends() == 0
+    ((locked_by, expires_at),) = rows("SELECT locked_by, expires_at FROM pg_task")
+    assert (locked_by, expires_at) == (None, None)
+
+
+def test_parked_task_that_is_rescheduled_does_not_expire_again(dsn: str, rows: Rows) -> None:
+    async def main(*, is_first: bool) -> None:
+        async with Client(dsn) as client:
+            if is_first:
+                await client.enqueue(Park("late"), expires=timedelta(0))
+            else:
+                assert await client.tasks(state="parked").reschedule(after=timedelta(0)) == 1
+
+    for is_first in (True, False):
+        asyncio.run(main(is_first=is_first))
+        fleet.burst(dsn, app="shifts:app", procs=1, code=int(is_first))
+    assert told(rows) == ["late"]
+
+
+def test_consumer_gets_no_expired_tasks(dsn: str) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue(Tell("late"), expires=timedelta(0))
+        await client.enqueue(Park("late"), expires=timedelta(0))
+        await client.enqueue(Tell("in time"), expires=HOUR)
+        async with Client(dsn, app=app) as mine, mine.consumer() as consumer:
+            leases = await consumer.claim(wait=timedelta(seconds=1))
+            assert [lease.raw for lease in leases] == ['{"Tale":{"Tell":{"text":"in time"}}}']
+            assert await consumer.done(leases) == []
+        assert [row[0] for row in await db.fetch("SELECT error FROM pg_task")] == ["has expired before it began"]
+
+    play(dsn, scenario)
+
+
+def test_tasks_behind_parked_ones_do_not_hide_another(dsn: str, rows: Rows) -> None:
+    """There are more of them than one look reads, and all were due before."""
+    rows(
+        """INSERT INTO pg_task (step, key, error) SELECT '{"Shifts":{"Shift":{"text":"x"}}}', 'Shifts/' || n, 'wrong'
+        FROM generate_series(1, 2500) AS n"""
+    )
+    rows(
+        """INSERT INTO pg_task (step, key, wakeup_at, behind)
+        SELECT '{"Shifts":{"Shift":{"text":"x"}}}', '/Shifts/' || n, 'infinity', now() - interval '1 h'
+        FROM generate_series(1, 2500) AS n"""
+    )
+    rows(
+        """INSERT INTO pg_task (step, key, wakeup_at, behind)
+        VALUES ('{"Shifts":{"Shift":{"text":"free"}}}', '/Shifts/free', 'infinity', now())"""
+    )
+    fleet.burst(dsn, app="shifts:app", procs=1, code=1)
+    assert told(rows) == ["free"]
+
+
+def test_key_that_is_not_committed_holds_up_its_own_task_only(dsn: str, rows: Rows) -> None:
+    step = '{"Shifts":{"Shift":{"text":"%s"}}}'
+    for number in range(30):
+        rows(
+            "INSERT INTO pg_task (step, key, wakeup_at, behind) VALUES ($1, $2, 'infinity', now())",
+            step % number,
+            f"/Shifts/{number}",
+        )
+
+    async def main() -> None:
+        db = await asyncpg.connect(dsn)
+        async with db.transaction():
+            await db.execute("INSERT INTO pg_task (step, key) VALUES ($1, 'Shifts/7')", step % "new")
+            with Fleet(dsn, app="shifts:app"):
+                await asyncio.to_thread(
+                    rows.until, "SELECT count(*) FROM pg_task WHERE key <> '/Shifts/7'", holds=lambda value: value == 0
+                )
+        await db.close()
+
+    asyncio.run(main())
+    assert sorted(told(rows)) == sorted(str(number) for number in range(30) if number != 7)
+
+
 def test_many_expired_tasks_are_passed_under_hold(dsn: str, rows: Rows) -> None:
     async def enqueue() -> None:
         async with Client(dsn) as client:
@@ -379,6 +532,8 @@ def test_rules_in_memory_are_those_of_the_table(dsn: str) -> None:
         lambda client: client.delay(Write("d"), HOUR, key="k", on_conflict="replace"),
         lambda client: client.enqueue(Write("e"), key="k", debounce=HOUR),
         lambda client: client.enqueue(Tell("e"), key="k"),
+        lambda client: client.delay(Write("f"), HOUR, key="l", on_conflict="after", expires=2 * HOUR),
+        lambda client: client.enqueue(Write("f"), key="l", on_conflict="after", expires=3 * HOUR),
     ]
 
     async def scenario(client: Client, db: Any) -> None:
@@ -392,6 +547,11 @@ def test_rules_in_memory_are_those_of_the_table(dsn: str) -> None:
         assert [id.is_new for id in mine] == [id.is_new for id in theirs]
         raw = {row["id"]: row["step"] for row in await db.fetch("SELECT id, step FROM pg_task")}
         assert {memory.rows.tasks[one].raw for one in mine} == {raw[one] for one in theirs}
+        last = memory.rows.tasks[mine[-1]]
+        assert last.expires_at is not None
+        ours = (last.due_at <= memory.rows.now, last.expires_at > memory.rows.now + 2 * HOUR)
+        row = "SELECT wakeup_at <= now(), expires_at > now() + interval '2 h' FROM pg_task WHERE id = $1"
+        assert ours == tuple(await db.fetchrow(row, theirs[-1])) == (True, True)
 
     play(dsn, scenario)
 

@@ -38,7 +38,7 @@ def test_next_step_starts_with_fresh_counts(clock: Clock) -> None:
             entries = [entry for entry in await dispatch.all_outcomes(leases) if entry.kind == "rescheduled"]
             failed, interrupted = sorted(entries, key=lambda entry: entry.id != leases[0].id)
             assert (failed.tried, failed.error, failed.claims) == (1, None, None)  # the first of two tries
-            assert (interrupted.tried, interrupted.error, interrupted.claims) == (None, None, 0)
+            assert (interrupted.tried, interrupted.error, interrupted.claims) == (0, None, 0)
 
     run_on(clock, main())
 
@@ -53,7 +53,7 @@ def test_lost_connection_is_excused_four_times(clock: Clock) -> None:
                 entries += await dispatch.all_outcomes(leases)
             *excused, fifth = entries
             for entry in excused:
-                assert (entry.tried, entry.error, entry.delay, entry.claims) == (None, None, 1.0, 2)
+                assert (entry.tried, entry.error, entry.delay, entry.claims) == (2, None, 1.0, 2)
             assert (fifth.tried, fifth.claims) == (3, None)
             assert "ConnectionDoesNotExistError" in (fifth.error or "")
             assert dispatch.errors == 1

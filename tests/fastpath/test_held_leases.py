@@ -156,10 +156,10 @@ def test_held_step_has_a_mark_that_the_end_of_its_turn_clears(clock: Clock) -> N
 
 def test_lease_of_executing_step_takes_it_out_of_its_turn(clock: Clock) -> None:
     async def blocks(ctx: Context) -> Done:
-        lease = executing_held()
+        (lease,) = executing_held()
         assert lease is not None
-        assert lease_executing(stages[0].held, lease, 5.0)
-        assert not lease_executing(stages[0].held, lease, 5.0)
+        assert lease_executing(stages[0].held, [lease], 5.0) == []
+        assert lease_executing(stages[0].held, [lease], 5.0) == [lease]
         return Done()
 
     async def main(dispatch: Stage) -> None:
@@ -169,7 +169,7 @@ def test_lease_of_executing_step_takes_it_out_of_its_turn(clock: Clock) -> None:
         assert (await dispatch.next_outcomes()).done == [lease]
         assert len(dispatch.take_held()[0]) == 0
         assert lease.renewed == 5.0
-        assert executing_held() is None
+        assert executing_held() == []
 
     stages: list[Stage] = []
     run_stage(clock, main, blocks=blocks)

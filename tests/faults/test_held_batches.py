@@ -9,7 +9,7 @@ from typing import Any
 
 import fleet
 import pytest
-from fleet import Fleet, Rows, put
+from fleet import SHORT_LEASE, Fleet, Rows, put
 from held import WARM_UP, Together, open_ledger, runs, until_run
 
 ENDED = "SELECT count(*), count(DISTINCT task) FROM ledger WHERE what = 'DELETE'"
@@ -125,3 +125,16 @@ def test_stop_ends_a_held_batch(dsn: str, ledger: Rows, tmp_path: Path) -> None:
     assert ledger.value("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL OR claims > 0 OR tried > 0") == 0
     burst(dsn)
     assert_ended_once(ledger, 3 * WARM_UP + 1)
+
+
+def test_call_that_blocks_past_the_lease_gets_leases(dsn: str, ledger: Rows, tmp_path: Path) -> None:
+    """No other worker runs it, and blocks as well."""
+    gate = tmp_path / "gate"
+    (task,) = put_among(dsn, Together(1, "gate", str(gate)))
+    with working(dsn, *SHORT_LEASE) as workers:
+        until_run(gate)
+        workers.until("hold.blocked")
+        assert ledger("SELECT claims FROM pg_task WHERE locked_by IS NOT NULL AND id = $1", task) == [(1,)]
+        gate.touch()
+        assert_ended_once(ledger, 3 * WARM_UP + 1)
+    assert len(runs(gate)) == 1

@@ -38,7 +38,7 @@ def writes(ids: list[UUID], tokens: list[UUID]) -> dict[str, tuple[str, tuple[An
         "archived, enqueues": ("archive_enqueue", (*done, *new)),
         "renewed": ("renew", (*lease, 60.0)),
         "renewed with progress": ("renew_progress", (*lease, 60.0, ["{}"] * len(ids))),
-        "released": ("release", lease),
+        "released": ("release", (*lease, [])),
     }
 
 

@@ -83,7 +83,7 @@ def test_other_statement_ends_a_transaction_that_was_begun(dsn: str) -> None:
         await hold(transaction)
         await transaction.commit(begins=True)
         assert transaction.is_open
-        await link.once("release", ids, ids)
+        await link.once("release", ids, ids, [])
         assert not transaction.is_open
         assert await db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'") == 0
 

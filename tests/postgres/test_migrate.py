@@ -375,3 +375,29 @@ def test_late_migration_does_not_lock_the_table(empty_dsn: str) -> None:
             assert await late == []
 
     play(empty_dsn, scenario)
+
+
+def test_keys_are_given_the_names_of_their_tasks(dsn: str) -> None:
+    """Also where one was given by hand that is the new key of another, or where it would be too long for the index."""
+    long = "".join(chr(0x10000 + 7919 * n % 0xFFFF) for n in range(512))
+    named = chr(0x10000) * 200
+
+    async def scenario(db: Any) -> None:
+        await db.execute("ALTER TABLE pg_task DROP COLUMN behind, DROP COLUMN expires_at")
+        await db.execute("DELETE FROM pg_task_schema WHERE version >= 12")
+        old = {
+            '{"Invoice":{"Send":null}}': "17",
+            '{"Reminder":{"Send":null}}': "Invoice/17",
+            '{"a/b":{"Run":null}}': "k",
+            "[]": "Invoice/18",
+            '{"Invoice":{"Pay":null}}': "18",
+            f'{{"{named}":{{"Run":null}}}}': long,
+        }
+        await db.executemany("INSERT INTO pg_task (step, key) VALUES ($1, $2)", list(old.items()))
+        await migrate(dsn)
+        found = dict(map(tuple, await db.fetch("SELECT step, key FROM pg_task")))
+        assert [found[step] for step in old] == [
+            *("Invoice/17", "Reminder/Invoice/17", "a%2Fb/k", "%/Invoice/18", "Invoice/18", f"%/{long}")
+        ]
+
+    play(dsn, scenario)

@@ -20,7 +20,7 @@ FILL = """
     SELECT id, '{"flow":{"Run":null}}', queue, $3, now() + $4::text::interval, 1
     FROM unnest($1::uuid[], $2::text[]) AS task (id, queue)"""
 LEASES = (IDS, [TOKEN] * len(IDS))
-FREES = {"release": ("release", LEASES), "recovery of a claim": ("claim_recover", (TOKEN,))}
+FREES = {"release": ("release", (*LEASES, [])), "recovery of a claim": ("claim_recover", (TOKEN,))}
 
 
 @pytest.mark.parametrize("how", FREES)
@@ -42,7 +42,7 @@ def test_statement_that_frees_leases_notifies_by_queue(dsn: str, how: str) -> No
 
 def test_release_of_nothing_notifies_no_worker(dsn: str) -> None:
     async def scenario(db: Any) -> None:
-        assert await payloads(dsn, lambda: db.fetch(statement("release"), [], []), sleeps=[]) == []
+        assert await payloads(dsn, lambda: db.fetch(statement("release"), [], [], []), sleeps=[]) == []
 
     play(dsn, scenario)
 

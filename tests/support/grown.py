@@ -104,7 +104,7 @@ def of_worker(held: list[UUID]) -> dict[str, Call]:
         "archive_enqueue": Call((*done, *new), 20 * MANY),
         "renew": Call((*lease, LEASE), 15 * MANY),
         "renew_locked": Call((held[0] if held else TOKEN, TOKEN, LEASE, 50), 10),
-        "release": Call(lease, 10 * MANY),
+        "release": Call((*lease, []), 10 * MANY),
         "locked": Call((held,), 10 * MANY),
         "claim": Call(claim, 10 * MANY),
         "claim_unsuspected": Call(claim, 10 * MANY),
@@ -131,8 +131,9 @@ def of_client(some: list[UUID]) -> dict[str, Call]:
     return {
         "enqueue": Call((uuid4(), "{}", None, None, "default", 0, None, None, key), 10),
         "enqueue_keyed": Call(new, 10 * MANY),
-        "enqueue_onto": Call((*new, "after", "keep", None, None), 6 * MANY**2),  # it compares the keys of its batch
-        "promote": Call((1000,), 10),
+        "enqueue_onto": Call((*new, "after", "keep", None, None), 8 * MANY**2),  # it compares the keys of its batch
+        "find_free": Call(("-infinity", UUID(int=0), 1000), 10),
+        "promote": Call((fresh,), 10 * MANY),
         "find_keys": Call((keys,), 10 * MANY),
         "describe": Call((some, None), 10 * MANY),
         "retry": Call((some,), 20 * MANY),

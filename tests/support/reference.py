@@ -407,7 +407,7 @@ class Dispatcher:
         times = self.interruptions.pop(lease.id, 0)
         if self.is_interruption(error) and times + 1 < MAX_INTERRUPTIONS:
             self.interruptions[lease.id] = times + 1
-            self._reschedule(lease, delay=1.0, claims=lease.claims - 1)
+            self._reschedule(lease, tried=lease.tried, delay=1.0, claims=lease.claims - 1)
             return
         policy = lease.definition.policy
         if lease.tried < policy.retry_limit:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 from fleet import Rows
 
-from pgtask import App, Context, Done, Policy, Task
+from pgtask import App, Context, Done, Next, Policy, Task, Throttled
 
 GONE = "SELECT count(*) FROM told WHERE text = 'go'"
 TOLD = "CREATE TABLE IF NOT EXISTS told (number bigint GENERATED ALWAYS AS IDENTITY, text text)"
@@ -49,6 +50,27 @@ class Park(Tale):
 
     async def run(self, ctx: Context) -> Done:
         await tell(ctx, self.text)
+        return Done()
+
+
+class Begin(Shifts):
+    """Goes on with a step that is put off once, or with one that waits for a word."""
+
+    waits: bool = False
+
+    async def run(self, ctx: Context) -> Next[Put] | Next[Shift]:
+        return Next(Shift("slow")) if self.waits else Next(Put("went on"))
+
+
+class Put(Shifts):
+    """Is put off when it first runs."""
+
+    text: str
+
+    async def run(self, ctx: Context) -> Done:
+        await tell(ctx, self.text)
+        if not await ctx.db.fetchval("SELECT count(*) > 1 FROM told WHERE text = $1", self.text):
+            raise Throttled(timedelta(seconds=1.5))
         return Done()
 
 

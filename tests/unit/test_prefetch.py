@@ -189,3 +189,10 @@ def test_worker_without_free_threads_leaves_tasks_to_others(dsn: str, tmp_path: 
         fleet.send(signal.SIGTERM)
         assert fleet.ends() == 0
     assert len(rows("SELECT DISTINCT pid FROM mark")) == 1
+
+
+def test_shorter_pause_does_not_end_a_longer_one() -> None:
+    prefetch = Prefetch(10, 10)
+    prefetch.pause_claims(10.0)
+    prefetch.pause_claims(0.01)
+    assert prefetch.seconds_to_claim() > 5

@@ -300,7 +300,7 @@ class Machine(RuleBasedStateMachine):
         elif name == "renew":
             assert self.send(worker, "renew", ids, tokens, LEASE[worker]) == []
         else:
-            assert self.send(worker, "release", ids, tokens)[0][0] == 0
+            assert self.send(worker, "release", ids, tokens, [])[0][0] == 0
         assert self.sql("SELECT pg_task, ctid, xmin FROM pg_task ORDER BY id") == before
 
     def write(self, worker: int, leases: list[TaskLease], twice: bool, data: st.DataObject) -> list[TaskLease]:
@@ -379,7 +379,7 @@ class Machine(RuleBasedStateMachine):
 
     def give_back(self, worker: int, leases: list[TaskLease]) -> None:
         ((count, _, _, _),) = self.send(
-            worker, "release", [lease.id for lease in leases], [lease.token for lease in leases]
+            worker, "release", [lease.id for lease in leases], [lease.token for lease in leases], []
         )
         ours = [lease for lease in leases if not self.is_stale(lease)]
         assert count == len(ours)

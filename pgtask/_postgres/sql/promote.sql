@@ -1,35 +1,25 @@
--- Make tasks due that wait behind another one with their key, if that is gone; at most $1 of the first ones. Returns how
--- many, and how many still wait among these.
+-- Make those of the tasks $1 due that wait behind another one with their key, if that is gone. Returns how many.
 --
--- Their key becomes that of the other one, so it may meet a task that has just been enqueued: then this statement fails,
--- with 23505, or it waits for that session, for a moment only. The caller repeats it.
+-- Their key becomes that of the other one, so it may meet a task that was enqueued just now: then the statement fails, with
+-- 23505, or waits for that session, 20 ms at most. The caller repeats it.
 --
--- Plan: the index of such tasks, then each by the index of keys. Locks the rows FOR NO KEY UPDATE and skips locked ones.
-WITH waiting AS MATERIALIZED (
-    SELECT id, substr(key, 2) AS other, set_config('lock_timeout', '20ms', true)
+-- Plan: by the primary key, since the other conditions match no partial index; and by the index of keys. Locks the rows FOR NO KEY UPDATE and skips locked ones.
+WITH free AS MATERIALIZED (
+    SELECT id, set_config('lock_timeout', '20ms', true)
     FROM pg_task
-    WHERE behind IS NOT NULL
-    ORDER BY behind
-    LIMIT $1
-),
-free AS MATERIALIZED (
-    SELECT id
-    FROM pg_task
-    WHERE id = ANY (ARRAY (
-            SELECT id
-            FROM waiting
-            WHERE NOT EXISTS (SELECT FROM pg_task WHERE key = waiting.other)
-        ))
-      AND behind IS NOT NULL
-      AND locked_by IS NULL
+    WHERE id = ANY ($1::uuid[])
+      AND coalesce(locked_by::text, error) IS NULL
+      AND coalesce(behind::text, '') <> ''
+      AND NOT EXISTS (SELECT FROM pg_task AS other WHERE other.key = substr(pg_task.key, 2))
     FOR NO KEY UPDATE SKIP LOCKED
 ),
 promoted AS (
     UPDATE pg_task
     SET key = substr(key, 2),
-        wakeup_at = behind,
+        wakeup_at = CASE WHEN wakeup_at = 'infinity' THEN behind ELSE wakeup_at END,
         behind = NULL
     WHERE id = ANY (ARRAY (SELECT id FROM free))
     RETURNING id
 )
-SELECT (SELECT count(*) FROM promoted), (SELECT count(*) FROM waiting) - (SELECT count(*) FROM promoted)
+SELECT count(*)
+FROM promoted

@@ -1,5 +1,6 @@
 -- Release the leases of the tasks $1 under the tokens $2 that were not used (prefetched and not started, or stopped by
--- the operator), as if never claimed, and notify the workers of their queues.
+-- the operator), as if never claimed, and notify the workers of their queues. The tasks $3 among them had begun, so they do
+-- not expire any more.
 --
 -- Returns how many it has released; and, if there are others, which it has released, and which are still ours: it skips
 -- rows that another session has locked, so that they do not hold up the others. The rest were lost.
@@ -13,7 +14,8 @@ released AS (
     UPDATE pg_task
     SET locked_by = NULL,
         lock_expires_at = NULL,
-        claims = greatest(claims - 1, 0)
+        claims = greatest(claims - 1, 0),
+        expires_at = CASE WHEN id <> ALL ($3::uuid[]) THEN expires_at END
     WHERE id = ANY (ARRAY (SELECT id FROM free))
     RETURNING
         id,

@@ -22,6 +22,7 @@ leased AS (
         lock_expires_at = clock_timestamp() + make_interval(secs => $5),
         claims = 1,
         position = 0,
+        expires_at = CASE WHEN outcome.step IS NULL THEN task.expires_at END,
         updated_at = CASE WHEN outcome.step IS NULL THEN task.updated_at ELSE clock_timestamp() END
     FROM unnest($2::uuid[], $3::text[]) AS outcome (id, step)
     WHERE task.id = ANY (ARRAY[outcome.id])

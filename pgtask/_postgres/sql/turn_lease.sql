@@ -1,5 +1,5 @@
--- Lease the task $1 under the token $2 for $3 seconds, whose step executes though the transaction that held its row is over,
--- unless another worker has it by now. Plan: by the primary key, since the conditions match no partial index.
+-- Lease the tasks $1 under the token $2 for $3 seconds, whose step executes though the transaction that held their rows is
+-- over, unless another worker has them by now. Plan: by the primary key, since the conditions match no partial index.
 UPDATE pg_task
 SET locked_by = $2,
     lock_expires_at = clock_timestamp() + make_interval(secs => $3),
@@ -8,7 +8,7 @@ SET locked_by = $2,
 WHERE id = ANY (ARRAY (
     SELECT id
     FROM pg_task
-    WHERE id = $1
+    WHERE id = ANY ($1::uuid[])
       AND coalesce(locked_by::text, error) IS NULL
       AND claims = 0
     FOR NO KEY UPDATE SKIP LOCKED

@@ -31,10 +31,18 @@ BEGIN
         ALTER TABLE pg_task
             ADD COLUMN behind     timestamptz,
             ADD COLUMN expires_at timestamptz;
+        -- In two passes, since a new key may be the old one of another row. The name of a step that cannot be read is '%',
+        -- which no escaped name is; so is that of a key that would be too long for the index.
         UPDATE pg_task
-        SET key = pg_task_scoped_key(pg_task_family(step), key)
-        WHERE key IS NOT NULL
-          AND pg_task_family(step) IS NOT NULL;
+        SET key = E'\x01pgtask\x01' || key
+        WHERE key IS NOT NULL;
+        UPDATE pg_task
+        SET key = CASE
+            WHEN octet_length(pg_task_scoped_key(pg_task_family(step), substr(key, 9))) <= 2600
+                THEN pg_task_scoped_key(pg_task_family(step), substr(key, 9))
+            ELSE '%/' || substr(key, 9)
+        END
+        WHERE key IS NOT NULL;
         UPDATE pg_task_runs
         SET key = pg_task_scoped_key(name, key)
         WHERE key IS NOT NULL;
@@ -42,4 +50,4 @@ BEGIN
 END
 $$;
 
-CREATE INDEX IF NOT EXISTS pg_task_behind_idx ON pg_task (behind) WHERE behind IS NOT NULL;
+CREATE INDEX IF NOT EXISTS pg_task_behind_idx ON pg_task (behind, id) WHERE behind IS NOT NULL;

@@ -6,6 +6,7 @@
         claims = 1,
         position = $6,
         progress = NULL,
+        expires_at = NULL,
         updated_at = now()
     FROM unnest($3::uuid[], $4::uuid[], $5::text[]) AS outcome (id, token, step)
     WHERE task.id = ANY (ARRAY[outcome.id])

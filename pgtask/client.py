@@ -12,9 +12,10 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, S
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from uuid import UUID
 
+from pgtask._client_store import ClientStore
 from pgtask._copy import Source
 from pgtask._ids import TaskId, TaskIds, first_id
 from pgtask._placement import (
@@ -49,64 +50,18 @@ from pgtask.config import DEFAULT_MAX_STEP_BYTES, client_config
 from pgtask.errors import EnqueueError
 from pgtask.outcome import Enqueue
 from pgtask.policy import DEFAULT_QUEUE
-from pgtask.runs import Run, RunStatus, RunStore, send_signal
+from pgtask.runs import Run, RunStatus, send_signal
 from pgtask.task import Task
-from pgtask.tasks import Family, Statistics, TaskHandle, Tasks, TaskState, TaskStore, choose_tasks
+from pgtask.tasks import Family, Statistics, TaskHandle, Tasks, TaskState, choose_tasks
 from pgtask.workflow import RunState, Workflow
 
 if TYPE_CHECKING:
     from pgtask.consumer import Consumer
 
-__all__ = ["Client", "ClientStore"]
+__all__ = ["Client"]
 
 InputT = TypeVar("InputT")
 OutputT = TypeVar("OutputT")
-
-
-class ClientStore(RunStore, Protocol):
-    """The tables of a client, in a database or in memory."""
-
-    @property
-    def tasks(self) -> TaskStore:
-        """The tasks that are in the table."""
-
-    def check_connection(self, conn: Any = None) -> None:
-        """Raise `EnqueueError` unless the connection of the caller, or without one this store, can be used here."""
-
-    async def insert_task(self, row: NewRow, conn: Any) -> TaskId:
-        """Insert a task, and return its id; with a key that another task has, do what the rule says, and return the id
-        of the task that has the step then."""
-
-    async def copy_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> Sequence[UUID]:
-        """Insert a task for each item of the source, encoded by `encode`, all or none."""
-
-    async def insert_keyed_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> list[TaskId]:
-        """The same for items with keys, each as `insert_task` does."""
-
-    def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
-        """Yield the tasks that are parked from now on."""
-
-    async def insert_run(
-        self,
-        name: str,
-        text: str,
-        at: datetime | None,
-        delay: float | None,
-        lane: tuple[str, int],
-        key: str | None,
-        conn: Any,
-    ) -> TaskId:
-        """Insert a run, and return its id, or that of the run that has its key."""
-
-    async def insert_runs(
-        self, ids: TaskIds, name: str, texts: Sequence[str], lane: tuple[str, int], conn: Any
-    ) -> None:
-        """Insert runs of one workflow, all or none."""
-
-    async def list_statuses(
-        self, name: str | None, state: RunState | None, limit: int, before: UUID | None
-    ) -> list[RunStatus]:
-        """Return the status of runs, the latest first."""
 
 
 class Client:

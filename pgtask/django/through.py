@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import ProgrammingError
 
+from pgtask._placeholders import translate
 from pgtask._postgres.store import statement
 from pgtask.errors import DataRefused, SchemaError
 
@@ -45,7 +44,8 @@ def fetch_through(connection: Any, name: str, *values: Any) -> list[tuple[Any, .
         )
     try:
         with connection.cursor() as cursor:
-            cursor.execute(_for_cursor(name), {f"p{number}": value for number, value in enumerate(values, 1)})
+            text, _ = translate(statement(name), "pyformat")
+            cursor.execute(text, {f"p{number}": value for number, value in enumerate(values, 1)})
             found: list[tuple[Any, ...]] = cursor.fetchall()
             return found
     except ProgrammingError as error:
@@ -56,10 +56,3 @@ def fetch_through(connection: Any, name: str, *values: Any) -> list[tuple[Any, .
             f"the database of DATABASES[{connection.alias!r}] has no pg_task table; run: pgtask migrate; "
             "or add 'pgtask.django' to INSTALLED_APPS, and run: python manage.py migrate"
         ) from error
-
-
-@cache
-def _for_cursor(name: str) -> str:
-    """Return a statement with the placeholders of psycopg, which are names here, and without its comments."""
-    lines = [line for line in statement(name).splitlines() if not line.lstrip().startswith("--")]
-    return re.sub(r"\$(\d+)", r"%(p\1)s", "\n".join(lines).replace("%", "%%"))

@@ -14,16 +14,9 @@ free AS MATERIALIZED (
     ORDER BY id
     FOR UPDATE
 ),
-cancelled AS (
+changed AS (
     DELETE FROM pg_task
     WHERE id = ANY (ARRAY (SELECT id FROM free))
     RETURNING id
 )
-SELECT
-    requested.id,
-    requested.id IN (SELECT id FROM cancelled) AS is_done,
-    task.id IS NOT NULL AS was_there,
-    task.lock_expires_at AS leased_until,
-    now() AS seen_at
-FROM requested
-LEFT JOIN LATERAL (SELECT * FROM pg_task WHERE pg_task.id = requested.id OFFSET 0) AS task ON true
+-- include: shared/changed.sql

@@ -14,18 +14,11 @@ free AS MATERIALIZED (
     ORDER BY id
     FOR NO KEY UPDATE
 ),
-moved AS (
+changed AS (
     UPDATE pg_task
     SET queue = coalesce($2::text, queue),
         priority = coalesce($3::smallint, priority)
     WHERE id = ANY (ARRAY (SELECT id FROM free))
     RETURNING id
 )
-SELECT
-    requested.id,
-    requested.id IN (SELECT id FROM moved) AS is_done,
-    task.id IS NOT NULL AS was_there,
-    task.lock_expires_at AS leased_until,
-    now() AS seen_at
-FROM requested
-LEFT JOIN LATERAL (SELECT * FROM pg_task WHERE pg_task.id = requested.id OFFSET 0) AS task ON true
+-- include: shared/changed.sql

@@ -18,15 +18,7 @@ free AS MATERIALIZED (
     ORDER BY id
     FOR NO KEY UPDATE
 ),
-retried AS (
+changed AS (
     -- include: shared/made_due.sql
 )
-SELECT
-    requested.id,
-    requested.id IN (SELECT id FROM retried) AS is_done,
-    task.id IS NOT NULL AS was_there,
-    task.lock_expires_at AS leased_until,
-    now() AS seen_at,
-    CASE WHEN requested.id IN (SELECT id FROM retried) THEN pg_notify('pg_task_changed', '')::text END
-FROM requested
-LEFT JOIN LATERAL (SELECT * FROM pg_task WHERE pg_task.id = requested.id OFFSET 0) AS task ON true
+-- include: shared/changed_and_told.sql

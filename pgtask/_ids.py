@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import overload
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
-__all__ = ["TaskId", "TaskIds", "earliest_id", "first_id", "first_is_new"]
+__all__ = ["TaskId", "TaskIds", "earliest_id", "first_id", "ids_of_keys"]
+
+_UNKNOWN = SafeUUID.unknown  # an access to it is slow
 
 
 def first_id() -> int:
@@ -45,21 +47,24 @@ class TaskId(UUID):
     """False if another task had the key, and this is its id."""
 
     def __init__(self, number: int, *, is_new: bool) -> None:
-        super().__init__(int=number)
-        object.__setattr__(self, "is_new", is_new)
+        set_field = object.__setattr__  # what UUID checks first takes longer than the rest of its making
+        set_field(self, "int", number)
+        set_field(self, "is_safe", _UNKNOWN)
+        set_field(self, "is_new", is_new)
 
     def __reduce__(self) -> tuple[object, ...]:
         return UUID, (str(self),)
 
 
-def first_is_new(ids: Iterable[TaskId]) -> list[TaskId]:
-    """Return the ids of items of one call. Of those with one id, the first is new at most: it counts."""
-    seen: set[TaskId] = set()
-    found = []
-    for id in ids:
-        found.append(TaskId(id.int, is_new=False) if id in seen else id)
-        seen.add(id)
-    return found
+def ids_of_keys(found: Mapping[str, TaskId], keys: Iterable[str]) -> list[TaskId]:
+    """Return the ids of the tasks of one call by their keys. Of those with one key, the first is new at most."""
+    new = dict(found)
+    ids = []
+    for key in keys:
+        if (id := new.pop(key, None)) is None:
+            id = TaskId(found[key].int, is_new=False)
+        ids.append(id)
+    return ids
 
 
 class TaskIds(Sequence[UUID]):

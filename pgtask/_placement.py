@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
@@ -84,7 +85,7 @@ def check_key(key: object) -> str:
     try:
         if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_CHARACTERS or "\0" in key:
             raise ValueError
-        key.encode()  # a lone surrogate cannot be
+        key.isascii() or key.encode()  # a lone surrogate cannot be
     except ValueError:
         raise EnqueueError(f"key {key!r:.80} must be 1 to {MAX_KEY_CHARACTERS} characters without NUL") from None
     return key
@@ -93,7 +94,7 @@ def check_key(key: object) -> str:
 def scoped_key(name: str, key: object) -> str:
     """Return a key as the column has it: that of one task or workflow. Two names never share one."""
     stored = f"{_escape(name)}/{check_key(key)}"
-    if len(stored.encode()) > MAX_KEY_BYTES:
+    if len(stored) > MAX_KEY_BYTES // 4 and len(stored.encode()) > MAX_KEY_BYTES:
         raise EnqueueError(
             f"key {key!r:.80} has {len(stored.encode())} bytes with the name {name!r:.80} before it, more than the "
             f"{MAX_KEY_BYTES} that an index can hold"
@@ -113,6 +114,7 @@ def shown_key(step: str, key: str | None) -> str | None:
     return key
 
 
+@lru_cache
 def _escape(name: str) -> str:
     return name.replace("%", "%25").replace("/", "%2F")
 

@@ -89,13 +89,17 @@ def place_item(
         at = None if item.at is None else check_time(item.at)
         delay = None if item.after is None else check_delay(item.after)
     codec, payload, lane = encode_step(queue, priority, max_bytes, step)
-    stored = None if key is None else scoped_key(name_of(step), key)
+    stored = None if key is None else scoped_key(_name_of(codec), key)
     return NewRow(codec, payload, Placement(*lane, at, delay, stored, rule, *expires))
 
 
 def name_of(step: Task) -> str:
     """Return the name of the task of a step, to which its key belongs."""
-    return _codec(type(step)).label.partition(".")[0]
+    return _name_of(_codec(type(step)))
+
+
+def _name_of(codec: Codec) -> str:
+    return codec.label.partition(".")[0]
 
 
 def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:

@@ -129,6 +129,9 @@ class Door:
     is_async = False
     """Whether it needs the event loop of its connection."""
 
+    can_copy = True
+    """Whether COPY is possible now."""
+
     def check(self) -> None:
         """Raise unless the connection can be used here and, as far as that is known without I/O, is in a
         transaction or begins one with its next statement."""

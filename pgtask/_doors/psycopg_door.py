@@ -52,6 +52,10 @@ class _PsycopgDoor(Door):
                 "that statement before"
             )
 
+    @property
+    def can_copy(self) -> bool:  # type: ignore[override]
+        return not self._is_pipeline()
+
     def _is_pipeline(self) -> bool:
         return bool(self._conn.pgconn.pipeline_status != PipelineStatus.OFF)
 

@@ -12,17 +12,15 @@ from uuid import UUID
 
 from pgtask._copy import Source
 from pgtask._fastpath import CopyRows
-from pgtask._ids import TaskId, TaskIds, first_id, first_is_new
-from pgtask._placement import Placement
-from pgtask._postgres.inserts import CHUNK_TASKS, check_copied, insert_keyed, insert_keyless, refusals
+from pgtask._ids import TaskId, TaskIds, first_id, ids_of_keys
+from pgtask._postgres.many_inserts import CHUNK_BYTES, CHUNK_TASKS, copy_rows, insert_keyed, insert_keyless, is_plain
+from pgtask._postgres.refusals import refusals
 from pgtask._postgres.transactions import atomically
 from pgtask._validate import NewRow
 
 __all__ = ["EncodeItem", "insert_many"]
 
 EncodeItem = Callable[..., NewRow]
-
-CHUNK_BYTES = 128 * 1024  # of a COPY
 
 
 async def insert_many(connection: Any, source: Source, encode: EncodeItem) -> Sequence[UUID]:
@@ -59,7 +57,7 @@ class _Bulk:
                 self._chunk, self._places = [], []
         if self._keyed:
             found = await insert_keyed(self._connection, self._keyed)
-            ids = first_is_new(found[key] for _, key in self._key_places)
+            ids = ids_of_keys(found, (key for _, key in self._key_places))
             self._placed.update(zip((place for place, _ in self._key_places), ids, strict=True))
         if not self._placed:
             return TaskIds(UUID(int=self._first), self._copied)
@@ -69,9 +67,7 @@ class _Bulk:
     async def _copy(self) -> None:
         """Copy plain steps until the source is over, or a chunk of others is full."""
         rows = CopyRows(self._first + self._copied)
-        how = {"columns": ["id", "step", "queue", "priority"], "format": "binary"}
-        status = await self._connection.copy_to_table("pg_task", source=self._build(rows), **how)
-        check_copied(status, rows.count)
+        await copy_rows(self._connection, rows, self._build(rows))
         self._copied += rows.count
 
     async def _build(self, rows: CopyRows) -> AsyncIterator[bytes]:
@@ -79,7 +75,7 @@ class _Bulk:
             row = self._encode(item)
             codec, payload, place = row
             self._count += 1
-            if place[2:] == _PLAIN:
+            if place.key is None and is_plain(place):
                 if rows.add(codec, payload, place.queue.encode(), place.priority) >= CHUNK_BYTES:
                     yield rows.take()
                 continue
@@ -98,6 +94,3 @@ class _Bulk:
         else:
             self._keyed.setdefault(row.place.key, row)
             self._key_places.append((number, row.place.key))
-
-
-_PLAIN = Placement("", 0)[2:]  # all but the lane

@@ -17,11 +17,12 @@ import asyncpg
 
 from pgtask._copy import Source
 from pgtask._doors import Door
-from pgtask._ids import TaskId, TaskIds, first_is_new
+from pgtask._ids import TaskId, TaskIds, ids_of_keys
 from pgtask._postgres.bulk import EncodeItem, insert_many
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.failures import ParkedTask, follow_failures
-from pgtask._postgres.inserts import insert_keyed, insert_run, insert_runs, insert_task
+from pgtask._postgres.inserts import insert_run, insert_runs, insert_task
+from pgtask._postgres.many_inserts import insert_keyed
 from pgtask._postgres.pools import client_pool, release_quietly
 from pgtask._postgres.run_results import ResultWaiter
 from pgtask._postgres.runs import RunStatus, cancel_runs, list_runs, read_statuses, resume_runs, send_signal
@@ -193,7 +194,7 @@ class PostgresStore:
             keys.append(row.place.key)
             rows.setdefault(row.place.key, row)
         found = await self._execute(conn, lambda connection: insert_keyed(connection, rows))
-        return first_is_new(found[key] for key in keys)
+        return ids_of_keys(found, keys)
 
     def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:
         self.check_open()

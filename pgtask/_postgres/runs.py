@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from pgtask._postgres.inserts import KEPT_OUT, MAX_KEY_TRIES, refusals
+from pgtask._postgres.refusals import KEPT_OUT, MAX_KEY_TRIES, refusals
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import plain_values, retry_on_deadlock
 from pgtask._postgres.transactions import atomically, planned_by_index

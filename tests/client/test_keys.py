@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,7 +16,7 @@ from post import Numbered, Send, Sweep, Write, doubled
 from sessions import connected, until, until_blocked
 
 from pgtask import Client
-from pgtask._postgres.inserts import CHUNK_TASKS
+from pgtask._postgres.many_inserts import CHUNK_TASKS
 
 HOUR = timedelta(hours=1)
 EVERY_LEASE = "UPDATE pg_task SET locked_by = gen_random_uuid(), lock_expires_at = now() + interval '1 hour'"
@@ -162,6 +162,23 @@ def test_keyed_ids_match_their_steps_also_with_duplicates(dsn: str, size: int) -
         keys = [row["key"] for row in await in_order(db, ids[2 * size :])]
         assert keys == [f"Post/key {n}" for n in range(size)]
         assert {n: ids[2 * n] for n in old} == old
+
+    play(dsn, scenario)
+
+
+@pytest.mark.parametrize("taken", [(), (500,), (1500, 5000), (2999, 3000), range(0, 7000, 100)], ids=repr)
+def test_keys_of_many_that_other_tasks_have_are_found(dsn: str, taken: Iterable[int]) -> None:
+    """Those of the first statement, which inserts, and of later ones, which copy and fail."""
+
+    async def scenario(client: Client, db: Any) -> None:
+        old = {n: await client.enqueue(Numbered(-1), key=f"{n:04}") for n in taken}
+        async with db.transaction():
+            ids = await client.enqueue_many(numbered(7000), key=lambda step: f"{step.n:04}", conn=db)
+            assert await db.fetchval("SELECT 1") == 1, "the transaction has not failed"
+        assert {n: id for n, id in enumerate(ids) if not id.is_new} == old
+        assert await count(db) == 7000
+        rows = await in_order(db, ids)
+        assert [row["key"] for row in rows] == [f"Post/{n:04}" for n in range(7000)]
 
     play(dsn, scenario)
 

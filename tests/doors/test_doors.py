@@ -143,6 +143,20 @@ def test_many_stream_in_chunks(dsn: str, name: str) -> None:
     play_door(name, dsn, scenario)
 
 
+def test_many_with_keys_are_copied_but_for_those_of_others(dsn: str, name: str) -> None:
+    async def scenario(client: Any, caller: Caller, look: Any) -> None:
+        await caller.begin()
+        other = await client.enqueue(Numbered(0), key="2500", conn=caller.conn)
+        ids = await client.enqueue_many(numbered(4000), key=lambda step: f"{step.n:04}", conn=caller.conn)
+        await caller.commit()
+        assert [n for n, id in enumerate(ids) if not id.is_new] == [2500]
+        assert ids[2500] == other
+        found = look.execute("SELECT id FROM pg_task ORDER BY key").fetchall()
+        assert [row[0] for row in found] == list(ids)
+
+    play_door(name, dsn, scenario)
+
+
 @pytest.mark.parametrize("key", [None, repr], ids=["copy", "keyed"])
 def test_many_that_are_refused_leave_the_transaction_usable(dsn: str, name: str, key: Any) -> None:
     async def scenario(client: Any, caller: Caller, look: Any) -> None:

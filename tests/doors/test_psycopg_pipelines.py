@@ -23,10 +23,10 @@ def test_a_sync_pipeline(dsn: str, autocommit: bool) -> None:
             first = client.enqueue(Write("x"), key="k", conn=conn)
             assert client.enqueue(Write("x"), key="k", conn=conn) == first
             client.trigger_many(doubled, [1, 2], conn=conn)
-            client.enqueue_many(numbered(3), key=repr, conn=conn)
+            client.enqueue_many(numbered(2500), key=repr, conn=conn)
             with pytest.raises(DatabaseRefused, match="COPY cannot be used in pipeline mode"):
                 client.enqueue_many(numbered(3), conn=conn)
-        assert conn.execute("SELECT count(*) FROM pg_task").fetchone() == (6,)
+        assert conn.execute("SELECT count(*) FROM pg_task").fetchone() == (2503,)
 
 
 @pytest.mark.parametrize("autocommit", [False, True])

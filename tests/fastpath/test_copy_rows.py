@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,13 +14,13 @@ from pgtask import Task
 from pgtask._fastpath import CopyRows
 
 
-def rows_of(data: bytes) -> list[tuple[int, str, str, int]]:
+def rows_of(data: bytes, columns: int) -> list[tuple[Any, ...]]:
     """Read COPY's binary format as the manual of Postgres describes it."""
     stream = io.BytesIO(data)
     assert stream.read(19) == b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
     rows = []
-    while (columns := struct.unpack("!h", stream.read(2))[0]) != -1:
-        assert columns == 4
+    while (count := struct.unpack("!h", stream.read(2))[0]) != -1:
+        assert count == columns
         values = []
         for _ in range(columns):
             (length,) = struct.unpack("!i", stream.read(4))
@@ -32,6 +33,7 @@ def rows_of(data: bytes) -> list[tuple[int, str, str, int]]:
                 values[1].decode(),
                 values[2].decode(),
                 struct.unpack("!h", values[3])[0],
+                *(value.decode() for value in values[4:]),
             )
         )
     assert stream.read() == b""
@@ -39,14 +41,18 @@ def rows_of(data: bytes) -> list[tuple[int, str, str, int]]:
 
 
 @given(
-    st.lists(st.tuples(STEPS, st.text(max_size=3), st.integers(-32768, 32767), st.booleans()), max_size=6),
+    st.lists(st.tuples(STEPS, st.text(max_size=3), st.integers(-32768, 32767), st.text(), st.booleans()), max_size=6),
     st.integers(0, 2**128 - 10),
+    st.booleans(),
 )
-def test_copy_rows_are_in_postgres_binary_format(steps: list[tuple[Task, str, int, bool]], first: int) -> None:
-    rows = CopyRows(first)
+def test_copy_rows_are_in_postgres_binary_format(
+    steps: list[tuple[Task, str, int, str, bool]], first: int, has_keys: bool
+) -> None:
+    rows = CopyRows(first, has_keys=has_keys)
     data = b""
-    for step, queue, priority, take in steps:
-        size = rows.add(codec(type(step)), codec(type(step)).payload(step), queue.encode(), priority)
+    for step, queue, priority, key, take in steps:
+        keys = [key.encode()] if has_keys else []
+        size = rows.add(codec(type(step)), codec(type(step)).payload(step), queue.encode(), priority, *keys)
         if take:
             taken = rows.take()
             assert len(taken) == size
@@ -54,7 +60,7 @@ def test_copy_rows_are_in_postgres_binary_format(steps: list[tuple[Task, str, in
     data += rows.take() + CopyRows.TRAILER
     assert rows.count == len(steps)
     assert rows.take() == b""
-    assert rows_of(data) == [
-        (first + number, codec(type(step)).encode(step), queue, priority)
-        for number, (step, queue, priority, _) in enumerate(steps)
+    assert rows_of(data, 5 if has_keys else 4) == [
+        (first + number, codec(type(step)).encode(step), queue, priority, *([key] if has_keys else []))
+        for number, (step, queue, priority, key, _) in enumerate(steps)
     ]

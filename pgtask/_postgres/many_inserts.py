@@ -1,0 +1,147 @@
+"""Inserts of many tasks: with keys, in the order of these; or with times of their own.
+
+Invariants: an id that is returned is that of a row in the table. Two calls that share keys wait for each other, in
+whatever order their tasks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from pgtask._fastpath import CopyRows
+from pgtask._ids import TaskId, first_id
+from pgtask._placement import KEEP, Placement
+from pgtask._postgres.refusals import KEPT_OUT, MAX_KEY_TRIES, check_count, refusals
+from pgtask._postgres.store import statement
+from pgtask._postgres.transactions import atomically, planned_by_index
+from pgtask._validate import NewRow
+from pgtask.errors import DataRefused
+
+__all__ = ["CHUNK_TASKS", "copy_rows", "insert_keyed", "insert_keyless", "insert_onto", "is_plain"]
+
+CHUNK_TASKS = 1000  # tasks in a statement,
+CHUNK_ONTO = 200  # and in one that may change others
+MAX_COPIED = 64_000  # tasks of a COPY that fails if another task has one of their keys
+CHUNK_BYTES = 128 * 1024  # of a COPY
+
+
+def is_plain(place: Placement) -> bool:
+    """Return whether a task needs no more than its lane, and perhaps a key that another task may have."""
+    _, _, at, delay, _, rule, expires_at, expires_in = place
+    return at is None and delay is None and expires_at is None and expires_in is None and rule == KEEP
+
+
+async def copy_rows(connection: Any, rows: CopyRows, source: AsyncIterator[bytes]) -> None:
+    """Copy rows, which `source` builds, into the table."""
+    columns = ["id", "step", "queue", "priority", *(["key"] if rows.has_keys else [])]
+    status = await connection.copy_to_table("pg_task", source=source, columns=columns, format="binary")
+    check_count(int(status.rpartition(" ")[2]), rows.count)
+
+
+async def insert_keyless(connection: Any, rows: Sequence[NewRow]) -> list[TaskId]:
+    """Insert tasks without keys in one statement, and return their ids."""
+    ids = _make_ids(len(rows))
+    with refusals():
+        inserted = await connection.fetch(statement("enqueue_keyed"), *_arrays(ids, rows))
+    check_count(len(inserted), len(rows))
+    return [TaskId(id.int, is_new=True) for id in ids]
+
+
+async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str, TaskId]:
+    """Insert tasks by their keys, some in a statement, all or none. Returns the ids that have the keys then.
+
+    While all tasks are new, more and more of them are copied at once, at twice the speed of an INSERT. A COPY fails if
+    another task has one of the keys: then it goes on with INSERTs.
+    """
+    found: dict[str, TaskId] = {}
+    keys = sorted(rows)
+    is_keeping = all(row.place.rule == KEEP for row in rows.values())
+    insert, least = (_insert_chunk, CHUNK_TASKS) if is_keeping else (insert_onto, CHUNK_ONTO)
+    at, size = 0, least
+    with refusals():
+        async with atomically(connection):
+            while at < len(keys):
+                chunk = {key: rows[key] for key in keys[at : at + size]}
+                some = await (insert if size == least else _copy_chunk)(connection, chunk)
+                at += len(some)
+                found |= some
+                can_copy = is_keeping and some and all(id.is_new for id in some.values())
+                size = min(2 * size, MAX_COPIED) if can_copy else least
+    return found
+
+
+async def _copy_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str, TaskId]:
+    """Copy a chunk of tasks; none of them if another task has one of their keys, or the connection cannot copy."""
+    if not getattr(connection, "can_copy", True) or not all(is_plain(row.place) for row in chunk.values()):
+        return {}
+    first = first_id()
+    try:
+        async with atomically(connection):
+            await copy_rows(connection, rows := CopyRows(first, has_keys=True), _build(rows, chunk))
+    except (asyncpg.UniqueViolationError, asyncpg.FeatureNotSupportedError):  # the second: row security
+        return {}
+    return {key: TaskId(first + number, is_new=True) for number, key in enumerate(chunk)}
+
+
+async def _build(rows: CopyRows, chunk: Mapping[str, NewRow]) -> AsyncIterator[bytes]:
+    for key, (codec, payload, place) in chunk.items():
+        if rows.add(codec, payload, place.queue.encode(), place.priority, key.encode()) >= CHUNK_BYTES:
+            yield rows.take()
+    yield rows.take() + CopyRows.TRAILER
+
+
+async def _insert_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str, TaskId]:
+    """Insert a chunk, or find the tasks that have its keys."""
+    found: dict[str, TaskId] = {}
+    missing = list(chunk)
+    for _ in range(MAX_KEY_TRIES):
+        rows = [chunk[key] for key in missing]
+        some = await connection.fetch(statement("enqueue_keyed"), *_arrays(_make_ids(len(rows)), rows))
+        found.update((row[0], TaskId(row[1].int, is_new=True)) for row in some)
+        missing = [key for key in missing if key not in found]
+        if missing:
+            async with planned_by_index(connection):
+                some = await connection.fetch(statement("find_keys"), missing)
+            found.update((row[0], TaskId(row[1].int, is_new=False)) for row in some)
+            missing = [key for key in missing if key not in found]
+        if not missing:
+            return found
+    raise _kept_out(missing[0])
+
+
+async def insert_onto(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str, TaskId]:
+    """Insert tasks with one rule, which may change the tasks that have their keys."""
+    rows = list(chunk.values())
+    rule = rows[0].place.rule
+    arrays = _arrays(_make_ids(len(rows)), rows)
+    some = await connection.fetch(statement("enqueue_onto"), *arrays, *rule)
+    found = {row[0]: TaskId(row[1].int, is_new=row[2]) for row in some}
+    if len(found) < len(chunk):
+        raise _kept_out(next(key for key in chunk if key not in found))
+    return found
+
+
+def _kept_out(key: str) -> DataRefused:
+    return DataRefused(f"the task with the key {key!r} was not inserted, and there is none: {KEPT_OUT}")
+
+
+def _columns(row: NewRow) -> tuple[Any, ...]:
+    """Return the columns of a task as the arrays of enqueue_keyed.sql, but for the id."""
+    _, _, place = row
+    queue, priority, at, delay, key, _, expires_at, expires_in = place
+    return row.step, at, delay, queue, priority, key, expires_at, expires_in
+
+
+def _make_ids(count: int) -> list[UUID]:
+    first = first_id()
+    return [UUID(int=first + at) for at in range(count)]
+
+
+def _arrays(ids: list[UUID], rows: Sequence[NewRow]) -> tuple[list[Any] | None, ...]:
+    """Return the columns of enqueue_keyed.sql and enqueue_onto.sql; None for an empty one."""
+    columns = zip(*map(_columns, rows), strict=True)
+    return ids, *(list(column) if any(value is not None for value in column) else None for column in columns)

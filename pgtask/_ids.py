@@ -9,10 +9,13 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import overload
+from typing import Literal, TypeAlias, overload
 from uuid import UUID
 
-__all__ = ["TaskId", "TaskIds", "earliest_id", "first_id", "first_is_new"]
+__all__ = ["EnqueueOutcome", "TaskId", "TaskIds", "earliest_id", "first_id", "first_is_new"]
+
+EnqueueOutcome: TypeAlias = Literal["new", "behind", "kept", "replaced", "revived"]
+"""What became of a step that was enqueued, see `TaskId`."""
 
 
 def first_id() -> int:
@@ -37,16 +40,27 @@ def earliest_id(at: datetime) -> UUID:
 
 
 class TaskId(UUID):
-    """The id of a task, as the methods that enqueue return it."""
+    """The id of a task, as the methods that enqueue return it. `outcome` says what became of your step:
 
-    __slots__ = ("is_new",)
+    - `"new"`: this task is new.
+    - `"behind"`: this task is new, and waits behind the one that has the key.
+    - `"kept"`: another task has the key, and this is its id. Your step was dropped.
+    - `"replaced"`: another task has the key, and this is its id. It has your step now.
+    - `"revived"`: another task had the key, and was parked. This is its id. It is due again, at its own step.
+    """
 
-    is_new: bool
-    """False if another task had the key, and this is its id."""
+    __slots__ = ("outcome",)
 
-    def __init__(self, number: int, *, is_new: bool) -> None:
+    outcome: EnqueueOutcome
+
+    def __init__(self, number: int, outcome: EnqueueOutcome) -> None:
         super().__init__(int=number)
-        object.__setattr__(self, "is_new", is_new)
+        object.__setattr__(self, "outcome", outcome)
+
+    @property
+    def is_new(self) -> bool:
+        """False if another task had the key, and this is its id."""
+        return self.outcome in ("new", "behind")
 
     def __reduce__(self) -> tuple[object, ...]:
         return UUID, (str(self),)
@@ -57,7 +71,7 @@ def first_is_new(ids: Iterable[TaskId]) -> list[TaskId]:
     seen: set[TaskId] = set()
     found = []
     for id in ids:
-        found.append(TaskId(id.int, is_new=False) if id in seen else id)
+        found.append(TaskId(id.int, "kept") if id in seen else id)
         seen.add(id)
     return found
 

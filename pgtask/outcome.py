@@ -52,7 +52,7 @@ class Enqueue(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     def __post_init__(self) -> None:
         check_one_time(self.after, self.at)
         if self.after is not None:
-            check_delay(self.after)
+            check_delay(self.after, "after")
         if self.at is not None:
             check_time(self.at)
         choose_lane(_ANY_POLICY, self.queue, self.priority)

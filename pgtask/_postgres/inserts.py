@@ -62,8 +62,10 @@ def _columns(row: NewRow) -> tuple[Any, ...]:
 
 
 def task_insert(id: UUID, row: NewRow) -> tuple[str, list[Any]]:
-    """Return the statement that inserts a task, unless another one has its key, and its values."""
+    """Return the statement that inserts a task, or does to one that has its key what its rule says, and its values."""
     key = row.place.key
+    if row.place.rule != KEEP:
+        return statement("enqueue_onto"), [*_arrays([id], [row]), *row.place.rule]
     if key is None:
         return statement("enqueue_keyless"), [id, *_columns(row)]
     return statement("enqueue"), [id, *_columns(row), key]
@@ -112,7 +114,7 @@ async def _insert_or_find(
                 async with planned_by_index(connection):
                     found = await find()
             if found is not None:
-                return TaskId(found.int, is_new=is_new)
+                return TaskId(found.int, "new" if is_new else "kept")
             if key is None:
                 raise DataRefused(f"the task was not inserted: {KEPT_OUT}")
             # The task with this key was finished in between: there is room for ours now.
@@ -155,7 +157,7 @@ async def insert_keyless(connection: Any, rows: Sequence[NewRow]) -> list[TaskId
     with refusals():
         inserted = await connection.fetch(statement("enqueue_keyed"), *_arrays(ids, rows))
     _check_count(len(inserted), len(rows))
-    return [TaskId(id.int, is_new=True) for id in ids]
+    return [TaskId(id.int, "new") for id in ids]
 
 
 async def _insert_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str, TaskId]:
@@ -165,12 +167,12 @@ async def _insert_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[st
     for _ in range(MAX_KEY_TRIES):
         rows = [chunk[key] for key in missing]
         some = await connection.fetch(statement("enqueue_keyed"), *_arrays(_make_ids(len(rows)), rows))
-        found.update((row[0], TaskId(row[1].int, is_new=True)) for row in some)
+        found.update((row[0], TaskId(row[1].int, "new")) for row in some)
         missing = [key for key in missing if key not in found]
         if missing:
             async with planned_by_index(connection):
                 some = await connection.fetch(statement("find_keys"), missing)
-            found.update((row[0], TaskId(row[1].int, is_new=False)) for row in some)
+            found.update((row[0], TaskId(row[1].int, "kept")) for row in some)
             missing = [key for key in missing if key not in found]
         if not missing:
             return found
@@ -183,7 +185,7 @@ async def insert_onto(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str,
     rule = rows[0].place.rule
     arrays = _arrays(_make_ids(len(rows)), rows)
     some = await connection.fetch(statement("enqueue_onto"), *arrays, *rule)
-    found = {row[0]: TaskId(row[1].int, is_new=row[2]) for row in some}
+    found = {row[1]: TaskId(row[0].int, row[2]) for row in some}
     if len(found) < len(chunk):
         raise _kept_out(next(key for key in chunk if key not in found))
     return found

@@ -185,7 +185,9 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "not a step": (one("text"), "a value of type str is " + NO_STEP),
     "none": (one(None), "a value of type NoneType is " + NO_STEP),
     "class instead of step": (one(Write), r"^Write is a class: write Write\(\.\.\.\)$"),
-    "family itself": (one(Post()), "a value of type Post is " + NO_STEP),
+    "family itself": (one(Post()), r"^Post is a task, not a step; enqueue one of its steps, such as \w+\(\.\.\.\)$"),
+    "family as a class": (one(Post), "^Post is a task, not a step"),
+    "a class of no task": (one(Address), "a value of type StructMeta is " + NO_STEP),
     "root itself": (one(Task()), "a value of type Task is " + NO_STEP),
     "struct that is no task": (one(Address("Elm")), "a value of type Address is " + NO_STEP),
     "wrong field type": (one(Send(3)), r"Post\.Send .*Expected `str`, got `int` - at `\$\.to`"),  # type: ignore[arg-type]
@@ -211,7 +213,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "priority a truth": (one(Write("x"), priority=True), "priority True must be"),
     "priority too high": (one(Write("x"), priority=32768), "priority 32768 must be"),
     "priority too low": (one(Write("x"), priority=-32769), "priority -32769 must be"),
-    "key of wrong type": (one(Write("x"), key=3), "key 3 must be"),
+    "key of wrong type": (one(Write("x"), key=3), "key=3 must be a string, not of type int"),
     "key empty": (one(Write("x"), key=""), "key '' must be"),
     "key too long": (one(Write("x"), key="k" * 513), "key .* must be"),
     "key with NUL": (one(Write("x"), key="a\0b"), "key .* must be"),
@@ -284,7 +286,7 @@ MANY_REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "queue": ([Write("x")], {"queue": ""}, "queue '' must be"),
     "priority": ([Write("x")], {"priority": 2.5}, "priority 2.5 must be"),
     "key is no function": ([Write("x")], {"key": "x"}, "must be a function"),
-    "key gives no text": ([Write("x")], {"key": lambda step: 3}, "key 3 must be"),
+    "key gives no text": ([Write("x")], {"key": lambda step: 3}, "key=3 must be a string, not of type int"),
     "key gives NUL": ([Write("x")], {"key": lambda step: "\0"}, "key .* must be"),
 }
 

@@ -77,7 +77,7 @@ class Client(ClientRuns, AsyncWithOnly):
     - `queue` and `priority`; by default those of the policy of the step.
     - `key`: at most one task of this name with this key waits, runs or is parked in the table. If there is one,
       `on_conflict` and `on_parked` say what to do. What is returned is the id of the task that has the step now, and
-      its `is_new` is False if that is the other one.
+      its `outcome` says what became of your step; its `is_new` is False if that is the other one.
     - `on_conflict`: `"keep"` leaves the other task as it is. With `"replace"` one that waits takes the new step, lane
       and times. With `"after"`, one that waits at the very same step is enough. In both cases, if the other task runs,
       the new one waits behind it, and starts when that has left the table; if one waits there already, that takes the
@@ -265,7 +265,8 @@ class Client(ClientRuns, AsyncWithOnly):
     ) -> Sequence[UUID]:
         """Enqueue all steps of an iterable, plain or async, due now, in one transaction; returns their ids in order.
 
-        An item may be an `Enqueue`, with a queue, a priority, a time and a key of its own.
+        An item may be an `Enqueue`, with a queue, a priority, a time and a key of its own. Such a key keeps the other
+        task; the rules of this call are for `key`.
 
         Streams by COPY: memory stays constant for any number of plain steps, the ids included (`TaskIds` is a range).
         Items with a time of their own are inserted a thousand at a time, and those with keys at the end. With `key`, a
@@ -275,6 +276,11 @@ class Client(ClientRuns, AsyncWithOnly):
         """
         if key is not None and not callable(key):
             raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")
+        if key is None and (on_conflict, on_parked, debounce) != ("keep", "keep", None):
+            raise EnqueueError(
+                "on_conflict, on_parked and debounce need key=, a function that returns the key of each item; a key of "
+                "an item itself keeps the other task"
+            )
         rule = make_key_rule(key, on_conflict, on_parked, debounce, ceiling)
         source = Source(steps, key)
         self._store.check_connection(conn)  # before anything is read

@@ -27,6 +27,7 @@ from post import (
     UnknownType,
     Wait,
     Write,
+    doubled,
 )
 
 from pgtask import Client, Task
@@ -170,6 +171,14 @@ def at(when: Any) -> Call:
     return lambda client, conn: client.schedule(Write("x"), when, conn=conn)
 
 
+def many(steps: list[Any], **options: Any) -> Call:
+    return lambda client, conn: client.enqueue_many(steps, conn=conn, **options)
+
+
+def begun(**options: Any) -> Call:
+    return lambda client, conn: client.trigger(doubled, 1, conn=conn, **options)
+
+
 NO_STEP = r"not a step"
 LONG = "x" * DEFAULT_MAX_STEP_BYTES
 
@@ -214,6 +223,14 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "priority too high": (one(Write("x"), priority=32768), "priority 32768 must be"),
     "priority too low": (one(Write("x"), priority=-32769), "priority -32769 must be"),
     "key of wrong type": (one(Write("x"), key=3), "key=3 must be a string, not of type int"),
+    "workflow": (one(doubled), "^doubled is a workflow, not a step; start a run of it by trigger"),
+    "expires of wrong type": (one(Write("x"), expires=5), r"^expires=5 must be a timedelta or a datetime$"),
+    "expires out of range": (one(Write("x"), expires=timedelta.max), r"^expires=.* at most 365000 days$"),
+    "expires without zone": (one(Write("x"), expires=datetime(2030, 1, 1)), "^expires=.* has no time zone"),
+    "debounce of wrong type": (one(Write("x"), key="k", debounce=5), "^debounce=5 must be a timedelta"),
+    "ceiling of wrong type": (one(Write("x"), key="k", debounce=HOUR, ceiling=5), "^ceiling=5 must be a timedelta"),
+    "after of wrong type": (begun(after=5), "^after=5 must be a timedelta"),
+    "rule without a function": (many([Write("x")], on_conflict="after"), "^on_conflict, .* need key=, a function"),
     "key empty": (one(Write("x"), key=""), "key '' must be"),
     "key too long": (one(Write("x"), key="k" * 513), "key .* must be"),
     "key with NUL": (one(Write("x"), key="a\0b"), "key .* must be"),

@@ -194,6 +194,9 @@ def test_task_that_would_expire_before_it_is_due_is_refused(dsn: str) -> None:
         at = datetime.now(UTC) + HOUR
         with pytest.raises(EnqueueError, match="it would never start"):
             await client.schedule(Write("x"), at, expires=at - timedelta(seconds=1))
+        with pytest.raises(EnqueueError, match=r"^expires=1:00:00 is before the task is due"):
+            await client.enqueue_many([Write("x"), Enqueue(Write("y"), after=2 * HOUR)], expires=HOUR)
+        assert await count(db) == 0
 
     play(dsn, scenario)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from client_kit import count, numbered
@@ -15,7 +16,7 @@ from sessions import connected
 
 from pgtask import App, Client, EnqueueError, SyncClient
 from pgtask.consumer import Consumer
-from pgtask.errors import ConsumeError, DefinitionError, PgtaskError
+from pgtask.errors import ConsumeError, DatabaseUnavailable, DefinitionError, PgtaskError
 from pgtask.testing import MemoryClient, MemoryWorker
 
 pytestmark = pytest.mark.one_database
@@ -36,6 +37,22 @@ def test_a_client_opens_and_closes_by_hand(dsn: str) -> None:
                 await client.close()
         async with connected(dsn) as db:
             assert await count(db) == 2
+
+    run(main())
+
+
+def test_a_database_that_is_read_only_for_us_is_unavailable(dsn: str) -> None:
+    """A primary that has become a standby: the client may try again. With `conn=` it is an error of the caller."""
+
+    async def main() -> None:
+        async with Client(f"{dsn}&options=-cdefault_transaction_read_only%3Don") as client:
+            with pytest.raises(DatabaseUnavailable, match="25006"):
+                await client.enqueue(Write("x"))
+            with pytest.raises(DatabaseUnavailable, match="25006"):
+                await client.enqueue_many([Write("x")])
+            async with connected(dsn) as db, db.transaction(readonly=True):
+                with pytest.raises(EnqueueError, match="conn= is in a read-only transaction"):
+                    await client.task(UUID(int=0)).cancel(conn=db)
 
     run(main())
 

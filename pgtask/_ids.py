@@ -9,11 +9,13 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import overload
+from typing import Literal, TypeAlias, overload
 from uuid import UUID, SafeUUID
 
-__all__ = ["TaskId", "TaskIds", "earliest_id", "first_id", "ids_of_keys"]
+__all__ = ["EnqueueOutcome", "TaskId", "TaskIds", "earliest_id", "first_id", "ids_of_keys"]
 
+EnqueueOutcome: TypeAlias = Literal["new", "behind", "kept", "replaced", "revived"]
+"""What became of a step that was enqueued, see `TaskId`."""
 _UNKNOWN = SafeUUID.unknown  # an access to it is slow
 
 
@@ -39,18 +41,29 @@ def earliest_id(at: datetime) -> UUID:
 
 
 class TaskId(UUID):
-    """The id of a task, as the methods that enqueue return it."""
+    """The id of a task, as the methods that enqueue return it. `outcome` says what became of your step:
 
-    __slots__ = ("is_new",)
+    - `"new"`: this task is new.
+    - `"behind"`: this task is new, and waits behind the one that has the key.
+    - `"kept"`: another task has the key, and this is its id. Your step was dropped.
+    - `"replaced"`: another task has the key, and this is its id. It has your step now.
+    - `"revived"`: another task had the key, and was parked. This is its id. It is due again, at its own step.
+    """
 
-    is_new: bool
-    """False if another task had the key, and this is its id."""
+    __slots__ = ("outcome",)
 
-    def __init__(self, number: int, *, is_new: bool) -> None:
+    outcome: EnqueueOutcome
+
+    def __init__(self, number: int, outcome: EnqueueOutcome) -> None:
         set_field = object.__setattr__  # what UUID checks first takes longer than the rest of its making
         set_field(self, "int", number)
         set_field(self, "is_safe", _UNKNOWN)
-        set_field(self, "is_new", is_new)
+        set_field(self, "outcome", outcome)
+
+    @property
+    def is_new(self) -> bool:
+        """False if another task had the key, and this is its id."""
+        return self.outcome in ("new", "behind")
 
     def __reduce__(self) -> tuple[object, ...]:
         return UUID, (str(self),)
@@ -62,7 +75,7 @@ def ids_of_keys(found: Mapping[str, TaskId], keys: Iterable[str]) -> list[TaskId
     ids = []
     for key in keys:
         if (id := new.pop(key, None)) is None:
-            id = TaskId(found[key].int, is_new=False)
+            id = TaskId(found[key].int, "kept")
         ids.append(id)
     return ids
 

@@ -24,6 +24,7 @@ __all__ = [
     "OnParked",
     "Placement",
     "check_delay",
+    "check_due_before",
     "check_expires",
     "check_key",
     "check_one_time",
@@ -82,8 +83,10 @@ def choose_lane(policy: Policy, queue: str | None, priority: int | None, *, what
 
 def check_key(key: object) -> str:
     """Return `key` if it can be one: 1 to 512 characters without NUL."""
+    if not isinstance(key, str):
+        raise EnqueueError(f"key={key!r:.80} must be a string, not of type {type(key).__name__}; give it as text")
     try:
-        if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_CHARACTERS or "\0" in key:
+        if not 0 < len(key) <= MAX_KEY_CHARACTERS or "\0" in key:
             raise ValueError
         key.isascii() or key.encode()  # a lone surrogate cannot be
     except ValueError:
@@ -132,8 +135,8 @@ def make_key_rule(key: object, on_conflict: object, on_parked: object, debounce:
     rule = KeyRule(
         on_conflict,  # type: ignore[arg-type]
         on_parked,  # type: ignore[arg-type]
-        None if debounce is None else check_delay(debounce),
-        None if ceiling is None else check_delay(ceiling),
+        None if debounce is None else check_delay(debounce, "debounce"),
+        None if ceiling is None else check_delay(ceiling, "ceiling"),
     )
     if key is None and rule != KEEP:
         raise EnqueueError(
@@ -154,16 +157,27 @@ def check_expires(
     if isinstance(expires, timedelta):
         if expires < timedelta(0):
             raise EnqueueError(f"expires={expires} is in the past")
-        seconds = check_delay(expires)
-        if delay is not None and seconds < delay:
-            raise EnqueueError(f"expires={expires} is before the task is due, so it would never start")
+        seconds = check_delay(expires, "expires")
+        check_due_before(None, seconds, at, delay)
         return None, seconds
     if not isinstance(expires, datetime):
-        raise EnqueueError(f"expires={expires!r} must be a timedelta or a datetime")
-    time = check_time(expires)
-    if at is not None and time < at:
-        raise EnqueueError(f"expires={expires} is before the task is due, so it would never start")
+        raise EnqueueError(f"expires={expires!r:.80} must be a timedelta or a datetime")
+    time = check_time(expires, "expires")
+    check_due_before(time, None, at, delay)
     return time, None
+
+
+def check_due_before(
+    expires_at: datetime | None, expires_in: float | None, at: datetime | None, delay: float | None
+) -> None:
+    """Raise `EnqueueError` if a task that is due `at` a time, or after a `delay`, has expired by then."""
+    wrong: object = None
+    if expires_in is not None and delay is not None and expires_in < delay:
+        wrong = timedelta(seconds=expires_in)
+    elif expires_at is not None and at is not None and expires_at < at:
+        wrong = expires_at
+    if wrong is not None:
+        raise EnqueueError(f"expires={wrong} is before the task is due, so it would never start")
 
 
 def check_one_time(after: object, at: object) -> None:
@@ -172,21 +186,22 @@ def check_one_time(after: object, at: object) -> None:
         raise EnqueueError("give either after= or at=, not both")
 
 
-def check_delay(delay: object) -> float:
-    """Return a delay in seconds."""
+def check_delay(delay: object, name: str | None = None) -> float:
+    """Return a delay in seconds. `name` is that of the argument, if it is not `delay`."""
+    what = "delay {!r:.80} must be" if name is None else name + "={!r:.80} must be"
     try:
-        return _delays.check_delay(delay).total_seconds()
+        return _delays.check_delay(delay, what).total_seconds()
     except ValueError as error:
         raise EnqueueError(str(error)) from None
 
 
-def check_time(at: object) -> datetime:
-    """Return an aware time in UTC."""
+def check_time(at: object, name: str = "at") -> datetime:
+    """Return an aware time in UTC. `name` is that of the argument."""
     if not isinstance(at, datetime):
-        raise EnqueueError(f"at={at!r} must be a datetime")
+        raise EnqueueError(f"{name}={at!r:.80} must be a datetime")
     if at.tzinfo is None or at.utcoffset() is None:
-        raise EnqueueError(f"at={at!r} has no time zone; use datetime.now(timezone.utc) or .replace(tzinfo=...)")
+        raise EnqueueError(f"{name}={at!r} has no time zone; use datetime.now(timezone.utc) or .replace(tzinfo=...)")
     try:
         return at.astimezone(UTC)
     except OverflowError:
-        raise EnqueueError(f"at={at!r} is out of the range of times") from None
+        raise EnqueueError(f"{name}={at!r} is out of the range of times") from None

@@ -15,7 +15,16 @@ import msgspec
 
 from pgtask._fastpath import Codec
 from pgtask._json_losses import refuse_numbers
-from pgtask._placement import KeyRule, Placement, check_delay, check_key, check_time, choose_lane, scoped_key
+from pgtask._placement import (
+    KeyRule,
+    Placement,
+    check_delay,
+    check_due_before,
+    check_key,
+    check_time,
+    choose_lane,
+    scoped_key,
+)
 from pgtask.errors import DecodeError, DefinitionError, EnqueueError
 from pgtask.outcome import Enqueue
 from pgtask.policy import Policy
@@ -38,6 +47,8 @@ __all__ = [
     "name_of",
     "place_item",
 ]
+
+_NEVER = (None, None)  # expires
 
 
 class NewRow(NamedTuple):
@@ -87,7 +98,9 @@ def place_item(
         queue = queue if item.queue is None else item.queue
         priority = priority if item.priority is None else item.priority
         at = None if item.at is None else check_time(item.at)
-        delay = None if item.after is None else check_delay(item.after)
+        delay = None if item.after is None else check_delay(item.after, "after")
+        if expires != _NEVER:
+            check_due_before(*expires, at, delay)
     codec, payload, lane = encode_step(queue, priority, max_bytes, step)
     stored = None if key is None else scoped_key(_name_of(codec), key)
     return NewRow(codec, payload, Placement(*lane, at, delay, stored, rule, *expires))
@@ -107,10 +120,8 @@ def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:
     try:
         codec = _codec(type(step))
     except EnqueueError:
-        if isinstance(step, type):
-            raise EnqueueError(f"{step.__name__} is a class: write {step.__name__}(...)") from None
-        if isinstance(step, TaskFunction):
-            raise EnqueueError(f"{step.name} is a task: call it to make a step, {step.name}(...)") from None
+        if (remedy := _explain_no_step(step)) is not None:
+            raise EnqueueError(remedy) from None
         raise
     try:
         payload = codec.payload(step)
@@ -127,6 +138,22 @@ def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:
     except DecodeError as error:
         raise EnqueueError(f"step {error}, so no worker could run it") from error
     return codec, payload
+
+
+def _explain_no_step(value: Any) -> str | None:
+    """Return what to enqueue in place of a value that is no step, if it is something of ours."""
+    if isinstance(value, TaskFunction):
+        return f"{value.name} is a task: call it to make a step, {value.name}(...)"
+    if isinstance(value, Workflow):
+        return f"{value.name} is a workflow, not a step; start a run of it by trigger, or in a workflow by ctx.spawn"
+    cls = value if isinstance(value, type) else type(value)
+    if not issubclass(cls, Task) or cls is Task:
+        return None
+    if family_of(cls) is not cls:
+        return f"{cls.__name__} is a class: write {cls.__name__}(...)" if cls is value else None
+    steps = cls.__subclasses__()
+    such = f"such as {steps[0].__name__}(...)" if steps else f"an instance of a class that derives from {cls.__name__}"
+    return f"{cls.__name__} is a task, not a step; enqueue one of its steps, {such}"
 
 
 @cache

@@ -15,16 +15,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from uuid import UUID
 
+from pgtask._client_runs import ClientRuns
 from pgtask._client_store import ClientStore
 from pgtask._copy import Source
-from pgtask._ids import TaskId, TaskIds, first_id
+from pgtask._ids import TaskId, TaskIds
 from pgtask._placement import (
     KeyRule,
     OnConflict,
     OnParked,
     Placement,
     check_expires,
-    check_one_time,
     make_key_rule,
     scoped_key,
 )
@@ -36,24 +36,20 @@ from pgtask._project import project_directory
 from pgtask._validate import (
     NewRow,
     check_delay,
-    check_run_id,
     check_task_id,
     check_time,
-    choose_lane,
-    encode_input,
     encode_step,
     name_of,
     place_item,
 )
+from pgtask._wrong_with import AsyncWithOnly
 from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, client_config
 from pgtask.errors import EnqueueError
 from pgtask.outcome import Enqueue
 from pgtask.policy import DEFAULT_QUEUE
-from pgtask.runs import Run, RunStatus, send_signal
 from pgtask.task import Task
 from pgtask.tasks import Family, Statistics, TaskHandle, Tasks, TaskState, choose_tasks
-from pgtask.workflow import RunState, Workflow
 
 if TYPE_CHECKING:
     from pgtask.consumer import Consumer
@@ -64,7 +60,7 @@ InputT = TypeVar("InputT")
 OutputT = TypeVar("OutputT")
 
 
-class Client:
+class Client(ClientRuns, AsyncWithOnly):
     """Enqueues tasks, and triggers workflows and looks after their runs.
 
         async with Client("postgresql:///app") as client:
@@ -81,7 +77,7 @@ class Client:
     - `queue` and `priority`; by default those of the policy of the step.
     - `key`: at most one task of this name with this key waits, runs or is parked in the table. If there is one,
       `on_conflict` and `on_parked` say what to do. What is returned is the id of the task that has the step now, and
-      its `is_new` is False if that is the other one.
+      its `outcome` says what became of your step; its `is_new` is False if that is the other one.
     - `on_conflict`: `"keep"` leaves the other task as it is. With `"replace"` one that waits takes the new step, lane
       and times. With `"after"`, one that waits at the very same step is enough. In both cases, if the other task runs,
       the new one waits behind it, and starts when that has left the table; if one waits there already, that takes the
@@ -109,6 +105,8 @@ class Client:
     `SchemaError` if there is no table or one of another version, and `DatabaseRefused` or `DatabaseUnavailable` if the
     database cannot be connected to.
     """
+
+    _sync_twin = "SyncClient"
 
     def __init__(
         self,
@@ -267,7 +265,8 @@ class Client:
     ) -> Sequence[UUID]:
         """Enqueue all steps of an iterable, plain or async, due now, in one transaction; returns their ids in order.
 
-        An item may be an `Enqueue`, with a queue, a priority, a time and a key of its own.
+        An item may be an `Enqueue`, with a queue, a priority, a time and a key of its own. Such a key keeps the other
+        task; the rules of this call are for `key`.
 
         Streams by COPY: memory stays constant for any number of plain steps, the ids included (`TaskIds` is a range).
         Items with a time of their own are inserted a thousand at a time, and those with keys at the end. With `key`, a
@@ -277,6 +276,11 @@ class Client:
         """
         if key is not None and not callable(key):
             raise EnqueueError(f"enqueue_many(key={key!r}) must be a function that returns the key of each step")
+        if key is None and (on_conflict, on_parked, debounce) != ("keep", "keep", None):
+            raise EnqueueError(
+                "on_conflict, on_parked and debounce need key=, a function that returns the key of each item; a key of "
+                "an item itself keeps the other task"
+            )
         rule = make_key_rule(key, on_conflict, on_parked, debounce, ceiling)
         source = Source(steps, key)
         self._store.check_connection(conn)  # before anything is read
@@ -366,79 +370,3 @@ class Client:
         stored = None if key is None else scoped_key(name_of(step), key)
         place = Placement(*lane, *due, stored, rule, *check_expires(expires, *due))
         return await self._store.insert_task(NewRow(codec, payload, place), conn)
-
-    # --- runs of workflows
-
-    async def trigger(
-        self,
-        workflow: Workflow[InputT, OutputT],
-        input: InputT | None = None,
-        *,
-        queue: str | None = None,
-        priority: int | None = None,
-        key: str | None = None,
-        after: timedelta | None = None,
-        at: datetime | None = None,
-        conn: Any = None,
-    ) -> Run[OutputT]:
-        """Start a run, now, `after` a time or `at` one, and return it without waiting for it.
-
-        With `key`, if a run of this workflow with this key has not ended, returns that one; `run.id.is_new` says so.
-        `queue` and `priority` are by default those of the workflow's policy;
-        with `conn` the run is part of the caller's transaction.
-        """
-        text = encode_input(workflow, input, self._max_step_bytes)
-        lane = choose_lane(workflow.policy, queue, priority)
-        check_one_time(after, at)
-        due = (None if at is None else check_time(at), None if after is None else check_delay(after))
-        stored = None if key is None else scoped_key(workflow.name, key)
-        id = await self._store.insert_run(workflow.name, text, *due, lane, stored, conn)
-        return Run(self._store, id, workflow)
-
-    async def trigger_many(
-        self,
-        workflow: Workflow[InputT, OutputT],
-        inputs: Iterable[InputT],
-        *,
-        queue: str | None = None,
-        priority: int | None = None,
-        conn: Any = None,
-    ) -> Sequence[UUID]:
-        """Start a run for each input, now, in one transaction, and return their ids in order."""
-        lane = choose_lane(workflow.policy, queue, priority)
-        texts = [encode_input(workflow, value, self._max_step_bytes) for value in inputs]
-        ids = TaskIds(UUID(int=first_id()), len(texts))
-        await self._store.insert_runs(ids, workflow.name, texts, lane, conn)
-        return ids
-
-    @overload
-    def run(self, id: UUID | str) -> Run[Any]: ...
-    @overload
-    def run(self, id: UUID | str, workflow: Workflow[Any, OutputT]) -> Run[OutputT]: ...
-    def run(self, id: UUID | str, workflow: Workflow[Any, Any] | None = None) -> Run[Any]:
-        """Return a run by its id, without I/O. Given its workflow, the result has that type; else that of the JSON.
-
-        Raises `EnqueueError` if the id is not a UUID, nor the text of one.
-        """
-        return Run(self._store, check_run_id(id), workflow)
-
-    async def runs(
-        self,
-        workflow: Workflow[Any, Any] | str | None = None,
-        *,
-        state: RunState | None = None,
-        limit: int = 100,
-        before: UUID | str | None = None,
-    ) -> list[RunStatus]:
-        """Return runs of a workflow, or of all, in a state, or in any; the latest first.
-
-        For the next page pass the last id as `before`. Looks at 100,000 runs at most.
-        """
-        name = workflow.name if isinstance(workflow, Workflow) else workflow
-        last = None if before is None else check_run_id(before)
-        return await self._store.list_statuses(name, state, limit, last)
-
-    async def signal(self, run: UUID | str, name: str, value: Any = None, *, conn: Any = None) -> None:
-        """Send a signal to a run, which keeps it until it waits for one of this name. With `conn` it is part of the
-        caller's transaction. Raises `RunNotFound` if the run has ended, never was, or is a task of another kind."""
-        await send_signal(self._store, check_run_id(run), name, value, conn)

@@ -23,10 +23,11 @@ from pgtask._log import EventLog
 from pgtask._postgres.migrate import check_schema
 from pgtask._postgres.store import Link
 from pgtask._postgres.times import allow_far_times
-from pgtask._postgres.transactions import check_caller
+from pgtask._postgres.transactions import check_caller, refuse_read_only
 from pgtask._worker.claim import Claim
 from pgtask._worker.renew import Renew
 from pgtask._worker.wake import Wake
+from pgtask._wrong_with import AsyncWithOnly
 from pgtask.app import App
 from pgtask.errors import ConsumeError, DatabaseError, DatabaseUnavailable
 from pgtask.policy import check_queue
@@ -40,7 +41,7 @@ RELEASE_TIMEOUT = 5.0  # seconds for the last release at the end; then the lease
 _BY_HAND = b"hand"  # the tokens of consumers begin with it: expire.sql frees their leases one by one
 
 
-class Consumer:
+class Consumer(AsyncWithOnly):
     """A consumer of the tasks of one or more queues. Made by `Client.consumer`; use it by `async with`.
 
         async with client.consumer("emails") as consumer:
@@ -63,6 +64,8 @@ class Consumer:
     constraint or trigger of yours refuses (that batch and those after it are not written, and you still hold them); and
     `DatabaseRefused`. Entering raises the errors of opening a `Client`, and `SchemaError`.
     """
+
+    _with_error = ConsumeError
 
     def __init__(
         self, dsn: str, queues: str | Iterable[str], *, app: App | None, lease_timeout: timedelta, pooled: bool
@@ -213,7 +216,8 @@ class Consumer:
         self._check_open()
         if conn is not None:
             check_caller(conn, ConsumeError)
-            return await self._statements.finish_within(conn, self._held.check("done", leases))
+            with refuse_read_only(ConsumeError):
+                return await self._statements.finish_within(conn, self._held.check("done", leases))
         chosen = self._held.settle("done", leases)
         return await asyncio.shield(self._statements.begin(self._statements.finish, chosen))
 

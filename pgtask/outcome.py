@@ -36,8 +36,9 @@ class Enqueue(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     - `after` or `at`: when the task is due, by the database's clock; by default at once.
     - `queue`, `priority`: by default those of the policy of the step.
-    - `key`: at most one task with this key is in the table, waiting, running or parked. If there is one, this new task
-      is not inserted.
+    - `key`: at most one task of its name with this key is in the table, waiting, running or parked. If there is one,
+      this new task is not inserted. The rules that change the other task (`on_conflict`, `on_parked`, `debounce`) and
+      `expires` are arguments of the methods of `Client`; an item has none of its own.
 
     Raises `EnqueueError` as the methods of `Client` do.
     """
@@ -52,7 +53,7 @@ class Enqueue(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     def __post_init__(self) -> None:
         check_one_time(self.after, self.at)
         if self.after is not None:
-            check_delay(self.after)
+            check_delay(self.after, "after")
         if self.at is not None:
             check_time(self.at)
         choose_lane(_ANY_POLICY, self.queue, self.priority)

@@ -181,17 +181,19 @@ def choose_tasks(
 ) -> TaskFilter:
     """Return the filter of `Client.tasks`. Raises `EnqueueError`, which names the argument."""
     _check_text("queue", queue)
+    if queue is not None and "," in queue:
+        raise EnqueueError(f"tasks(queue={queue!r:.80}): no queue has a comma in its name; choose one queue at a time")
     _check_text("error", error)
     family, name = _names(task, step)
     if key is not None and family is None:
         raise EnqueueError(f"tasks(key={key!r:.80}): a key belongs to a task; give task= as well")
     return TaskFilter(
         states=_choose_states(state, error),
-        queue=queue,
+        queues=None if queue is None else (queue,),
         task=family,
         step=name,
         error=error,
-        older_than=None if older_than is None else timedelta(seconds=check_delay(older_than)),
+        older_than=None if older_than is None else timedelta(seconds=check_delay(older_than, "older_than")),
         key=None if key is None else check_key(key),
     )
 
@@ -252,7 +254,8 @@ def _reschedule(at: datetime | None, after: timedelta | None) -> Reschedule:
     check_one_time(after, at)
     if at is None and after is None:
         raise EnqueueError("reschedule() needs a time: give at= or after=")
-    return Reschedule(at=None if at is None else check_time(at), delay=None if after is None else check_delay(after))
+    delay = None if after is None else check_delay(after, "after")
+    return Reschedule(at=None if at is None else check_time(at), delay=delay)
 
 
 def _move(queue: str | None, priority: int | None) -> Move:

@@ -30,6 +30,7 @@ from pgtask._step_tools import StepTools
 from pgtask._worker.lifespan import opened_resources
 from pgtask._worker.step_client import StepClient
 from pgtask._workflow.executor import RunExecutor
+from pgtask._wrong_with import AsyncWithOnly
 from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import DatabaseRefused, DefinitionError
@@ -55,7 +56,7 @@ FROM_LIFESPAN: Any = object()
 Item = Task | Callable[[Any], bool]
 
 
-class MemoryWorker:
+class MemoryWorker(AsyncWithOnly):
     """A worker without a database.
 
         async with MemoryWorker(app) as worker:
@@ -78,6 +79,8 @@ class MemoryWorker:
 
     Raises `LifespanError` when it is entered, as a worker does.
     """
+
+    _with_error = DefinitionError
 
     def __init__(
         self,

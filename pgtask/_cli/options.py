@@ -12,8 +12,10 @@ from datetime import timedelta
 
 from pgtask._cli.parser import Parser
 from pgtask._durations import DURATION_EXAMPLES, MAX_SECONDS, parse_duration
+from pgtask._placement import scoped_key
 from pgtask._postgres.listing import TaskFilter
-from pgtask.errors import ConfigError
+from pgtask.errors import ConfigError, EnqueueError
+from pgtask.policy import check_queue
 
 __all__ = [
     "ID_HELP",
@@ -24,6 +26,7 @@ __all__ = [
     "add_traceback",
     "has_filters",
     "parse_age",
+    "parse_queues",
     "parse_seconds",
     "task_filter",
     "whole_number",
@@ -55,9 +58,12 @@ def add_traceback(parser: Parser) -> None:
 
 def add_filters(parser: Parser) -> None:
     """Add the options that `task_filter` reads."""
-    parser.add_argument("-q", "--queue", metavar="NAME", help="only this queue")
+    parser.add_argument(
+        "-q", "--queue", action="extend", type=parse_queues, metavar="NAMES", help="only these queues, as a or a,b"
+    )
     parser.add_argument("--task", metavar="TASK", help="only this task, as Greeter")
     parser.add_argument("--step", metavar="STEP", help="only this step, as ReadName or Greeter.ReadName")
+    parser.add_argument("--key", metavar="KEY", help="only those with this key, of the --task it belongs to")
     parser.add_argument("--error", metavar="PATTERN", help="only parked ones with this error, as 'TimeoutError%%'")
     parser.add_argument(
         "--age", type=parse_age, metavar="TIME", help="only those that fell due, or were parked, before"
@@ -76,11 +82,30 @@ def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter
         if "parked" not in states:
             raise ConfigError("--error is of parked tasks: leave out --state")
         states = ("parked",)
-    return TaskFilter(states=states, queue=args.queue, task=task, step=step, error=args.error, older_than=args.age)
+    queues = None if args.queue is None else tuple(dict.fromkeys(args.queue))
+    return TaskFilter(
+        states=states,
+        queues=queues,
+        task=task,
+        step=step,
+        error=args.error,
+        older_than=args.age,
+        key=None if args.key is None else _check_scope(args.key, task),
+    )
+
+
+def _check_scope(key: str, task: str | None) -> str:
+    if task is None:
+        raise ConfigError(f"--key {key}: a key belongs to a task or workflow; name it by --task")
+    try:
+        scoped_key(task, key)
+    except EnqueueError as error:
+        raise ConfigError(f"--{error}") from None
+    return key
 
 
 def has_filters(args: argparse.Namespace) -> bool:
-    return any(getattr(args, name) is not None for name in ("queue", "task", "step", "error", "age"))
+    return any(getattr(args, name) is not None for name in ("queue", "task", "step", "key", "error", "age"))
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -109,6 +134,14 @@ def parse_seconds(text: str) -> float:
     if seconds >= MAX_SECONDS:
         raise argparse.ArgumentTypeError(f"{text} is too long: give less than {MAX_SECONDS:,} seconds")
     return seconds
+
+
+def parse_queues(text: str) -> list[str]:
+    """Return the queues of a text such as `a,b`."""
+    try:
+        return [check_queue(name.strip()) for name in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_age(text: str) -> timedelta:

@@ -21,6 +21,7 @@ __all__ = [
     "labelled_lines",
     "one_line",
     "printable",
+    "shown_id",
     "table_lines",
     "wrap_sentence",
 ]
@@ -109,7 +110,7 @@ def table_lines(
 
 def _make_cell(column: Column[Row], row: Row, screen: Screen) -> str:
     cell = printable(column.cell(row))
-    return cell[-SHORT_ID:] if column.is_id and screen.width is not None else cell
+    return shown_id(cell, screen) if column.is_id else cell
 
 
 def _fit_widths(
@@ -164,6 +165,11 @@ def printable(text: str) -> str:
 
 def _is_printable(char: str) -> bool:
     return unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def shown_id(id: str, screen: Screen) -> str:
+    """Return an id as a screen shows it: on a terminal by its last digits."""
+    return id if screen.width is None else id[-SHORT_ID:]
 
 
 def one_line(text: str) -> str:

@@ -82,7 +82,7 @@ class Records:
 
     def add(self, task: MemoryTask, name: str, parent: UUID | None = None) -> UUID:
         """Insert a run and return its id; that of the live task with its key, if there is one."""
-        found = self.rows.insert(task)
+        found, _ = self.rows.insert(task)
         if found is task:
             self.runs[task.id] = Record(id=task.id, name=name, parent=parent, created_at=self.rows.now)
         self.triggered.append(

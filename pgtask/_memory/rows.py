@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from pgtask._fastpath import Outcomes
+from pgtask._ids import EnqueueOutcome
 from pgtask._placement import KEEP, KeyRule
 from pgtask._progress import Progress
 from pgtask.task import Task
@@ -96,40 +97,46 @@ class Rows:
         self.followers: list[Callable[[MemoryTask], None]] = []
         """Functions that are called with each task that is parked."""
 
-    def insert(self, task: MemoryTask, rule: KeyRule = KEEP) -> MemoryTask:
+    def insert(self, task: MemoryTask, rule: KeyRule = KEEP) -> tuple[MemoryTask, EnqueueOutcome]:
         """Add a task and return it. If a live task has its key, do what the rule says, as enqueue_onto.sql does, and
-        return the task that has the step now."""
+        return the task that has the step now. Returns also what became of the step."""
         if rule != KEEP:
             self.promote()
         holder = self.holder(task)
         if holder is None:
             self.tasks[task.id] = task
-            return task
+            return task, "new"
+        outcome: EnqueueOutcome = "kept"
         is_debounced = rule.debounce is not None
         if holder.state == "waiting" and (is_debounced or rule.on_conflict == "replace"):
             holder.take(task, _put_off(holder, task.due_at, rule))
+            outcome = "replaced"
         elif holder.state == "parked" and rule.on_parked == "replace":
             holder.take(task, task.due_at)
+            outcome = "replaced"
         elif holder.state == "parked" and rule.on_parked == "revive":
             holder.take(holder, self.now)
+            outcome = "revived"
         is_enough = holder.state != "leased" and holder.raw == task.raw
         if is_enough and holder.state == "waiting" and rule.on_conflict == "after" and not is_debounced:
+            if rule.on_parked == "replace" and holder.tried == 0 and task.due_at < holder.due_at:
+                outcome = "replaced"  # enqueue_onto.sql cannot tell this from a parked one that takes the step
             holder.serve(task)
         if holder.state == "parked" or is_enough or (rule.on_conflict == "keep" and not is_debounced):
-            return holder
+            return holder, outcome
         return self._insert_behind(task, rule)
 
-    def _insert_behind(self, task: MemoryTask, rule: KeyRule) -> MemoryTask:
+    def _insert_behind(self, task: MemoryTask, rule: KeyRule) -> tuple[MemoryTask, EnqueueOutcome]:
         second = self.holder(task, behind=True)
         if second is None:
             task.behind, task.due_at = task.due_at, FOREVER
             self.tasks[task.id] = task
-            return task
+            return task, "behind"
         assert second.behind is not None
         due = min(second.behind, task.due_at) if rule.debounce is None else _put_off(second, task.due_at, rule)
         second.take(task, FOREVER)
         second.behind = due
-        return second
+        return second, "replaced"
 
     def holder(self, wanted: MemoryTask, *, behind: bool = False) -> MemoryTask | None:
         """Return the live task of the same name that has the key of another one, or the one that waits behind it."""
@@ -137,6 +144,11 @@ class Rows:
             return None
         having = (task for task in self.tasks.values() if task.key == wanted.key and task.is_live)
         return next((one for one in having if one.name == wanted.name and (one.behind is not None) == behind), None)
+
+    def first_of(self, task: MemoryTask) -> UUID | None:
+        """Return the id of the task behind which another one waits."""
+        first = None if task.behind is None else self.holder(task)
+        return None if first is None else first.id
 
     def promote(self) -> None:
         """Make tasks due that wait behind another one that is gone, as promote.sql does."""

@@ -97,7 +97,7 @@ class MemoryStore:
             task.expires_at = self._rows.now + timedelta(seconds=place.expires_in)
         else:
             task.expires_at = place.expires_at
-        found = self._rows.insert(task, place.rule)
+        found, outcome = self._rows.insert(task, place.rule)
         self._enqueued.append(
             Enqueued(
                 task_id=UUID(int=found.id.int),
@@ -109,7 +109,7 @@ class MemoryStore:
                 is_new=found is task,
             )
         )
-        return TaskId(found.id.int, is_new=found is task)
+        return TaskId(found.id.int, outcome)
 
     def _new_task(self, id: UUID, text: str, lane: tuple[str, int], key: str | None, due: datetime) -> MemoryTask:
         queue, priority = lane
@@ -163,7 +163,7 @@ class MemoryStore:
         self.check_connection(conn)
         task = self._new_task(UUID(int=first_id()), text, lane, key, self._due_time(at, delay))
         found = self._records.add(task, name)
-        return TaskId(found.int, is_new=found == task.id)
+        return TaskId(found.int, "new" if found == task.id else "kept")
 
     async def insert_runs(
         self, ids: TaskIds, name: str, texts: Sequence[str], lane: tuple[str, int], conn: Any

@@ -95,7 +95,7 @@ class MemoryTasks:
     def _matches(self, task: MemoryTask, wanted: TaskFilter) -> bool:
         return (
             self._state(task) in wanted.states
-            and wanted.queue in (None, task.queue)
+            and (wanted.queues is None or task.queue in wanted.queues)
             and wanted.key in (None, task.key)
             and (wanted.pattern is None or re.match(wanted.pattern, task.raw[:1024]) is not None)
             and (wanted.error is None or _is_like(task.error or "", wanted.error))
@@ -120,6 +120,7 @@ class MemoryTasks:
             created_at=task.created_at,
             error=task.error,
             progress=task.tries[-1].progress if task.state == "leased" and task.tries else None,
+            behind_id=self._rows.first_of(task),
             seen_at=self._rows.now,
         )
 

@@ -62,7 +62,7 @@ class _Bulk:
         if not self._placed:
             return TaskIds(UUID(int=self._first), self._copied)
         copied = iter(range(self._first, self._first + self._copied))
-        return [self._placed.get(place) or TaskId(next(copied), is_new=True) for place in range(self._count)]
+        return [self._placed.get(place) or TaskId(next(copied), "new") for place in range(self._count)]
 
     async def _copy(self) -> None:
         """Copy plain steps until the source is over, or a chunk of others is full."""

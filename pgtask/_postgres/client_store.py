@@ -28,7 +28,7 @@ from pgtask._postgres.run_results import ResultWaiter
 from pgtask._postgres.runs import RunStatus, cancel_runs, list_runs, read_statuses, resume_runs, send_signal
 from pgtask._postgres.task_store import PostgresTasks
 from pgtask._postgres.tasks import retry_on_deadlock
-from pgtask._postgres.transactions import atomically, open_caller
+from pgtask._postgres.transactions import atomically, open_caller, refuse_read_only
 from pgtask._validate import NewRow
 from pgtask.errors import EnqueueError
 from pgtask.workflow import RunState
@@ -113,7 +113,8 @@ class PostgresStore:
     async def connection(self, conn: Any = None) -> AsyncIterator[Any]:
         """The caller's connection, through a door if it is not asyncpg's; or one of the pool."""
         if conn is not None:
-            yield await self._begin(conn)
+            with refuse_read_only():
+                yield await self._begin(conn)
             return
         self.check_connection()
         pool = self._pool
@@ -160,7 +161,7 @@ class PostgresStore:
         """
         if conn is not None:
             caller = await self._begin(conn)
-            with map_errors():
+            with refuse_read_only(), map_errors():
                 return await work(caller)
         async with self.connection() as connection:
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pgtask._ids import TaskId, first_id
 from pgtask._placement import KEEP
-from pgtask._postgres.many_inserts import insert_onto
+from pgtask._postgres.many_inserts import arrays_of, insert_onto
 from pgtask._postgres.refusals import KEPT_OUT, MAX_KEY_TRIES, check_count, refusals
 from pgtask._postgres.store import statement
 from pgtask._postgres.transactions import atomically, planned_by_index
@@ -28,8 +28,10 @@ def _columns(row: NewRow) -> tuple[Any, ...]:
 
 
 def task_insert(id: UUID, row: NewRow) -> tuple[str, list[Any]]:
-    """Return the statement that inserts a task, unless another one has its key, and its values."""
+    """Return the statement that inserts a task, or does to one that has its key what its rule says, and its values."""
     key = row.place.key
+    if row.place.rule != KEEP:
+        return statement("enqueue_onto"), [*arrays_of([id], [row]), *row.place.rule]
     if key is None:
         return statement("enqueue_keyless"), [id, *_columns(row)]
     return statement("enqueue"), [id, *_columns(row), key]
@@ -78,7 +80,7 @@ async def _insert_or_find(
                 async with planned_by_index(connection):
                     found = await find()
             if found is not None:
-                return TaskId(found.int, is_new=is_new)
+                return TaskId(found.int, "new" if is_new else "kept")
             if key is None:
                 raise DataRefused(f"the task was not inserted: {KEPT_OUT}")
             # The task with this key was finished in between: there is room for ours now.

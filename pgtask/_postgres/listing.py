@@ -40,12 +40,12 @@ _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 
 
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """A choice of tasks. `states` in the order of `STATES`; `task` and `step` are names of the envelope; `error` is a
-    pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any. With a
+    """A choice of tasks. `states` in the order of `STATES`; `queues`: any of them; `task` and `step` are names of the
+    envelope; `error` is a pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any. With a
     `key` there is a `task`."""
 
     states: tuple[str, ...] = STATES
-    queue: str | None = None
+    queues: tuple[str, ...] | None = None
     task: str | None = None
     step: str | None = None
     error: str | None = None
@@ -56,7 +56,11 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     def args(self) -> tuple[Any, ...]:
         """The parameters of shared/matching.sql."""
         age = None if self.older_than is None else self.older_than.total_seconds()
-        return list(self.states), self.pattern, self.queue, self.error, age
+        return list(self.states), self.pattern, self.queue_array, self.error, age
+
+    @property
+    def queue_array(self) -> list[str] | None:
+        return None if self.queues is None else list(self.queues)
 
     @property
     def stored_keys(self) -> list[str]:
@@ -68,7 +72,7 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_selective(self) -> bool:
         """Whether it may leave out rows of the states that it reads."""
-        return any(part is not None for part in (self.pattern, self.queue, self.error, self.older_than))
+        return any(part is not None for part in (self.pattern, self.queues, self.error, self.older_than))
 
     @property
     def pattern(self) -> str | None:
@@ -152,7 +156,7 @@ async def list_tasks(
     """
     async with transaction(connection, readonly=True) as now:
         if wanted.key is not None:
-            rows = await describe(connection, await _find_keyed(connection, wanted), characters)
+            rows = await describe(connection, (await _find_keyed(connection, wanted))[:limit], characters)
             return Page(rows, [], None, False)
         found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now)
         rows = await describe(connection, [task for task, _ in found], characters)
@@ -199,8 +203,7 @@ async def _list_sections(connection: Any, wanted: TaskFilter, after: Cursor | No
     waiting = [state for state in wanted.states if state in ("ready", "scheduled")]
     lanes = []
     if waiting:
-        queues = None if wanted.queue is None else [wanted.queue]
-        lanes = await connection.fetch(statement("lanes"), *lane_parameters(queues))
+        lanes = await connection.fetch(statement("lanes"), *lane_parameters(wanted.queues))
     sections += [
         _Section(state, queue, priority) for state in waiting for queue, priority, *_ in lanes if queue is not None
     ]
@@ -220,16 +223,16 @@ async def _read_section(
     """Return rows (id, at, place, matches, nth) of a section, from `start` or its head; see list_tasks.sql."""
     since = _LONG_AGO if start is None else start.time
     place = _FIRST_PLACE if start is None else (start.block, start.offset)
-    kind, queue, until = section.state, wanted.queue, now
+    kind, queues, until = section.state, wanted.queue_array, now
     before = None if wanted.older_than is None else now - wanted.older_than
     if section.state == "parked" and start is None:
         since, place = before or _NEVER, _LAST_PLACE
     elif section.state in ("ready", "scheduled"):
-        kind, queue = "waiting", section.queue
+        kind, queues = "waiting", [section.queue]
     if section.state == "scheduled":
         until = _NEVER
         since, place = (now, _LAST_PLACE) if start is None else (since, place)
-    lane = (queue, section.priority, until if before is None else min(until, before))
+    lane = (queues, section.priority, until if before is None else min(until, before))
     rows: list[Any] = await connection.fetch(
         statement("list_tasks"), kind, wanted.pattern, *lane, since, place, scan, limit, wanted.error, before
     )

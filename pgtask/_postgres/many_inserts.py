@@ -21,7 +21,7 @@ from pgtask._postgres.transactions import atomically, planned_by_index
 from pgtask._validate import NewRow
 from pgtask.errors import DataRefused
 
-__all__ = ["CHUNK_TASKS", "copy_rows", "insert_keyed", "insert_keyless", "insert_onto", "is_plain"]
+__all__ = ["CHUNK_TASKS", "arrays_of", "copy_rows", "insert_keyed", "insert_keyless", "insert_onto", "is_plain"]
 
 CHUNK_TASKS = 1000  # tasks in a statement,
 CHUNK_ONTO = 200  # and in one that may change others
@@ -46,9 +46,9 @@ async def insert_keyless(connection: Any, rows: Sequence[NewRow]) -> list[TaskId
     """Insert tasks without keys in one statement, and return their ids."""
     ids = _make_ids(len(rows))
     with refusals():
-        inserted = await connection.fetch(statement("enqueue_keyed"), *_arrays(ids, rows))
+        inserted = await connection.fetch(statement("enqueue_keyed"), *arrays_of(ids, rows))
     check_count(len(inserted), len(rows))
-    return [TaskId(id.int, is_new=True) for id in ids]
+    return [TaskId(id.int, "new") for id in ids]
 
 
 async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str, TaskId]:
@@ -69,7 +69,7 @@ async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str,
                 some = await (insert if size == least else _copy_chunk)(connection, chunk)
                 at += len(some)
                 found |= some
-                can_copy = is_keeping and some and all(id.is_new for id in some.values())
+                can_copy = is_keeping and some and all(id.outcome == "new" for id in some.values())
                 size = min(2 * size, MAX_COPIED) if can_copy else least
     return found
 
@@ -84,7 +84,7 @@ async def _copy_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str,
             await copy_rows(connection, rows := CopyRows(first, has_keys=True), _build(rows, chunk))
     except (asyncpg.UniqueViolationError, asyncpg.FeatureNotSupportedError):  # the second: row security
         return {}
-    return {key: TaskId(first + number, is_new=True) for number, key in enumerate(chunk)}
+    return {key: TaskId(first + number, "new") for number, key in enumerate(chunk)}
 
 
 async def _build(rows: CopyRows, chunk: Mapping[str, NewRow]) -> AsyncIterator[bytes]:
@@ -100,13 +100,13 @@ async def _insert_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[st
     missing = list(chunk)
     for _ in range(MAX_KEY_TRIES):
         rows = [chunk[key] for key in missing]
-        some = await connection.fetch(statement("enqueue_keyed"), *_arrays(_make_ids(len(rows)), rows))
-        found.update((row[0], TaskId(row[1].int, is_new=True)) for row in some)
+        some = await connection.fetch(statement("enqueue_keyed"), *arrays_of(_make_ids(len(rows)), rows))
+        found.update((row[0], TaskId(row[1].int, "new")) for row in some)
         missing = [key for key in missing if key not in found]
         if missing:
             async with planned_by_index(connection):
                 some = await connection.fetch(statement("find_keys"), missing)
-            found.update((row[0], TaskId(row[1].int, is_new=False)) for row in some)
+            found.update((row[0], TaskId(row[1].int, "kept")) for row in some)
             missing = [key for key in missing if key not in found]
         if not missing:
             return found
@@ -117,9 +117,9 @@ async def insert_onto(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str,
     """Insert tasks with one rule, which may change the tasks that have their keys."""
     rows = list(chunk.values())
     rule = rows[0].place.rule
-    arrays = _arrays(_make_ids(len(rows)), rows)
+    arrays = arrays_of(_make_ids(len(rows)), rows)
     some = await connection.fetch(statement("enqueue_onto"), *arrays, *rule)
-    found = {row[0]: TaskId(row[1].int, is_new=row[2]) for row in some}
+    found = {row[1]: TaskId(row[0].int, row[2]) for row in some}
     if len(found) < len(chunk):
         raise _kept_out(next(key for key in chunk if key not in found))
     return found
@@ -141,7 +141,7 @@ def _make_ids(count: int) -> list[UUID]:
     return [UUID(int=first + at) for at in range(count)]
 
 
-def _arrays(ids: list[UUID], rows: Sequence[NewRow]) -> tuple[list[Any] | None, ...]:
+def arrays_of(ids: list[UUID], rows: Sequence[NewRow]) -> tuple[list[Any] | None, ...]:
     """Return the columns of enqueue_keyed.sql and enqueue_onto.sql; None for an empty one."""
     columns = zip(*map(_columns, rows), strict=True)
     return ids, *(list(column) if any(value is not None for value in column) else None for column in columns)

@@ -29,6 +29,8 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     - `step`: the step as JSON, with its fields; `label` is its name, as `Greeter.ReadName`.
     - `tried`: failed tries of this step.
     - `wakeup_at`: the time at which it is due, or was parked. The years 9999 and 1 stand for the infinities.
+    - `behind_id`: the task that has its key, behind which it waits, see `Client`; it is `scheduled` then, for the year
+      9999. None if it waits behind none, or if that one has just gone.
     - `leased_until`: the end of its lease, unless its worker renews it; None if it has none, and in memory.
     - `progress`: what the running step has last reported.
     """
@@ -45,6 +47,7 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     progress: Progress | None = None
     leased_until: datetime | None = None
+    behind_id: UUID | None = None
     seen_at: datetime
 
     @property
@@ -67,6 +70,7 @@ def status_of(row: TaskRow) -> TaskStatus:
         error=row.error,
         progress=row.progress,
         leased_until=row.lock_expires_at,
+        behind_id=row.behind_id,
         seen_at=row.seen_at,
     )
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -26,15 +26,14 @@ from pgtask._progress import Progress
 from pgtask.errors import DatabaseRefused, SchemaError
 
 __all__ = [
-    "KeyHolder",
     "TaskChange",
     "TaskRow",
     "aware",
     "cancel_tasks",
     "change_tasks",
     "describe",
-    "find_holder",
     "find_ids",
+    "find_step",
     "in_transaction",
     "open_connection",
     "plain_values",
@@ -52,7 +51,8 @@ MAX_TRIES = 20  # of work that the server undoes: each time another transaction 
 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `pg_task` as it was at `seen_at`, by the clock of the server. An infinite time is the year 9999 or 1,
-    and one that Python cannot hold is a `FarTime`."""
+    and one that Python cannot hold is a `FarTime`. A task that waits behind another one has the time `behind`, at which
+    it is due once that is gone, and the id of that."""
 
     id: UUID
     state: str
@@ -70,6 +70,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     locked_by: UUID | None
     lock_expires_at: datetime | None
     behind: datetime | None
+    behind_id: UUID | None
     expires_at: datetime | None
     error: str | None
     seen_at: datetime
@@ -186,16 +187,10 @@ def aware(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-class KeyHolder(NamedTuple):
-    """The step of the task that has a key; `is_new` if this transaction has inserted it."""
-
-    step: str
-    is_new: bool
-
-
-async def find_holder(connection: Any, task: UUID) -> KeyHolder | None:
-    row = await connection.fetchrow(statement("key_holder"), task)
-    return None if row is None else KeyHolder(row["step"], row["is_new"])
+async def find_step(connection: Any, task: UUID) -> str | None:
+    """Return the step of a task; None if it is gone."""
+    step: str | None = await connection.fetchval(statement("step"), task)
+    return step
 
 
 # --- changing -----------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ committed by itself. The server's last word says whether there is one; it does n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -17,7 +17,7 @@ from pgtask._postgres.connection import PLAN_SETTINGS, map_errors
 from pgtask._postgres.store import statement
 from pgtask.errors import DatabaseUnavailable, EnqueueError, PgtaskError
 
-__all__ = ["atomically", "check_caller", "open_caller", "planned_by_index"]
+__all__ = ["atomically", "check_caller", "open_caller", "planned_by_index", "refuse_read_only"]
 
 _SAVEPOINT = "pgtask"
 
@@ -60,6 +60,22 @@ def check_caller(conn: Any, refuse: type[PgtaskError] = EnqueueError) -> None:
         "before: async with conn.transaction(). If it is that of a SQLAlchemy session, pass the session itself. "
         "Pass no conn if you want no transaction"
     )
+
+
+@contextmanager
+def refuse_read_only(refuse: type[PgtaskError] = EnqueueError) -> Iterator[None]:
+    """Raise the error `refuse` if the transaction of the caller is read-only: no try will do better. On a connection
+    of ours that is a server which is a standby now, and `map_errors` has the caller wait for the primary."""
+    try:
+        yield
+    except (DatabaseUnavailable, asyncpg.ReadOnlySQLTransactionError) as error:
+        cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
+        if not isinstance(cause, asyncpg.ReadOnlySQLTransactionError):
+            raise
+        raise refuse(
+            "conn= is in a read-only transaction, so nothing can be written in it: begin one that is READ WRITE, on "
+            "the primary server (SQLSTATE 25006)"
+        ) from cause
 
 
 @asynccontextmanager

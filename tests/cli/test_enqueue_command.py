@@ -53,6 +53,49 @@ def test_enqueue_routes_delays_and_keys(database: str, command: Command) -> None
     assert due == [(datetime(2026, 12, 24, 17, tzinfo=UTC),)]
 
 
+LEASE = "UPDATE pg_task SET locked_by = gen_random_uuid(), lock_expires_at = now() + interval '1 h'"
+
+
+def test_enqueue_says_what_became_of_the_step(database: str, command: Command) -> None:
+    words = ["enqueue", APP, "SayHello", "--key", "k"]
+    first = command(*words)
+    assert first.err == ""
+    task = first.out.strip()
+
+    def enqueue(name: str, *flags: str) -> tuple[str, str]:
+        said = command("enqueue", APP, "SayHello", f'{{"name": "{name}"}}', "--key", "k", *flags)
+        assert said.code == 0
+        return said.out.strip(), said.err.removeprefix("pgtask: ").strip()
+
+    has = f"nothing new was enqueued: task {task} has the key 'k' already, and"
+    assert enqueue("a") == (
+        task,
+        f"nothing was enqueued: task {task} has the key 'k' already, with another payload, which stays as it is",
+    )
+    assert enqueue("b", "--on-conflict", "replace") == (task, f"{has} has this step now")
+    assert enqueue("b", "--on-conflict", "after")[1].endswith("already, with the same payload")
+    assert enqueue("c", "--debounce", "1h", "--ceiling", "2h") == (task, f"{has} has this step now")
+    query(database, "UPDATE pg_task SET error = 'boom', tried = 2")
+    assert "nothing was enqueued" in enqueue("d", "--on-conflict", "after")[1]
+    assert enqueue("d", "--on-parked", "revive") == (task, f"{has} was parked; it is due again")
+    query(database, "UPDATE pg_task SET error = 'boom'")
+    assert enqueue("e", "--on-parked", "replace") == (task, f"{has} has this step now")
+    query(database, LEASE)
+    second, says = enqueue("f", "--on-conflict", "after")
+    assert says == f"task {second} is new, and waits behind the one that has the key 'k'"
+    assert enqueue("g", "--on-conflict", "replace")[1].startswith(
+        f"nothing new was enqueued: task {second} has the key"
+    )
+    rows = query(database, "SELECT step::json -> 'Greeter' -> 'SayHello' ->> 'name' FROM pg_task ORDER BY key DESC")
+    assert rows == [("e",), ("g",)]
+
+
+def test_enqueue_takes_an_expiry(database: str, command: Command) -> None:
+    assert command("enqueue", APP, "SayHello", "--expires", "1h").code == 0
+    left = "SELECT expires_at - created_at BETWEEN interval '1 h' AND interval '61 min' FROM pg_task"
+    assert query(database, left) == [(True,)]
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -60,7 +103,19 @@ def test_enqueue_routes_delays_and_keys(database: str, command: Command) -> None
         (["Nope"], "there is no step Nope in this app; it has Greeter.ReadName, Greeter.SayHello"),
         (["ReadName", '{"filename": 1}'], "Expected `str`, got `int` - at `$.filename`"),
         (["ReadName"], "missing required field `filename`"),
-        (["SayHello", '{"nam": "x"}'], "has no field 'nam'; its fields: name"),
+        (["SayHello", '{"nam": "x"}'], "has no field 'nam'; its fields: name; did you mean name?"),
+        (["ReadName", '{"filname": "x"}'], "ReadName has no field 'filname'; its fields: filename, encoding; did you"),
+        (
+            ["SayHello", "--on-conflict", "after"],
+            "--on-conflict is about another task with the same key: add --key KEY",
+        ),
+        (["SayHello", "--on-parked", "revive"], "--on-parked is about another task with the same key: add --key KEY"),
+        (["SayHello", "--debounce", "5m"], "--debounce is about another task with the same key: add --key KEY"),
+        (["SayHello", "--key", "k", "--ceiling", "5m"], "--ceiling bounds a debounce: add --debounce TIME"),
+        (["SayHello", "--key", "k", "--debounce", "5m", "--ceiling", "1m"], "--ceiling must not be shorter than"),
+        (["SayHello", "--key", "k", "--debounce", "5m", "--delay", "1m"], "leave out --delay and --at"),
+        (["SayHello", "--key", "k", "--on-conflict", "never"], "argument --on-conflict: invalid choice: 'never'"),
+        (["SayHello", "--expires", "1m", "--delay", "5m"], "--expires is before the task is due, so it would never"),
         (["Mailer.Flush", '{"x": 1}'], "has no field 'x'; its fields: none"),
         (["SayHello", "{"], "'{' is not JSON (Input data was truncated); for example '{\"name\": \"text\"}'"),
         (

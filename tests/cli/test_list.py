@@ -168,7 +168,7 @@ def test_list_json_holds_the_whole_row_on_one_line(database: str, command: Comma
     rows = {row["id"]: row for row in command("list", "--json").objects}
     row = rows[task]
     columns = query(database, "SELECT attname FROM pg_attribute WHERE attrelid = 'pg_task'::regclass AND attnum > 0")
-    assert set(row) == {*(name for (name,) in columns), "state", "label", "cursor"}
+    assert set(row) == {*(name for (name,) in columns), "state", "label", "cursor", "behind_id"}
     assert row["step"] == {"Greeter": {"SayHello": {"name": "é\0"}}}
     assert (row["state"], row["label"], row["error"], row["tried"]) == ("parked", "Greeter.SayHello", "boom", 6)
     assert (row["key"], row["queue"], row["priority"], row["claims"]) == ("k", "q", -1, 1)
@@ -267,7 +267,7 @@ def test_show_takes_the_beginning_of_an_id(database: str, command: Command) -> N
 NOTHING_TO_SORT = re.compile(r"->  Sort [^>]*->  Result [^>]*One-Time Filter: false")
 
 
-MATCHING = (["parked", "ready"], "^x", "q", "E%", 1.5)
+MATCHING = (["parked", "ready"], "^x", ["q"], "E%", 1.5)
 
 
 def test_statements_never_scan_or_sort_the_table(database: str) -> None:
@@ -275,9 +275,9 @@ def test_statements_never_scan_or_sort_the_table(database: str) -> None:
     never, long_ago, now = datetime.max, datetime.min, datetime.now(UTC)
     ids = [UUID(int=number) for number in range(3)]
     statements: list[tuple[Any, ...]] = [
-        ("list_tasks", "parked", "^x", "q", 0, now, never, (0, 1), 10, 5, "E%", now),
-        ("list_tasks", "leased", "^x", "q", 0, now, long_ago, (0, 1), 10, 5, "E%", now),
-        ("list_tasks", "waiting", "^x", "q", 0, now, long_ago, (0, 1), 10, 5, "E%", now),
+        ("list_tasks", "parked", "^x", ["q"], 0, now, never, (0, 1), 10, 5, "E%", now),
+        ("list_tasks", "leased", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now),
+        ("list_tasks", "waiting", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now),
         ("describe", ids, 100),
         ("find_prefix", ids[0], ids[1], 3),
         ("find_ending", "01234567", 3),
@@ -308,3 +308,62 @@ def test_statements_never_scan_or_sort_the_table(database: str) -> None:
                 assert not re.search(r"Seq Scan|Bitmap|Sort", plan), f"{name}:\n{plan}"
 
     with_connection(database, explain)
+
+
+# --- keys, and tasks that wait behind others
+
+
+BEHIND = {"key": "'/Greeter/k'", "behind": "now() + interval '1 h'", "wakeup_at": "'infinity'"}
+
+
+def test_task_behind_another_one_names_it(database: str, command: Command) -> None:
+    first = insert(database, **LEASED, key="'Greeter/k'")
+    second = insert(database, **BEHIND)
+    insert(database, key="'Greeter/other'")
+    lines = command("list").out.splitlines()
+    assert lines[-1].split()[1:] == ["scheduled", "Greeter.SayHello", "default", "0", "0", "behind", first]
+    assert f"\nbehind      {first}, which has its key; when that has left the table" in command("show", second).out
+    assert "behind" not in command("show", first).out
+    assert [row["behind_id"] for row in command("list", "--json").objects] == [None, None, first]
+    assert command("show", second, "--json").objects[0]["behind_id"] == first
+    query(database, "DELETE FROM pg_task WHERE id = $1", UUID(first))
+    assert command("list").out.splitlines()[-1].endswith("is next")
+    assert "has just gone: a worker makes this one due" in command("show", second).out
+
+
+def test_list_and_retry_find_tasks_by_key(database: str, command: Command) -> None:
+    first = insert(database, **PARKED, key="'Greeter/k'")
+    second = insert(database, **BEHIND)
+    for others in ("'Greeter/l'", "'Mailer/k'"):
+        insert(database, **PARKED, key=others)
+    for scope in (["--task", "Greeter"], ["--step", "Greeter.SayHello"]):
+        found = command("list", "--key", "k", *scope, "--json")
+        assert (found.code, found.err) == (0, "")
+        assert [row["id"] for row in found.objects] == sorted([first, second])
+    assert len(command("list", "--key", "k", "--task", "Greeter").out.splitlines()) == 3
+    assert len(command("list", "--key", "k", "--task", "Greeter", "-n", "1", "--json").objects) == 1
+    assert command("list", "--key", "m", "--task", "Greeter").err == "pgtask: no tasks match\n"
+    assert command("retry", "--parked", "--key", "k", "--task", "Greeter").out == "1 task made due\n"
+    assert command("list", "--json", "--key", "k", "--task", "Greeter").objects[0]["state"] == "ready"
+
+
+@pytest.mark.parametrize("command_words", [["list"], ["retry", "--parked"]])
+def test_key_without_its_task_is_refused(command: Command, command_words: list[str]) -> None:
+    said = command(*command_words, "--key", "k", "--step", "SayHello")
+    assert (said.code, said.err) == (2, "pgtask: --key k: a key belongs to a task or workflow; name it by --task\n")
+    said = command(*command_words, "--key", "", "--task", "Greeter")
+    assert (said.code, said.err) == (2, "pgtask: --key '' must be 1 to 512 characters without NUL\n")
+
+
+def test_several_queues_are_listed(database: str, command: Command) -> None:
+    ids = {
+        queue: [insert(database, queue=f"'{queue}'"), insert(database, queue=f"'{queue}'", **PARKED)] for queue in "abc"
+    }
+    wanted = {*ids["a"], *ids["c"]}
+    for words in (["-q", "a,c"], ["-q", "a", "-q", "c"], ["--queue", "a, c"], ["-q", "c,a,c"]):
+        found = [row["id"] for row in command("list", "--json", *words).objects]
+        assert (len(found), set(found)) == (4, wanted)
+    assert command("retry", "--parked", "-q", "a,c").out == "2 tasks made due\n"
+    said = command("list", "-q", "a,")
+    assert (said.code, said.out) == (2, "")
+    assert "queue '' must be a printable string" in said.err

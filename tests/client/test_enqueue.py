@@ -27,6 +27,7 @@ from post import (
     UnknownType,
     Wait,
     Write,
+    doubled,
 )
 
 from pgtask import Client, Task
@@ -170,6 +171,14 @@ def at(when: Any) -> Call:
     return lambda client, conn: client.schedule(Write("x"), when, conn=conn)
 
 
+def many(steps: list[Any], **options: Any) -> Call:
+    return lambda client, conn: client.enqueue_many(steps, conn=conn, **options)
+
+
+def begun(**options: Any) -> Call:
+    return lambda client, conn: client.trigger(doubled, 1, conn=conn, **options)
+
+
 NO_STEP = r"not a step"
 LONG = "x" * DEFAULT_MAX_STEP_BYTES
 
@@ -185,7 +194,9 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "not a step": (one("text"), "a value of type str is " + NO_STEP),
     "none": (one(None), "a value of type NoneType is " + NO_STEP),
     "class instead of step": (one(Write), r"^Write is a class: write Write\(\.\.\.\)$"),
-    "family itself": (one(Post()), "a value of type Post is " + NO_STEP),
+    "family itself": (one(Post()), r"^Post is a task, not a step; enqueue one of its steps, such as \w+\(\.\.\.\)$"),
+    "family as a class": (one(Post), "^Post is a task, not a step"),
+    "a class of no task": (one(Address), "a value of type StructMeta is " + NO_STEP),
     "root itself": (one(Task()), "a value of type Task is " + NO_STEP),
     "struct that is no task": (one(Address("Elm")), "a value of type Address is " + NO_STEP),
     "wrong field type": (one(Send(3)), r"Post\.Send .*Expected `str`, got `int` - at `\$\.to`"),  # type: ignore[arg-type]
@@ -211,7 +222,15 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "priority a truth": (one(Write("x"), priority=True), "priority True must be"),
     "priority too high": (one(Write("x"), priority=32768), "priority 32768 must be"),
     "priority too low": (one(Write("x"), priority=-32769), "priority -32769 must be"),
-    "key of wrong type": (one(Write("x"), key=3), "key 3 must be"),
+    "key of wrong type": (one(Write("x"), key=3), "key=3 must be a string, not of type int"),
+    "workflow": (one(doubled), "^doubled is a workflow, not a step; start a run of it by trigger"),
+    "expires of wrong type": (one(Write("x"), expires=5), r"^expires=5 must be a timedelta or a datetime$"),
+    "expires out of range": (one(Write("x"), expires=timedelta.max), r"^expires=.* at most 365000 days$"),
+    "expires without zone": (one(Write("x"), expires=datetime(2030, 1, 1)), "^expires=.* has no time zone"),
+    "debounce of wrong type": (one(Write("x"), key="k", debounce=5), "^debounce=5 must be a timedelta"),
+    "ceiling of wrong type": (one(Write("x"), key="k", debounce=HOUR, ceiling=5), "^ceiling=5 must be a timedelta"),
+    "after of wrong type": (begun(after=5), "^after=5 must be a timedelta"),
+    "rule without a function": (many([Write("x")], on_conflict="after"), "^on_conflict, .* need key=, a function"),
     "key empty": (one(Write("x"), key=""), "key '' must be"),
     "key too long": (one(Write("x"), key="k" * 513), "key .* must be"),
     "key with NUL": (one(Write("x"), key="a\0b"), "key .* must be"),
@@ -284,7 +303,7 @@ MANY_REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "queue": ([Write("x")], {"queue": ""}, "queue '' must be"),
     "priority": ([Write("x")], {"priority": 2.5}, "priority 2.5 must be"),
     "key is no function": ([Write("x")], {"key": "x"}, "must be a function"),
-    "key gives no text": ([Write("x")], {"key": lambda step: 3}, "key 3 must be"),
+    "key gives no text": ([Write("x")], {"key": lambda step: 3}, "key=3 must be a string, not of type int"),
     "key gives NUL": ([Write("x")], {"key": lambda step: "\0"}, "key .* must be"),
 }
 

@@ -194,6 +194,9 @@ def test_task_that_would_expire_before_it_is_due_is_refused(dsn: str) -> None:
         at = datetime.now(UTC) + HOUR
         with pytest.raises(EnqueueError, match="it would never start"):
             await client.schedule(Write("x"), at, expires=at - timedelta(seconds=1))
+        with pytest.raises(EnqueueError, match=r"^expires=1:00:00 is before the task is due"):
+            await client.enqueue_many([Write("x"), Enqueue(Write("y"), after=2 * HOUR)], expires=HOUR)
+        assert await count(db) == 0
 
     play(dsn, scenario)
 
@@ -520,6 +523,96 @@ def test_many_expired_tasks_are_passed_under_hold(dsn: str, rows: Rows) -> None:
     assert rows.value("SELECT count(*) FROM pg_task") == 0
 
 
+# --- what became of the step
+
+
+RULES = [
+    (conflict, parked, debounce)
+    for conflict in ("keep", "replace", "after")
+    for parked in ("keep", "revive", "replace")
+    for debounce in (None, timedelta(minutes=1))
+]
+STATES = ("none", "waits", "scheduled", "runs", "parked", "runs, one behind", "parked, one behind")
+
+
+def expected(state: str, same: bool, conflict: str, parked: str, debounce: timedelta | None) -> str:
+    """The outcome, by the words of the reference."""
+    takes = conflict == "replace" or debounce is not None
+    if state == "none":
+        return "new"
+    if state.startswith("runs"):
+        behind = "replaced" if "behind" in state else "behind"
+        return behind if takes or conflict == "after" else "kept"
+    if state.startswith("parked"):
+        if parked != "revive":
+            return "replaced" if parked == "replace" else "kept"
+        if same or (conflict == "keep" and debounce is None):
+            return "revived"
+        return "replaced" if "behind" in state else "behind"  # behind the one that is revived
+    if takes:
+        return "replaced"
+    if conflict == "after" and same and state == "scheduled" and parked == "replace":
+        return "replaced"  # it is due earlier; the statement cannot tell that from a parked one
+    return "behind" if conflict == "after" and not same else "kept"
+
+
+async def in_memory(state: str, step: Write, rule: Any) -> str:
+    client = MemoryClient()
+    if state != "none":
+        first = await client.delay(Write("x"), HOUR if state == "scheduled" else timedelta(0), key="k")
+        task = client.rows.tasks[first]
+        if "behind" in state:
+            task.state = "leased"
+            await client.enqueue(Write("behind"), key="k", on_conflict="replace")
+        task.state = {"runs": "leased", "park": "parked"}.get(state[:4], "waiting")  # type: ignore[assignment]
+        client.rows.now += timedelta(seconds=1)
+    return (await client.enqueue(step, key="k", **rule)).outcome
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.one_database
+def test_outcome_says_what_became_of_the_step(dsn: str, state: str) -> None:
+    async def prepare(client: Client, db: Any) -> TaskId | None:
+        await db.execute("DELETE FROM pg_task")
+        if state == "none":
+            return None
+        first = await client.delay(Write("x"), HOUR if state == "scheduled" else timedelta(0), key="k")
+        if "behind" in state:
+            await db.execute(RUNS)
+            await client.enqueue(Write("behind"), key="k", on_conflict="replace")
+        await db.execute("UPDATE pg_task SET locked_by = NULL, lock_expires_at = NULL")
+        if state.startswith("runs"):
+            await db.execute(RUNS)
+        elif state.startswith("parked"):
+            await db.execute(IS_PARKED + " WHERE key = 'Post/k'")
+        return first
+
+    async def scenario(client: Client, db: Any) -> None:
+        for conflict, parked, debounce in RULES:
+            for same in (True, False):
+                first = await prepare(client, db)
+                step = Write("x" if same else "y")
+                rule: Any = {"on_conflict": conflict, "on_parked": parked, "debounce": debounce}
+                id = await client.enqueue(step, key="k", **rule)
+                said = (state, same, conflict, parked, debounce, id.outcome)
+                assert id.outcome == expected(state, same, conflict, parked, debounce), said
+                assert id.is_new == (id.outcome in ("new", "behind")), said
+                assert id.outcome == await in_memory(state, step, rule), said
+                row = await db.fetchrow("SELECT step, behind, error FROM pg_task WHERE id = $1", id)
+                has_it = f'"text":"{step.text}"' in row["step"]
+                if id.outcome == "revived":
+                    assert (id, row["error"]) == (first, None), said
+                elif id.outcome != "kept":
+                    assert has_it, said
+                if id.outcome == "behind":
+                    assert row["behind"] is not None, said
+                    assert (await client.task(id).status()).behind_id == first, said
+                if not same and id.outcome == "kept":
+                    assert not has_it, said
+
+    play(dsn, scenario)
+
+
 # --- in memory
 
 
@@ -533,6 +626,7 @@ def test_rules_in_memory_are_those_of_the_table(dsn: str) -> None:
         lambda client: client.delay(Write("d"), HOUR, key="k", on_conflict="replace"),
         lambda client: client.enqueue(Write("e"), key="k", debounce=HOUR),
         lambda client: client.enqueue(Tell("e"), key="k"),
+        lambda client: client.enqueue(Write("x"), key="k", on_parked="revive"),
         lambda client: client.delay(Write("f"), HOUR, key="l", on_conflict="after", expires=2 * HOUR),
         lambda client: client.enqueue(Write("f"), key="l", on_conflict="after", expires=3 * HOUR),
     ]
@@ -545,7 +639,7 @@ def test_rules_in_memory_are_those_of_the_table(dsn: str) -> None:
             mine.append(await call(memory))
             theirs.append(await call(client))
         assert [mine.index(id) for id in mine] == [theirs.index(id) for id in theirs]
-        assert [id.is_new for id in mine] == [id.is_new for id in theirs]
+        assert [id.outcome for id in mine] == [id.outcome for id in theirs]
         raw = {row["id"]: row["step"] for row in await db.fetch("SELECT id, step FROM pg_task")}
         assert {memory.rows.tasks[one].raw for one in mine} == {raw[one] for one in theirs}
         last = memory.rows.tasks[mine[-1]]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from client_kit import count, numbered
 from fix_database import run
-from post import Write
+from post import Post, Write
 from round_trips import RoundTrips
 from sessions import connected
 
-from pgtask import Client, EnqueueError
-from pgtask.testing import MemoryClient
+from pgtask import App, Client, EnqueueError, SyncClient
+from pgtask.consumer import Consumer
+from pgtask.errors import ConsumeError, DatabaseUnavailable, DefinitionError, PgtaskError
+from pgtask.testing import MemoryClient, MemoryWorker
 
 pytestmark = pytest.mark.one_database
 
@@ -33,6 +37,43 @@ def test_a_client_opens_and_closes_by_hand(dsn: str) -> None:
                 await client.close()
         async with connected(dsn) as db:
             assert await count(db) == 2
+
+    run(main())
+
+
+def test_a_database_that_is_read_only_for_us_is_unavailable(dsn: str) -> None:
+    """A primary that has become a standby: the client may try again. With `conn=` it is an error of the caller."""
+
+    async def main() -> None:
+        async with Client(f"{dsn}&options=-cdefault_transaction_read_only%3Don") as client:
+            with pytest.raises(DatabaseUnavailable, match="25006"):
+                await client.enqueue(Write("x"))
+            with pytest.raises(DatabaseUnavailable, match="25006"):
+                await client.enqueue_many([Write("x")])
+            async with connected(dsn) as db, db.transaction(readonly=True):
+                with pytest.raises(EnqueueError, match="conn= is in a read-only transaction"):
+                    await client.task(UUID(int=0)).cancel(conn=db)
+
+    run(main())
+
+
+def test_the_wrong_with_names_the_right_one() -> None:
+    consumer = Consumer("postgresql://", "queue", app=None, lease_timeout=timedelta(seconds=60), pooled=False)
+    wrong: list[tuple[Any, type[PgtaskError], str]] = [
+        (Client(), EnqueueError, "Client is entered by `async with`, not by `with`; in sync code use SyncClient"),
+        (MemoryClient(), EnqueueError, "MemoryClient is entered by `async with`, not by `with`; in sync code use"),
+        (consumer, ConsumeError, "Consumer is entered by `async with`, not by `with`"),
+        (MemoryWorker(App(Post)), DefinitionError, "MemoryWorker is entered by `async with`, not by `with`"),
+    ]
+    for made, error, says in wrong:
+        with pytest.raises(error, match=says), made:
+            raise AssertionError
+
+    async def main() -> None:
+        made: Any = SyncClient()
+        with pytest.raises(EnqueueError, match="SyncClient is entered by `with`; in async code use `async with Client"):
+            async with made:
+                raise AssertionError
 
     run(main())
 

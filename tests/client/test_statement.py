@@ -115,6 +115,44 @@ def test_a_key_that_a_task_has_gives_no_row(dsn: str) -> None:
         assert (by_psycopg(dsn, sql, values) is None) is expected
 
 
+@pytest.mark.parametrize("driver", SENT)
+def test_it_does_to_another_task_what_the_client_does(dsn: str, driver: str) -> None:
+    style, send = SENT[driver]
+
+    def enqueue(text: str, **options: Any) -> Any:
+        sql, values = pgtask.statement(Write(text), key="k %", style=style, **options)  # type: ignore[call-overload]
+        return send(dsn, sql, values)
+
+    with psycopg.connect(dsn, autocommit=True) as look:
+
+        def texts() -> list[Any]:
+            rows = look.execute("SELECT step::json -> 'Post' -> 'Write' ->> 'text' FROM pg_task ORDER BY key DESC")
+            return [text for (text,) in rows.fetchall()]
+
+        first = enqueue("first", on_conflict="replace", expires=HOUR)
+        assert enqueue("second", on_conflict="replace") == first
+        assert texts() == ["second"]
+        assert enqueue("third", debounce=HOUR, ceiling=HOUR, on_parked="revive") == first
+        assert look.execute("SELECT wakeup_at > now() + interval '59 min' FROM pg_task").fetchall() == [(True,)]
+        behind = enqueue("fourth", on_conflict="after")
+        assert texts() == ["third", "fourth"]
+        look.execute("UPDATE pg_task SET error = 'wrong' WHERE id = %s", [first])
+        assert enqueue("fifth", on_parked="replace") == first
+        assert texts() == ["fifth", "fourth"]
+        assert behind != first
+
+
+def test_its_row_says_what_became_of_the_step(dsn: str) -> None:
+    found = []
+    for _ in range(2):
+        sql, values = pgtask.statement(Write("x"), key="k", on_conflict="replace", style="format")
+        with psycopg.connect(dsn) as connection:
+            row = connection.execute(sql, values).fetchone()
+        assert row is not None
+        found.append(row[1:3])
+    assert found == [("Post/k", "new"), ("Post/k", "replaced")]
+
+
 def test_the_text_has_no_comment_and_stays_the_same() -> None:
     for style, first in (("numeric", "$1"), ("format", "%s"), ("pyformat", "%(p1)s")):
         (one, _), (two, _) = (pgtask.statement(Numbered(n), style=style) for n in (1, 2))  # type: ignore[call-overload]
@@ -131,6 +169,10 @@ def test_the_text_has_no_comment_and_stays_the_same() -> None:
         ({"priority": 10**6}, "priority"),
         ({"after": HOUR, "at": SUMMER}, "either after= or at="),
         ({"at": datetime(2036, 7, 1)}, "has no time zone"),
+        ({"on_conflict": "after"}, "give key= as well"),
+        ({"key": "k", "debounce": 5}, "debounce=5 must be a timedelta"),
+        ({"key": "k", "debounce": HOUR, "after": HOUR}, "leave out after= and at="),
+        ({"expires": HOUR, "after": 2 * HOUR}, "would never start"),
         ({"style": "qmark"}, "style='qmark' must be one of 'numeric', 'format', 'pyformat'"),
     ],
 )

@@ -63,3 +63,22 @@ def test_the_program_of_the_page_enqueues_with_each_driver(dsn: str, tmp_path: P
     assert rows.value("SELECT count(*) FROM shop_order") == len(WITH_AN_ORDER)
     steps = [row[0] for row in rows("SELECT (step::json->'Shop'->'Confirm'->>'order')::int FROM pg_task ORDER BY 1")]
     assert steps == [*range(1, len(WITH_AN_ORDER) + 1), 17, 18, 19, 20, 21]
+
+
+def test_the_sql_of_the_page_does_what_it_says(dsn: str) -> None:
+    rows = Rows(dsn)
+    (block,) = re.findall(r"^```sql\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    cancel, enqueue, revive, other, expire = (part for part in re.sub(r"--.*", "", block).split(";") if part.strip())
+    (first,) = rows(enqueue)
+    rows(cancel)
+    (second,) = rows(enqueue)
+    assert first != second
+    assert rows.value("SELECT count(*) FROM pg_task") == 1
+    rows("UPDATE pg_task SET error = 'wrong', tried = 5")
+    rows(cancel)  # of a parked one, nothing
+    rows(revive)
+    found = rows("SELECT id, error, tried FROM pg_task")
+    assert [tuple(row) for row in found] == [(second[0], None, 0)]
+    rows(other)
+    rows(expire)
+    assert rows.value("SELECT count(*) FROM pg_task WHERE expires_at > now() + interval '59 min'") == 1

@@ -104,6 +104,30 @@ def test_savepoint(dsn: str, name: str) -> None:
     play_door(name, dsn, scenario)
 
 
+def test_read_only_transaction_is_refused_by_name(dsn: str, name: str) -> None:
+    """To try again is of no use, so it is no `DatabaseUnavailable`."""
+
+    async def scenario(client: Any, caller: Caller, look: Any) -> None:
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: client.enqueue(Write("x"), conn=caller.conn),
+            lambda: client.enqueue(Write("x"), key="k", conn=caller.conn),
+            lambda: client.enqueue(Write("x"), key="k", on_conflict="after", conn=caller.conn),
+            lambda: client.enqueue_many(numbered(3), conn=caller.conn),
+            lambda: client.enqueue_many(numbered(3), key=lambda step: str(step.n), conn=caller.conn),
+            lambda: client.trigger(doubled, 1, conn=caller.conn),
+            lambda: client.trigger_many(doubled, [1, 2], conn=caller.conn),
+        ]
+        for call in calls:
+            await caller.begin()
+            await caller.send("SET LOCAL transaction_read_only = on")
+            with pytest.raises(EnqueueError, match=r"conn= is in a read-only transaction.* \(SQLSTATE 25006\)$"):
+                await call()
+            await caller.rollback()
+        assert tasks(look) == 0
+
+    play_door(name, dsn, scenario)
+
+
 def test_key_conflict(dsn: str, name: str) -> None:
     async def scenario(client: Any, caller: Caller, look: Any) -> None:
         await caller.begin()

@@ -87,7 +87,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "nothing": (None, f"{ITEM}a value of type NoneType is not a step"),
     "a class": (Closes, f"{ITEM}Closes is a class: write Closes(...)"),
     "an outcome": (Done(), f"{ITEM}a value of type Done is not a step"),
-    "a workflow": (flows.typed, f"{ITEM}a value of type Workflow is not a step"),
+    "a workflow": (flows.typed, f"{ITEM}typed is a workflow, not a step; start a run of it by trigger"),
     "without repr": (NoRepr(), f"{ITEM}a value of type NoRepr is not a step"),
     "enqueue of enqueue": (Enqueue(Enqueue(Closes("a"))), f"{ITEM}a value of type Enqueue is not a step"),  # type: ignore[arg-type]
     "a wrong field": (Closes(5), f"{ITEM}step Tree.Closes cannot be decoded: Expected `str`, got `int`"),  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def of_worker(held: list[UUID]) -> dict[str, Call]:
         "claim_unsuspected": Call(claim, 10 * MANY),
         "claim_known": Call((*claim, "{", MANY, True, float("inf")), 10 * MANY),
         "claimed": Call((held, TOKEN), 10 * MANY),
-        "key_holder": Call((held[0] if held else TOKEN,), 10),
+        "step": Call((held[0] if held else TOKEN,), 10),
     }
 
 

@@ -19,11 +19,16 @@ def told(rows: Rows) -> list[str]:
     return [row[0] for row in rows("SELECT text FROM told ORDER BY number")]
 
 
+async def make_told(connection: Any) -> None:
+    """Two sessions that make a table at once would fail."""
+    await connection.execute("SELECT pg_advisory_lock(1)")
+    await connection.execute(TOLD)
+    await connection.execute("SELECT pg_advisory_unlock(1)")
+
+
 async def tell(ctx: Context, text: str) -> None:
     async with ctx.db.acquire() as connection:
-        await connection.execute("SELECT pg_advisory_lock(1)")
-        await connection.execute(TOLD)
-        await connection.execute("SELECT pg_advisory_unlock(1)")
+        await make_told(connection)
         await connection.execute("INSERT INTO told (text) VALUES ($1)", text)
 
 
@@ -78,7 +83,8 @@ class Shift(Shifts):
     text: str
 
     async def run(self, ctx: Context) -> Done:
-        await ctx.db.execute(TOLD)
+        async with ctx.db.acquire() as connection:
+            await make_told(connection)
         while self.text == "slow" and not await ctx.db.fetchval(GONE):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await tell(ctx, self.text)

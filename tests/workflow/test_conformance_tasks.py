@@ -244,7 +244,8 @@ def test_changes_of_many_are_counted_once(stores: Stores) -> None:
         ({"step": "Errand.Walk", "task": "Other"}, "Other.* has no step Errand.Walk"),
         ({"key": "", "task": "Errand"}, "must be 1 to 512 characters"),
         ({"key": "k"}, "a key belongs to a task; give task= as well"),
-        ({"older_than": 5}, "must be a timedelta"),
+        ({"older_than": 5}, "^older_than=5 must be a timedelta"),
+        ({"queue": "a,b"}, "no queue has a comma in its name"),
     ],
 )
 def test_wrong_filters_are_refused(stores: Stores, wanted: dict[str, Any], says: str) -> None:

@@ -11,18 +11,19 @@ import json
 import sys
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
 from pgtask._cli.database import Database, find_database, load_configured_app
+from pgtask._cli.key_options import add_key, check_key_options, describe_outcome, key_options
 from pgtask._cli.options import TIME_HELP, add_traceback, parse_seconds
 from pgtask._cli.output import OutputError, note, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._fastpath import Codec
+from pgtask._ids import TaskId
 from pgtask._nearest import did_you_mean
 from pgtask._postgres.migrate import migrate
-from pgtask._postgres.tasks import find_holder, open_connection
+from pgtask._postgres.tasks import find_step, open_connection
 from pgtask._validate import encode
 from pgtask.app import App, StepDefinition
 from pgtask.client import Client
@@ -37,7 +38,8 @@ __all__ = ["HELP", "SUMMARY", "add_arguments", "run"]
 SUMMARY = "enqueue a task"
 HELP = """\
 Enqueue a task and print its id. The JSON holds the step's fields; it is checked as a worker would decode it, before
-anything is sent. Without it the fields take their defaults; - reads it from stdin.
+anything is sent. Without it the fields take their defaults; - reads it from stdin. If another task has the key, stderr
+says what became of it, and the id is that of the task that has the step now.
 
     pgtask enqueue greetings:app ReadName \\
         '{"filename": "name.txt"}' --delay 5m
@@ -58,7 +60,8 @@ def add_arguments(parser: Parser) -> None:
     when.add_argument("--at", metavar="WHEN", help="due at a time, as 2026-12-24T18:00:00+01:00")
     parser.add_argument("-q", "--queue", metavar="NAME", help="its queue (default: the step's)")
     parser.add_argument("--priority", type=int, metavar="N", help="its priority (default: the step's)")
-    parser.add_argument("--key", metavar="KEY", help="if a task has this key already, print the id of that one")
+    parser.add_argument("--expires", type=parse_seconds, metavar="TIME", help="no worker starts it after that time")
+    add_key(parser)
     add_traceback(parser)
 
 
@@ -69,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     step = _decode_step(definition, _read_stdin() if text == "-" else text)
     flow = loaded.workflows[definition.task][-1] if definition.task in loaded.workflows else None
     at = None if args.at is None else _parse_time(args.at)
+    check_key_options(args, is_run=flow is not None)
+    _check_expires(args, is_run=flow is not None)
     database = find_database(vars(args), creates=True)
     task, remark = asyncio.run(_insert_task(args, database, step, flow, at))
     try:
@@ -117,13 +122,12 @@ def _decode_step(definition: StepDefinition, text: str | None) -> Task:
         msgspec.json.decode(data)
     except msgspec.DecodeError as error:
         raise EnqueueError(f"{text!r:.80} is not JSON ({error}); {_show_example(definition)}") from None
+    if not definition.transparent:
+        _refuse_unknown_fields(definition, text)  # first: a mistyped field is also a missing one
     try:
-        step = codec.decode(data)
+        return codec.decode(data)
     except DecodeError as error:
         raise EnqueueError(f"step {error}") from error
-    if not definition.transparent:
-        _refuse_unknown_fields(definition, text)
-    return step
 
 
 def _show_example(definition: StepDefinition) -> str:
@@ -145,7 +149,8 @@ def _refuse_unknown_fields(definition: StepDefinition, text: str) -> None:
     for name in given:
         if name not in known:
             fields = ", ".join(definition.cls.__struct_encode_fields__) or "none"
-            raise EnqueueError(f"step {definition.label} has no field {name!r}; its fields: {fields}")
+            meant = did_you_mean(name, filter(None, known))
+            raise EnqueueError(f"step {definition.label} has no field {name!r}; its fields: {fields}{meant}")
 
 
 def _parse_time(text: str) -> datetime:
@@ -157,6 +162,15 @@ def _parse_time(text: str) -> datetime:
     if time.tzinfo is None:
         raise EnqueueError(f"--at {text}: has no time zone; add Z or an offset such as +01:00")
     return time
+
+
+def _check_expires(args: argparse.Namespace, *, is_run: bool) -> None:
+    if args.expires is None:
+        return
+    if is_run:
+        raise ConfigError("--expires is not for the run of a workflow")
+    if args.delay is not None and args.expires < args.delay:
+        raise ConfigError("--expires is before the task is due, so it would never start")
 
 
 def _decode_input(flow: Workflow[Any, Any], payload: msgspec.Raw) -> Any:
@@ -175,7 +189,7 @@ def _read_stdin() -> str:
 
 async def _insert_task(
     args: argparse.Namespace, database: Database, step: Any, flow: Workflow[Any, Any] | None, at: datetime | None
-) -> tuple[UUID, str | None]:
+) -> tuple[TaskId, str | None]:
     """Insert the task; return its id, and a remark on its key if there is one."""
     if database.is_embedded:
         await migrate(database.dsn)
@@ -190,28 +204,30 @@ async def _insert_task(
             "key": args.key,
             "conn": connection,
         }
-        after = None if args.delay is None else timedelta(seconds=args.delay)
+        after, expires = (None if one is None else timedelta(seconds=one) for one in (args.delay, args.expires))
         if flow is not None:
-            task = (await client.trigger(flow, _decode_input(flow, step.input), at=at, after=after, **options)).id
+            run = await client.trigger(flow, _decode_input(flow, step.input), at=at, after=after, **options)
+            assert isinstance(run.id, TaskId)
+            task = run.id
         elif at is not None:
-            task = await client.schedule(step, at, **options)
+            task = await client.schedule(step, at, **options, **key_options(args), expires=expires)
         elif after is not None:
-            task = await client.delay(step, after, **options)
+            task = await client.delay(step, after, **options, **key_options(args), expires=expires)
         else:
-            task = await client.enqueue(step, **options)
+            task = await client.enqueue(step, **options, **key_options(args), expires=expires)
         return task, None if args.key is None else await _describe_key(connection, task, step, args.key)
 
 
-async def _describe_key(connection: Any, task: UUID, step: Any, key: str) -> str | None:
-    """Return a remark if the key belongs to an earlier task, which stays as it is."""
-    held = await find_holder(connection, task)
-    if held is not None and held.is_new:
-        return None
+async def _describe_key(connection: Any, task: TaskId, step: Any, key: str) -> str | None:
+    """Return a remark if another task has the key."""
+    if task.outcome != "kept":
+        return describe_outcome(task, key)
+    held = await find_step(connection, task)
     codec, payload = encode(step, sys.maxsize)
     ours = codec.prefix + payload + b"}}"
     if held is None:
         compared = "and has just finished"
-    elif _decode_or_keep(held.step.encode()) == _decode_or_keep(ours):
+    elif _decode_or_keep(held.encode()) == _decode_or_keep(ours):
         compared = "with the same payload"
     else:
         compared = "with another payload, which stays as it is"

@@ -28,9 +28,9 @@ With --parked, retry all tasks that are parked when the command reaches them, la
 def add_arguments(parser: Parser) -> None:
     parser.usage = (
         "pgtask retry ID...\n"
-        "       pgtask retry --parked [-q NAME] [--task TASK]\n"
-        "                    [--step STEP] [--error PATTERN]\n"
-        "                    [--age TIME] [-n N]"
+        "       pgtask retry --parked [-q NAMES] [--task TASK]\n"
+        "                    [--step STEP] [--key KEY]\n"
+        "                    [--error PATTERN] [--age TIME] [-n N]"
     )
     parser.add_argument("ids", nargs="*", metavar="ID", help=ID_HELP)
     parser.add_argument("--parked", action="store_true", help="all parked tasks, instead of IDs")

@@ -70,6 +70,8 @@ def show_lines(row: TaskRow, screen: Screen) -> Iterator[str]:
         "updated_at": format_time(row.updated_at, now),
         "lease": _describe_lease(row),
     }
+    if row.behind is not None:
+        values["behind"] = _describe_behind(row)
     if row.progress is not None:
         values["progress"] = str(row.progress)
     for label, value in values.items():
@@ -80,6 +82,14 @@ def show_lines(row: TaskRow, screen: Screen) -> Iterator[str]:
         yield ""
         yield screen.paint(STATE_COLOURS["parked"], "error")
         yield from (f"  {printable(line)}" for line in row.error.splitlines())
+
+
+def _describe_behind(row: TaskRow) -> str:
+    assert row.behind is not None
+    due = format_time(row.behind, row.seen_at)
+    if row.behind_id is None:
+        return f"the task that had its key has just gone: a worker makes this one due, {due}"
+    return f"{row.behind_id}, which has its key; when that has left the table, this one is due: {due}"
 
 
 def _describe_lease(row: TaskRow) -> str:

@@ -1,7 +1,8 @@
 -- All columns of the tasks $1, in that order, with their states by the clock of this server. Of steps and errors the
--- first $2 characters (null: all).
+-- first $2 characters (null: all). `behind_id` is the task behind which one waits, null if that has just gone.
 --
--- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics.
+-- Plan: OFFSET 0 has the planner look up each of these rows by itself, by the primary key, with any statistics; and,
+-- only for one that waits behind another, that one by the index of keys.
 SELECT
     task.id,
     CASE
@@ -24,6 +25,7 @@ SELECT
     locked_by,
     lock_expires_at,
     behind,
+    (SELECT first.id FROM pg_task AS first WHERE task.behind IS NOT NULL AND first.key = substr(task.key, 2)) AS behind_id,
     expires_at,
     coalesce(left(error, $2), error) AS error,
     now() AS seen_at

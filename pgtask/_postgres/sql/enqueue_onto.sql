@@ -9,8 +9,12 @@
 --   $13  but not later than so many seconds after it was enqueued (null: without end)
 --
 -- With 'replace', 'after' and a debounce, the new one waits behind one that runs; if a task waits there already, that
--- takes the new step, also if the other one has just gone: then a worker makes it due. Returns for each key the task that has the step now, and whether it is new. No row for a task that
--- a trigger or rule of the user's keeps out.
+-- takes the new step, also if the other one has just gone: then a worker makes it due.
+--
+-- Returns for each key the task that has the step now, the key, and the outcome: 'new'; 'behind': new, behind another;
+-- 'kept', 'replaced' (it has the new step) or 'revived'. No row for a task that a trigger or rule of the user's keeps out.
+-- RETURNING does not show what a row was, so a task is known to be revived, or replaced while it was parked, by the time
+-- at which it is due now.
 --
 -- The update locks the other task until the caller commits, whatever it changes: a worker that claims it later sees what
 -- the caller has written before, and one that has it now is found out. Lock order: by the keys, a task before the one
@@ -24,7 +28,7 @@ WITH new AS MATERIALIZED (
         priority,
         key,
         coalesce(expires_at, clock_timestamp() + make_interval(secs => expires_in)) AS expires_at,
-        ($10::text <> 'keep' OR $12 IS NOT NULL)
+        ($10::text <> 'keep' OR $12::float8 IS NOT NULL)
             AND (SELECT true FROM pg_task WHERE pg_task.key = '/' || one.key) IS TRUE
             AND (SELECT true FROM pg_task WHERE pg_task.key = one.key) IS NULL AS joins
     FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::float8[], $5::text[], $6::smallint[], $7::text[],
@@ -43,8 +47,8 @@ put AS (
             CASE WHEN takes THEN excluded.queue ELSE task.queue END,
             CASE WHEN takes THEN excluded.priority ELSE task.priority END,
             CASE
-                WHEN revives THEN clock_timestamp()
-                WHEN takes AND task.error IS NULL AND $12 IS NOT NULL
+                WHEN revives THEN statement_timestamp()
+                WHEN takes AND task.error IS NULL AND $12::float8 IS NOT NULL
                     THEN least(excluded.wakeup_at, task.created_at + make_interval(secs => $13::float8))
                 WHEN takes THEN excluded.wakeup_at
                 WHEN is_enough AND task.tried = 0 THEN least(task.wakeup_at, excluded.wakeup_at)
@@ -63,13 +67,13 @@ put AS (
             SELECT
                 CASE
                     WHEN task.error IS NOT NULL THEN $11::text = 'replace'
-                    ELSE task.locked_by IS NULL AND ($10 = 'replace' OR $12 IS NOT NULL)
+                    ELSE task.locked_by IS NULL AND ($10::text = 'replace' OR $12::float8 IS NOT NULL)
                 END AS takes,
-                task.error IS NULL AND task.locked_by IS NULL AND $10 = 'after' AND task.step = excluded.step AS is_enough,
-                task.error IS NOT NULL AND $11 = 'revive' AS revives
+                task.error IS NULL AND task.locked_by IS NULL AND $10::text = 'after' AND task.step = excluded.step AS is_enough,
+                task.error IS NOT NULL AND $11::text = 'revive' AS revives
         ) AS rule
     )
-    RETURNING id, key, step, locked_by IS NOT NULL AS runs, error IS NOT NULL AS is_parked
+    RETURNING id, key, step, wakeup_at, locked_by IS NOT NULL AS runs, error IS NOT NULL AS is_parked
 ),
 behind AS (
     INSERT INTO pg_task AS task (id, step, wakeup_at, queue, priority, key, behind, expires_at)
@@ -80,7 +84,7 @@ behind AS (
        OR (
            put.id <> new.id
            AND NOT put.is_parked
-           AND ($10 <> 'keep' OR $12 IS NOT NULL)
+           AND ($10::text <> 'keep' OR $12::float8 IS NOT NULL)
            AND (put.runs OR put.step <> new.step)
        )
     ON CONFLICT (key) WHERE key IS NOT NULL DO UPDATE
@@ -89,15 +93,24 @@ behind AS (
         priority = excluded.priority,
         expires_at = excluded.expires_at,
         behind = CASE
-            WHEN $12 IS NULL THEN least(task.behind, excluded.behind)
-            ELSE least(excluded.behind, task.created_at + make_interval(secs => $13))
+            WHEN $12::float8 IS NULL THEN least(task.behind, excluded.behind)
+            ELSE least(excluded.behind, task.created_at + make_interval(secs => $13::float8))
         END
     RETURNING id, substr(key, 2) AS key
 )
 SELECT
-    new.key,
     coalesce(behind.id, put.id) AS id,
-    coalesce(behind.id, put.id) = new.id AS is_new,
+    new.key,
+    CASE
+        WHEN behind.id = new.id THEN 'behind'
+        WHEN behind.id IS NOT NULL THEN 'replaced'
+        WHEN put.id = new.id THEN 'new'
+        WHEN put.runs OR put.is_parked THEN 'kept'
+        WHEN $11::text = 'revive' AND put.wakeup_at = statement_timestamp() THEN 'revived'
+        WHEN put.step <> new.step THEN 'kept'
+        WHEN $10::text = 'replace' OR $12::float8 IS NOT NULL OR ($11::text = 'replace' AND put.wakeup_at = new.due) THEN 'replaced'
+        ELSE 'kept'
+    END AS outcome,
     CASE WHEN behind.id = new.id THEN pg_notify('pg_task_changed', 'behind')::text END
 FROM new
 LEFT JOIN put ON put.key = new.key

@@ -1,7 +1,7 @@
 -- One section of the list of tasks, $1: 'parked', the newest first; 'leased', the lease that expires first at the head;
--- or 'waiting', the tasks of the lane $3, $4 (queue and priority) that are due up to the time $5, in claim order.
+-- or 'waiting', the tasks of the lane $3, $4 (its queue alone, and its priority) that are due up to the time $5, in claim order.
 --
--- Returns the ids and places of up to $9 tasks that match the pattern $2 (of the step), the queue $3, the LIKE pattern $10
+-- Returns the ids and places of up to $9 tasks that match the pattern $2 (of the step), the queues $3, the LIKE pattern $10
 -- (of the error) and were due or parked before $11 (each null: any), and always the last row read, so that the caller
 -- knows how many were read: `nth`.
 --
@@ -15,7 +15,7 @@ FROM (
         at,
         place,
         ($2::text IS NULL OR left(step, 1024) ~ $2)
-            AND ($3::text IS NULL OR queue = $3)
+            AND ($3::text[] IS NULL OR queue = ANY ($3))
             AND ($10::text IS NULL OR coalesce(error LIKE $10, false))
             AND ($11::timestamptz IS NULL OR wakeup_at < $11) AS matches,
         row_number() OVER () AS nth,
@@ -50,7 +50,7 @@ FROM (
             WHERE $1::text = 'waiting'
               AND locked_by IS NULL
               AND error IS NULL
-              AND queue = $3
+              AND queue = ($3::text[])[1]
               AND priority = $4
               AND wakeup_at >= $6
               AND wakeup_at <= $5

@@ -1,4 +1,4 @@
--- The tasks that a filter chooses: states $2, pattern of the step $3, queue $4, LIKE pattern of the error $5, and at least
+-- The tasks that a filter chooses: states $2, pattern of the step $3, queues $4, LIKE pattern of the error $5, and at least
 -- $6 seconds since they fell due or were parked (each null: any). As list_tasks.sql has it, for rows that are locked.
       AND CASE
           WHEN error IS NOT NULL THEN 'parked'
@@ -7,6 +7,6 @@
           ELSE 'ready'
       END = ANY ($2::text[])
       AND ($3::text IS NULL OR left(step, 1024) ~ $3)
-      AND ($4::text IS NULL OR queue = $4)
+      AND ($4::text[] IS NULL OR queue = ANY ($4))
       AND ($5::text IS NULL OR error LIKE $5)
       AND ($6::float8 IS NULL OR wakeup_at < now() - make_interval(secs => $6))

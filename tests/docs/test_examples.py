@@ -5,6 +5,7 @@ The commands are those of the documents, in an empty directory that has `example
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -652,6 +653,17 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@functools.cache
+def source_files() -> list[str]:
+    """The files of the repository, without those of environments and builds."""
+    return [
+        path.as_posix()
+        for folder in ROOT.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name != "build"
+        for path in folder.rglob("*.*")
+    ] + [path.as_posix() for path in ROOT.iterdir()]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_files_and_tests_that_are_named_exist(name: str) -> None:
     said = without_code(ROOT / name)
@@ -659,7 +671,7 @@ def test_files_and_tests_that_are_named_exist(name: str) -> None:
     for test in re.findall(r"`(test_\w+)`", said):
         assert f"def {test}(" in tests, f"{name} names {test}"
     for file in re.findall(r"`([\w/]+\.(?:py|pyx|sql))`", said):
-        found = [path for path in ROOT.rglob(Path(file).name) if path.as_posix().endswith(f"/{file}")]
+        found = any(path.endswith(f"/{file}") for path in source_files())
         assert found or file in ("greetings.py", "produce.py", "feeds.py", "documents.py"), f"{name} names {file}"
 
 

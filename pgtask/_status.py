@@ -135,8 +135,8 @@ class ExitNotice(msgspec.Struct, frozen=True, tag="gone"):
     sends its reason to leave with the message, and exits with the code of a worker that could not start.
 
     `parked_left`: the tasks of this app that a burst has left parked, `MAX_PARKED` for so many or more;
-    `parked_others`: the same of other apps. `held`: leases that it could not release, of steps that ignored their
-    cancellation.
+    `parked_others`: the same of other apps. `paused`: what people have paused, as "queue reports". `held`: leases that
+    it could not release, of steps that ignored their cancellation.
     """
 
     reason: Reason | Literal["failed"]
@@ -145,6 +145,7 @@ class ExitNotice(msgspec.Struct, frozen=True, tag="gone"):
     message: str | None = None
     held: int = 0
     parked_others: int = 0
+    paused: tuple[str, ...] = ()
 
 
 class SourceDirectory(msgspec.Struct, frozen=True, tag="sources"):

@@ -116,9 +116,15 @@ class Consumer(AsyncWithOnly):
         )
         self._renew.start()
         if not self._pooled:
-            hint, queues = self._poll_soon, self._queues
-            behind = self._look_behind
-            self._wake = Wake(self._dsn, name=f"{name} listen", queues=queues, hint=hint, stop=None, behind=behind)
+            self._wake = Wake(
+                self._dsn,
+                name=f"{name} listen",
+                queues=self._queues,
+                hint=self._poll_soon,
+                stop=None,
+                behind=self._look_behind,
+                paused=self._look_for_pauses,
+            )
             self._listening = asyncio.create_task(self._listen(self._wake))
         self._is_open = True
         return self
@@ -169,7 +175,8 @@ class Consumer(AsyncWithOnly):
                 return leases
             polls = False
             if not self._claim.may_find_tasks:
-                await self._wait_for_hint(min(deadline, self._claim.next_poll, self._statements.behind.due_at))
+                looks = min(self._statements.behind.due_at, self._statements.pauses.due_at)
+                await self._wait_for_hint(min(deadline, self._claim.next_poll, looks))
 
     async def _wait_for_hint(self, until: float) -> None:
         """Wait until there may be a task, or until a time; writers notify this consumer meanwhile."""
@@ -260,6 +267,10 @@ class Consumer(AsyncWithOnly):
 
     def _look_behind(self) -> None:
         self._statements.behind.look_soon()
+        self._hinted.set()
+
+    def _look_for_pauses(self) -> None:
+        self._statements.pauses.look_soon()
         self._hinted.set()
 
     def _poll_soon(self) -> None:

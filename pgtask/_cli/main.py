@@ -21,6 +21,7 @@ from pgtask._cli.commands import (
     graph,
     migrate,
     move,
+    pause,
     prune,
     psql,
     resume,
@@ -67,8 +68,8 @@ GROUPS: dict[str, dict[str, Command]] = {
     "set up": _by_name(migrate, psql, stop, completion),
     "enqueue": _by_name(enqueue),
     "look": _by_name(list_, show, stats, graph),
-    "fix": _by_name(retry, move, cancel, prune),
-    "workflows": _by_name(runs, run, signal, resume),
+    "fix": _by_name(retry, move, cancel, prune, pause, resume),
+    "workflows": _by_name(runs, run, signal),
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 OFFLINE = ("graph", "completion")
@@ -103,6 +104,8 @@ _SYNONYMS = {
     **dict.fromkeys(("purge", "clean", "cleanup", "vacuum"), "prune"),
     **dict.fromkeys(("init", "setup", "upgrade", "schema", "initdb"), "migrate"),
     **dict.fromkeys(("shutdown", "quit"), "stop"),
+    **dict.fromkeys(("hold", "suspend", "freeze"), "pause"),
+    **dict.fromkeys(("unpause", "continue", "unfreeze"), "resume"),
     **dict.fromkeys(("sql", "shell", "dbshell"), "psql"),
     **dict.fromkeys(("diagram", "draw"), "graph"),
     **dict.fromkeys(("workflows", "workflow"), "runs"),

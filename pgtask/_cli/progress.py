@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from pgtask._status import MAX_PARKED, Totals
@@ -157,7 +157,14 @@ def _fit_fields(fields: list[str], width: int) -> str:
 
 
 def burst_summary(
-    totals: Totals, seconds: float, *, finished: bool, parked_left: int, parked_others: int = 0, style: str
+    totals: Totals,
+    seconds: float,
+    *,
+    finished: bool,
+    parked_left: int,
+    parked_others: int = 0,
+    paused: Sequence[str] = (),
+    style: str,
 ) -> str:
     """Return the last line of a burst: for people, or with style "json" for programs."""
     rate = round(totals.steps / seconds) if seconds else 0
@@ -173,6 +180,7 @@ def burst_summary(
                 "parked_left": parked_left,
                 "parked_others": parked_others,
                 "put_back": totals.put_back,
+                "paused": paused,
                 "seconds": round(seconds, 3),
                 "steps_per_second": rate,
             }
@@ -184,7 +192,9 @@ def burst_summary(
     )
 
 
-def burst_notes(totals: Totals, *, parked_left: int, parked_others: int = 0) -> Iterator[str]:
+def burst_notes(
+    totals: Totals, *, parked_left: int, parked_others: int = 0, paused: Sequence[str] = ()
+) -> Iterator[str]:
     """Yield lines about tasks that a burst has left in the table, each with a command that lists them."""
     if parked_left:
         before = parked_left - totals.parked
@@ -196,6 +206,8 @@ def burst_notes(totals: Totals, *, parked_left: int, parked_others: int = 0) -> 
     if parked_others:
         others = _count_tasks(parked_others, " of other apps")
         yield f"{others} parked too, which is not counted: pgtask list --state parked"
+    if paused:
+        yield f"{', '.join(paused)}: paused, so tasks of these may be left; to let workers go on: pgtask resume --all"
     if totals.put_back:
         times = _count(totals.put_back, "time")
         yield f"{times} a worker put a task back, since this app lacks its step: pgtask list --state scheduled"

@@ -168,14 +168,18 @@ def _run(config: Config, flags: Mapping[str, Any], progress: BurstProgress | Non
 
 def _show_burst(config: Config, result: Result) -> None:
     """Write the summary. A stdout that cannot be written to changes neither the burst nor its exit code."""
-    parked: dict[str, int] = {"parked_left": result.parked_left, "parked_others": result.parked_others}
-    summary = burst_summary(result.totals, result.seconds, finished=result.finished, **parked, style=config.log)
+    left: dict[str, Any] = {
+        "parked_left": result.parked_left,
+        "parked_others": result.parked_others,
+        "paused": result.paused,
+    }
+    summary = burst_summary(result.totals, result.seconds, finished=result.finished, **left, style=config.log)
     try:
         write_lines([summary])
     except OutputError as error:
         note(str(error), program=PROGRAM)
     if config.log == "text":  # the object has it in its fields
-        for line in burst_notes(result.totals, **parked):
+        for line in burst_notes(result.totals, **left):
             note(line, program=PROGRAM)
 
 

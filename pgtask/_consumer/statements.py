@@ -23,6 +23,7 @@ from pgtask._postgres.store import Link, statement
 from pgtask._postgres.transactions import atomically, planned_by_index
 from pgtask._worker.behind import Behind
 from pgtask._worker.claim import Claim
+from pgtask._worker.pauses import Pauses
 from pgtask.errors import DatabaseError, RowsLocked, StatementTimeout
 
 __all__ = ["StatementQueue"]
@@ -58,6 +59,8 @@ class StatementQueue:
         self._held = held
         self.behind = Behind(link, listens=listens)
         """Looks for tasks that wait behind others."""
+        self.pauses = Pauses(link, claim, None, listens=listens)
+        """Looks for what is paused."""
         self._sending = asyncio.Lock()  # held for the statements that belong together, not for a wait between them
         self.running: set[asyncio.Task[Any]] = set()
         """The work in progress."""
@@ -78,6 +81,9 @@ class StatementQueue:
             async with self._sending:
                 if await self.behind.promote():
                     self._claim.poll_soon()
+        if time.monotonic() >= self.pauses.due_at:
+            async with self._sending:
+                await self.pauses.look()
         taken = await self._claim_lanes(limit)
         if polls and not taken:
             self._claim.next_poll = 0.0

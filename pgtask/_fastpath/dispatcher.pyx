@@ -30,7 +30,7 @@ cdef class Dispatcher:
     cdef readonly object ready  # deque of leases in state READY
     cdef readonly object closed_batches  # deque of lists of leases in state READY whose batch waits for a slot
     cdef readonly object set_aside  # deque of leases in state READY that wait for a thread
-    cdef list foreign  # leases in state RELEASED of tasks that another app has
+    cdef list unwanted  # leases in state RELEASED: of tasks that another app has, or of paused ones
     cdef readonly dict released  # by task that waited too long: how often, and until when it may come back
     cdef public int returns  # how often a task has to come back, to start beside steps that compute
     cdef readonly int suspended  # steps that have started and not ended
@@ -78,7 +78,7 @@ cdef class Dispatcher:
         self.ready = deque()
         self.set_aside = deque()
         self.closed_batches = deque()
-        self.foreign = []
+        self.unwanted = []
         self.released = {}
         self.returns = 1
         self.concurrency = concurrency
@@ -189,12 +189,19 @@ cdef class Dispatcher:
         self.set_aside.clear()
         return ready
 
-    def take_foreign(self):
-        """Return the leases of tasks that are left to other apps."""
-        foreign = self.foreign
-        if foreign:
-            self.foreign = []
-        return foreign
+    def take_unwanted(self):
+        """Return the leases of tasks that are left to other apps, and of paused ones."""
+        unwanted = self.unwanted
+        if unwanted:
+            self.unwanted = []
+        return unwanted
+
+    cdef void leave_unwanted(self, TaskLease lease) except *:
+        """Have the pump release a lease whose step does not start here."""
+        lease.state = RELEASED
+        self.unwanted.append(lease)
+        if len(self.unwanted) == 1:
+            self.wake_pump()
 
     @property
     def waiting(self):
@@ -221,6 +228,9 @@ cdef class Dispatcher:
         cdef double now = clock()
         for lease in leases:
             if lease.state == ENDED:
+                if lease.entry is not None and lease.entry.is_paused:
+                    self.leave_unwanted(lease)
+                    continue
                 lease.state = READY
                 lease.waiting_since = now
                 ready.append(lease)
@@ -307,12 +317,10 @@ cdef class Dispatcher:
         except UnknownStepError as error:
             self.count_refused()
             if error.family not in self.table.families and self.is_foreign(lease, error.family):
-                lease.state = RELEASED
                 if lease.in_turn:  # the end of the transaction releases it
-                    return False
-                self.foreign.append(lease)
-                if len(self.foreign) == 1:
-                    self.wake_pump()
+                    lease.state = RELEASED
+                else:
+                    self.leave_unwanted(lease)
             else:
                 reject_row(self, lease, error, self.unknown_delay(error.name))
             return False

@@ -23,6 +23,7 @@ cdef class StepEntry:
     cdef readonly object batch  # None unless it runs in batches
     cdef readonly Py_ssize_t batch_size
     cdef bint is_holdable  # its steps may run while a transaction holds their rows, once they have proved not to suspend
+    cdef public bint is_paused  # none of its steps starts
     cdef public list group  # leases of the open group that each step of this class may join at once, or None
 
     def __init__(self, definition):
@@ -61,6 +62,11 @@ cdef class Table:
             self.by_name[b"%b\0%b" % (definition.task.encode(), definition.name.encode())] = entry
             self.by_class[definition.cls] = entry
         self.families = frozenset(entry.family for entry in self.by_class.values())
+
+    def pause(self, tasks, steps):
+        """Note of which tasks and steps (`Task.Step`) no step may start."""
+        for entry in self.by_class.values():
+            entry.is_paused = entry.family in tasks or entry.codec.label in steps
 
     def entry(self, cls):
         """Return the entry of a step class. Raises `KeyError`."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pgtask._postgres.lanes import lane_parameters
+from pgtask._postgres.pauses import Pause, read_pauses
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import plain_values, transaction
 
@@ -61,16 +62,18 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     vacuumed_at: datetime | None
     oldest_transaction: OpenTransaction | None
     seen_at: datetime
+    pauses: tuple[Pause, ...] = ()
 
 
 async def gather_statistics(connection: Any) -> Statistics:
     """Read all statistics in one snapshot."""
     async with transaction(connection, readonly=True):
         lanes = await _count_lanes(connection)
+        pauses = tuple(await read_pauses(connection))
         size = await connection.fetchrow(statement("table_size"))
         holder = await connection.fetchrow(statement("oldest_transaction"))
     oldest = None if holder is None else OpenTransaction(**plain_values(holder))
-    return Statistics(lanes=lanes, oldest_transaction=oldest, **plain_values(size))
+    return Statistics(lanes=lanes, pauses=pauses, oldest_transaction=oldest, **plain_values(size))
 
 
 async def _count_lanes(connection: Any) -> tuple[LaneCount, ...]:

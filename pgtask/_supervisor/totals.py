@@ -18,8 +18,8 @@ __all__ = ["FleetTotals", "Result"]
 class Result(msgspec.Struct, frozen=True):
     """The end of a supervisor: its exit code, the line of a failure, the totals of all processes, and its seconds.
 
-    `finished` tells a burst that ran to its end from one that was stopped. `parked_left` and `parked_others` as in
-    `ExitNotice`.
+    `finished` tells a burst that ran to its end from one that was stopped. `parked_left`, `parked_others` and `paused`
+    as in `ExitNotice`.
     """
 
     code: ExitCode
@@ -29,6 +29,7 @@ class Result(msgspec.Struct, frozen=True):
     seconds: float
     parked_left: int
     parked_others: int = 0
+    paused: tuple[str, ...] = ()
 
 
 class FleetTotals:
@@ -44,6 +45,7 @@ class FleetTotals:
         self._settled_before_count = 0
         self._burst_over = False
         self._parked_left = self._parked_others = 0
+        self._paused: tuple[str, ...] = ()
 
     def sum_up(self, workers: Iterable[SupervisedWorker]) -> Totals:
         """Return the totals of the processes that have ended and of those in `workers`."""
@@ -61,6 +63,7 @@ class FleetTotals:
             self._burst_over |= death.notice.reason == "burst"
             self._parked_left = max(self._parked_left, death.notice.parked_left)
             self._parked_others = max(self._parked_others, death.notice.parked_others)
+            self._paused = death.notice.paused
 
     def begin_count(self, workers: Iterable[SupervisedWorker]) -> None:
         """Note that a worker is about to count the tasks of the burst that are due."""
@@ -77,4 +80,5 @@ class FleetTotals:
             code = ExitCode.PARKED
         elif not finished and self.failure is None and self.interrupted is not None:
             code = self.interrupted
-        return Result(code, message, self._finished, finished, seconds, self._parked_left, self._parked_others)
+        left = self._parked_left, self._parked_others, self._paused
+        return Result(code, message, self._finished, finished, seconds, *left)

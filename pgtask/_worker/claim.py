@@ -94,7 +94,8 @@ class Claim:
         self.has_more = False
         """True if another lane was known to be due when the last claim returned."""
         self._under_way: list[tuple[UUID, float]] = []  # the claim that was sent and has no answer yet, and since when
-        self.foreign = None if families is None else Foreign(link, families)
+        self.foreign = Foreign(link, families)
+        self._paused_queues: frozenset[str] = frozenset()
         self.next_poll = 0.0
         """The time of the next poll (monotonic seconds), unless a hint comes first."""
         self.next_due: float | None = None
@@ -130,8 +131,7 @@ class Claim:
             await self.poll_lanes()
         if not self._lanes or (lane := self._lanes[0]).until < float("inf"):
             return None
-        is_mixed = self.foreign is not None and self.foreign.is_mixed(lane.queue, lane.priority)
-        return None if is_mixed else (lane.queue, lane.priority)
+        return None if self.foreign.is_mixed(lane.queue, lane.priority) else (lane.queue, lane.priority)
 
     async def hold_batch(self, limit: int, hold: Callable[..., Awaitable[list[Any]]]) -> tuple[list[Any], UUID]:
         """Lock up to `limit` tasks of the lane that `prepare` has returned, by the statement that `hold` runs.
@@ -149,8 +149,7 @@ class Claim:
         rows.sort(key=_DUE)
         self._measure_steps(rows)
         self._update_lane(lane, rows, limit)
-        if self.foreign is not None:
-            self.foreign.remember_claim(token, lane.queue, lane.priority)
+        self.foreign.remember_claim(token, lane.queue, lane.priority)
         return rows, token
 
     def return_to(self, lane: tuple[str, int], due: float) -> None:
@@ -231,12 +230,11 @@ class Claim:
             *(lane.queue, lane.priority, limit, token),
             *(self._lease_timeout, self._max_step_bytes, lane.floor),
         )
-        foreign = self.foreign
         pattern = None
-        if foreign is not None and foreign.is_mixed(lane.queue, lane.priority):
-            pattern = foreign.pattern
-        elif foreign is not None:
-            foreign.remember_claim(token, lane.queue, lane.priority)
+        if self.foreign.is_mixed(lane.queue, lane.priority):
+            pattern = self.foreign.pattern
+        else:
+            self.foreign.remember_claim(token, lane.queue, lane.priority)
         if pattern is not None or lane.until < float("inf"):
             return await self._link.once("claim_known", *parameters, pattern, READ_LIMIT, suspects, lane.until)
         return await self._link.once("claim" if suspects else "claim_unsuspected", *parameters)
@@ -253,10 +251,18 @@ class Claim:
         except IndexError:
             return None
 
+    def obey_pauses(self, queues: frozenset[str], tasks: Iterable[str], steps: Iterable[str]) -> None:
+        """Claim none of the tasks of these queues, tasks and steps (`Task.Step`), and no others that were paused."""
+        self._paused_queues = queues
+        self.foreign.set_paused(tasks, steps)
+        self._lanes = [lane for lane in self._lanes if lane.queue not in queues]
+        if self._last_lane is not None and self._last_lane.queue in queues:
+            self._last_lane = None
+        self.poll_soon()
+
     def skip_foreign(self, token: UUID) -> None:
         """Claim no more tasks of other apps from the lane in which the claim of `token` has taken one."""
-        if self.foreign is not None:
-            self.foreign.mark_lane(token)
+        self.foreign.mark_lane(token)
 
     def _update_lane(self, lane: _Lane, rows: list[Any], limit: int) -> None:
         """Learn from a claim of `limit`: the lane may be empty now."""
@@ -265,7 +271,7 @@ class Claim:
             self._lanes.remove(lane)
         self.has_more = bool(self._lanes)
         passed = rows[-1][5] if rows else None
-        is_mixed = self.foreign is not None and self.foreign.is_mixed(lane.queue, lane.priority)
+        is_mixed = self.foreign.is_mixed(lane.queue, lane.priority)
         if not is_mixed or lane.until < float("inf"):
             is_over = is_drained and not is_mixed
             self._finder.record_claim((lane.queue, lane.priority), lane.until, passed, is_drained=is_over)
@@ -325,14 +331,17 @@ class Claim:
             self.next_poll = min(self.next_poll, self._earliest_poll())
 
     async def _replace_foreign(self, found: list[DueLane], *, is_complete: bool) -> tuple[float, list[DueLane], float]:
-        """Replace, in the answer of a poll, the first task of each lane with foreign tasks by our first one.
+        """Replace, in the answer of a poll, the first task of each lane with foreign tasks by our first one; leave the
+        paused queues out.
 
         Returns the seconds that the poll took, the lanes, and the time (monotonic seconds) at which to continue it.
         """
         took, again_at = self._finder.took, self._finder.again_at
         lanes = []
         for one in found:
-            if self.foreign is None or one.wait > 0 or not self.foreign.is_mixed(*one[:2]):
+            if one.queue in self._paused_queues:
+                continue
+            if one.wait > 0 or not self.foreign.is_mixed(*one[:2]):
                 lanes.append(one)
                 continue
             wait: float | None = 0.0
@@ -341,7 +350,9 @@ class Claim:
                 first, seconds = await self.foreign.find_between(*one[:2], *span, is_complete=is_complete)
                 self._finder.record_search(one, first)
             else:
-                known, seconds = await self.foreign.find_known(*one[:2], one.floor, one.floor - one.wait)
+                known, seconds = await self.foreign.find_known(
+                    *one[:2], one.floor, one.floor - one.wait, is_complete=is_complete
+                )
                 wait, first, again_at = known.wait, known.first, min(again_at, known.again_at)
             took += seconds
             if wait is not None and first is not None:

@@ -1,8 +1,10 @@
-"""foreign: tasks of other apps in the same table, which this worker skips.
+"""foreign: tasks of other apps in the same table, and of paused tasks and steps, which this worker skips.
 
 Theory of operation. A worker claims any task that is due in its queues. When it meets a task whose family (the outer
 name of the envelope) its app does not have, it releases that task at once, as if never claimed. From then on it claims
 from that *lane* (a queue and a priority) by a statement that skips foreign families. Before, this costs nothing.
+
+Tasks of a paused task or step count as foreign: while there is such a pause, in all lanes.
 
 Another app may have a million tasks there. So each search finds the first task of our own, and remembers the time
 before which all tasks were foreign: the next search begins there. A task that is released with an old time lies before
@@ -24,7 +26,7 @@ from pgtask._postgres.store import Link
 from pgtask._postgres.writer import MAX_TIME
 from pgtask._worker.sweep import read_bounded
 
-__all__ = ["READ_LIMIT", "Foreign", "pattern_of"]
+__all__ = ["READ_LIMIT", "Foreign", "paused_pattern", "pattern_of"]
 
 SPACE = r"[ \t\n\r]*"
 MAX_TOKENS = 1000  # claims whose lane is remembered
@@ -40,6 +42,18 @@ def pattern_of(families: Iterable[str]) -> str:
     """Return a regular expression of Postgres that matches the beginning of an envelope of any other family."""
     ours = "|".join(sorted(map(_json_pattern, families)))
     return rf'^{SPACE}\{{{SPACE}"(?!(?:{ours})")(?:[^"\\]|\\.)*"{SPACE}:{SPACE}\{{'
+
+
+def paused_pattern(tasks: Iterable[str], steps: Iterable[str]) -> str | None:
+    """Return a regular expression of Postgres that matches the beginning of an envelope of one of these tasks, or of
+    one of these steps (`Task.Step`); None if there are none."""
+    begins = [_begin(task) for task in sorted(tasks)]
+    begins += [_begin(task) + _begin(name) for task, _, name in (step.partition(".") for step in sorted(steps))]
+    return f"^(?:{'|'.join(begins)})" if begins else None
+
+
+def _begin(name: str) -> str:
+    return rf'{SPACE}\{{{SPACE}"{_json_pattern(name)}"{SPACE}:'
 
 
 def _json_pattern(name: str) -> str:
@@ -84,11 +98,15 @@ class _LaneSearch:
 
 
 class Foreign:
-    """Knows the lanes in which this worker has met foreign tasks."""
+    """Knows the lanes in which this worker has met foreign tasks, those of no family of `families` (None: there are
+    none)."""
 
-    def __init__(self, link: Link, families: Iterable[str]) -> None:
+    def __init__(self, link: Link, families: Iterable[str] | None) -> None:
         self._link = link
-        self.pattern = pattern_of(families)
+        self._of_others = None if families is None else pattern_of(families)
+        self.pattern = self._of_others
+        """A regular expression that matches the envelopes of foreign tasks; None if there are none."""
+        self._is_everywhere = False
         self._lanes: dict[tuple[str, int], _LaneSearch] = {}
         self._claims: dict[UUID, tuple[str, int]] = {}  # by token: the lane of a claim
 
@@ -103,20 +121,33 @@ class Foreign:
         if (lane := self._claims.get(token)) is not None:
             self._lanes.setdefault(lane, _LaneSearch())
 
+    def set_paused(self, tasks: Iterable[str], steps: Iterable[str]) -> None:
+        """Skip the tasks of these tasks and steps as well, and no others that were paused. All searches begin anew."""
+        paused = paused_pattern(tasks, steps)
+        patterns = [pattern for pattern in (self._of_others, paused) if pattern is not None]
+        self.pattern = "|".join(patterns) or None
+        self._is_everywhere = paused is not None
+        self._lanes = {} if self.pattern is None else {lane: _LaneSearch() for lane in self._lanes}
+
     def is_mixed(self, queue: str, priority: int) -> bool:
-        """Return whether this worker has met foreign tasks in that lane."""
+        """Return whether there may be foreign tasks in that lane, as far as this worker knows."""
+        if self._is_everywhere:
+            self._lanes.setdefault((queue, priority), _LaneSearch())
         return (queue, priority) in self._lanes
 
-    async def find_known(self, queue: str, priority: int, floor: float, now: float) -> tuple[FirstKnown, float]:
-        """Find our first task in such a lane, where no task waits before the `floor`. Return it, and the seconds that
-        the database took. `now` is the time; both are seconds since the epoch, by the clock of the database."""
+    async def find_known(
+        self, queue: str, priority: int, floor: float, now: float, *, is_complete: bool
+    ) -> tuple[FirstKnown, float]:
+        """Find our first task in such a lane, where no task waits before the `floor`; for a short time, unless
+        `is_complete`. Return it, and the seconds that the database took. `now` is the time; both are seconds since the
+        epoch, by the clock of the database."""
         search = self._lanes[queue, priority]
-        if search.at is None:
-            search.is_whole = time.monotonic() >= search.again_at
+        if search.at is None or (is_complete and not search.is_whole):
+            search.is_whole = is_complete or time.monotonic() >= search.again_at
             search.at = floor if search.is_whole or search.until is None else search.until
             search.took = 0.0
         took = 0.0
-        while took <= MAX_SEARCH_TIME:
+        while is_complete or took <= MAX_SEARCH_TIME:
             rows = await read_bounded(
                 *(self._link, "first_known", queue, priority),
                 *(search.at, search.limit, self.pattern, search.is_whole, float("inf")),

@@ -33,6 +33,7 @@ from pgtask._worker.forked import end_if_copy
 from pgtask._worker.hold import Hold
 from pgtask._worker.invariants import PumpInvariants
 from pgtask._worker.leaving import cancel_steps, release_leases
+from pgtask._worker.pauses import Pauses
 from pgtask._worker.renew import MAX_WAIT, Renew
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.transactions import Transactions
@@ -135,13 +136,14 @@ class Pipeline:
             families=self._table.families if skips_foreign else None,
         )
         self._behind = Behind(self.link, listens=config.listen)
+        self.pauses = Pauses(self.link, self._claim, self._table, listens=config.listen)
         self.burst = Burst(
             self.link,
             self._claim,
             names=app.tasks if skips_foreign else None,
             queues=config.queue,
             horizon=config.burst_horizon,
-            foreign=None if self._claim.foreign is None else self._claim.foreign.pattern,
+            foreign=self._claim.foreign.pattern,
         )
 
     def _build_dispatch(self, app: App, marks: Marks) -> None:
@@ -199,6 +201,7 @@ class Pipeline:
                 queues=self._config.queue,
                 hint=self._poll_soon,
                 behind=self._look_behind,
+                paused=self._look_for_pauses,
                 stop=stopped,
                 obeys_notify=not self._config.ignore_stop_notify,
             )
@@ -218,6 +221,11 @@ class Pipeline:
     def _look_behind(self) -> None:
         """Look for tasks that wait behind others, since one was enqueued."""
         self._behind.look_soon()
+        self._work.set()
+
+    def _look_for_pauses(self) -> None:
+        """Look for what is paused, since that may have changed."""
+        self.pauses.look_soon()
         self._work.set()
 
     def _look_in(self, seconds: float) -> None:
@@ -290,8 +298,9 @@ class Pipeline:
             if self._failure is not None:
                 raise self._failure
             await self._flush_gathered()
+            await self._obey_pauses()
             await self._promote()
-            unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_foreign()
+            unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_unwanted()
             if self.dispatch.quarantined:
                 unused += self.dispatch.batches.take_unstarted()
             elif self.dispatch.closed_batches:
@@ -306,6 +315,11 @@ class Pipeline:
             if not self._work.is_set() and not len(self.dispatch.outcomes):
                 self._invariants.check_owners()
                 await self._wait_for_work()
+
+    async def _obey_pauses(self) -> None:
+        """Look for what is paused if it is time, and start nothing more of it: release what waits here to start."""
+        if self.leaving is None and time.monotonic() >= self.pauses.due_at and await self.pauses.look():
+            await self._flush.release(self.dispatch.take_ready() + self._suspects.take_unstarted())
 
     async def _promote(self) -> None:
         """Make tasks due that wait behind others which are gone."""
@@ -404,7 +418,8 @@ class Pipeline:
         await self._hold.end_unused()
         wait = max(0.0, min(self._suspects.seconds_to_wait(), self._flush.seconds_to_wait()))
         if self.leaving is None:
-            wait = min(wait, self._seconds_to_claim(), max(0.0, self._behind.due_at - time.monotonic()))
+            looks = min(self._behind.due_at, self.pauses.due_at)
+            wait = min(wait, self._seconds_to_claim(), max(0.0, looks - time.monotonic()))
         self._note_waiting(self.leaving is None and self._capacity.claim_limit() > 0 and not self._claim.may_find_tasks)
         timer = None
         if wait < float("inf"):

@@ -168,6 +168,7 @@ class _WorkerProcess:
                 message=None if message is None else fit_message(message),
                 held=pipeline.held,
                 parked_others=pipeline.burst.parked_others,
+                paused=pipeline.pauses.labels,
             )
         )
 

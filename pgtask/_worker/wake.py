@@ -18,13 +18,14 @@ from pgtask._postgres.stops import read_last_stop
 from pgtask._postgres.store import Link, statement
 from pgtask._worker.sleep import Sleep
 
-__all__ = ["BEHIND", "CHANNEL", "STOP", "Wake"]
+__all__ = ["BEHIND", "CHANNEL", "PAUSED", "STOP", "Wake"]
 
 log = EventLog("pgtask.wake")
 
 CHANNEL = "pg_task_changed"
 STOP = "stop_worker"
 BEHIND = "behind"
+PAUSED = "paused"
 PING_INTERVAL = 30.0
 PING_DEADLINE = 10.0
 
@@ -33,7 +34,8 @@ class Wake:
     """Listens on a connection of its own, for a worker of `queues`; of all queues if there are none.
 
     It calls `hint` for each notification for these queues, and after each (re)connection; `behind` when a task was
-    enqueued that waits behind another one; `sleep` makes writers notify.
+    enqueued that waits behind another one; `paused` when something was paused or resumed, and after each
+    (re)connection; `sleep` makes writers notify.
     It calls `stop`, unless that is None, when the workers of this schema are told to stop: by `pgtask stop`, or by
     `NOTIFY pg_task_changed, 'stop_worker'` if it `obeys_notify`.
     """
@@ -47,11 +49,13 @@ class Wake:
         hint: Callable[[], None],
         stop: Callable[[], None] | None,
         behind: Callable[[], None] = lambda: None,
+        paused: Callable[[], None] = lambda: None,
         obeys_notify: bool = True,
     ) -> None:
         self._link = Link(dsn, name, on_open=self._listen)
         self._hint = hint
         self._behind = behind
+        self._paused = paused
         self._stop = stop
         self._obeys_notify = obeys_notify
         self._last_stop: int | None = None  # the last order in the table, as of the last read
@@ -95,6 +99,7 @@ class Wake:
         if self._stop is not None:
             self._ping_now()  # for an order that was sent before it listened
         self.sleep.reset()
+        self._paused()
         self._hint()
 
     def _on_notification(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
@@ -106,6 +111,8 @@ class Wake:
             self._ping_now()
         elif payload == BEHIND:
             self._behind()
+        elif payload == PAUSED:
+            self._paused()
         elif not (queue and table.isdecimal()):
             self._hint()
         elif table == self._table and (queue in self._queues or not self._queues):

@@ -55,6 +55,11 @@ def report_lines(report: Statistics, screen: Screen) -> Iterator[str]:
     yield from wrap_sentence(f"table   {rows}, {report.dead_rows:,} dead; {sizes}", screen, " " * 8)
     vacuumed = "never yet" if report.vacuumed_at is None else relative_time(report.vacuumed_at, report.seen_at)
     yield f"vacuum  {vacuumed}"
+    for pause in report.pauses:
+        since = relative_time(pause.paused_at, report.seen_at)
+        reason = "" if pause.reason is None else f": {pause.reason}"
+        line = printable(f"paused  {pause.paused}, {since}, by {pause.paused_by}{reason}")
+        yield from wrap_sentence(line, screen, " " * 8)
     for warning in _find_problems(report):
         yield from (screen.paint(_WARNING, line) for line in wrap_sentence(f"warning: {warning}", screen, " " * 9))
 
@@ -98,5 +103,6 @@ def _report_json(report: Statistics) -> str:
     if oldest is not None:
         seconds = round(_seconds_open(oldest, report), 3)
         fields["oldest_transaction"] = {**msgspec.structs.asdict(oldest), "seconds": seconds}
+    fields["pauses"] = [msgspec.structs.asdict(pause) for pause in report.pauses]
     fields["lanes"] = [msgspec.structs.asdict(lane) for lane in report.lanes]
     return json_line(fields)

@@ -76,6 +76,13 @@ COMMENT ON COLUMN pg_task_stops.id IS 'A worker obeys the orders that are given 
 COMMENT ON COLUMN pg_task_stops.given_at IS 'Time of the order.';
 COMMENT ON COLUMN pg_task_stops.given_by IS 'The role that gave it.';
 
+COMMENT ON TABLE pg_task_pauses IS 'What is paused: no worker or consumer starts its tasks. Written by pgtask pause and resume.';
+COMMENT ON COLUMN pg_task_pauses.kind IS 'queue, task or step.';
+COMMENT ON COLUMN pg_task_pauses.name IS 'Of the queue, of the task or workflow, or of the step: Task.Step.';
+COMMENT ON COLUMN pg_task_pauses.reason IS 'What the person who paused it wrote.';
+COMMENT ON COLUMN pg_task_pauses.paused_at IS 'Since when.';
+COMMENT ON COLUMN pg_task_pauses.paused_by IS 'The role that paused it, and from where.';
+
 COMMENT ON TABLE pg_task_schema IS 'Applied versions of the schema of pgtask. Written by pgtask migrate.';
 COMMENT ON COLUMN pg_task_schema.version IS 'Number of a migration; the greatest is the version of this schema.';
 COMMENT ON COLUMN pg_task_schema.applied_at IS 'Time of its application.';

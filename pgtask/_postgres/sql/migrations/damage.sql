@@ -16,6 +16,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (3, 'table', 'pg_task_signals', 'pg_task_signals', ''),
         (4, 'table', 'pg_task_archive', 'pg_task_archive', ''),
         (7, 'table', 'pg_task_stops', 'pg_task_stops', ''),
+        (15, 'table', 'pg_task_pauses', 'pg_task_pauses', ''),
 
         (2, 'index', 'pg_task', 'pg_task_ready_idx', ''),
         (2, 'index', 'pg_task', 'pg_task_lease_idx', ''),
@@ -35,6 +36,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (4, 'constraint', 'pg_task_archive', 'pg_task_archive_pkey', 'PRIMARY KEY (id, finished_at)'),
         (1, 'constraint', 'pg_task_schema', 'pg_task_schema_pkey', 'PRIMARY KEY (version)'),
         (7, 'constraint', 'pg_task_stops', 'pg_task_stops_pkey', 'PRIMARY KEY (id)'),
+        (15, 'constraint', 'pg_task_pauses', 'pg_task_pauses_pkey', 'PRIMARY KEY (kind, name)'),
+        (15, 'constraint', 'pg_task_pauses', 'pg_task_pauses_kind_check', 'CHECK (kind IN (''queue'', ''task'', ''step''))'),
 
         (
             1, 'default', 'pg_task', 'id',
@@ -59,6 +62,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (1, 'default', 'pg_task_schema', 'applied_at', 'now()'),
         (7, 'default', 'pg_task_stops', 'given_at', 'now()'),
         (7, 'default', 'pg_task_stops', 'given_by', 'session_user'),
+        (15, 'default', 'pg_task_pauses', 'paused_at', 'now()'),
+        (15, 'default', 'pg_task_pauses', 'paused_by', 'session_user'),
 
         (2, 'function', 'pg_task', 'pg_task_notify()', ''),
         (6, 'function', 'pg_task', 'pg_task_workflow(text)', ''),
@@ -76,6 +81,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (13, 'function', 'pg_task', 'pgtask_enqueue(text,json,text,text,bigint,timestamptz,interval)', 'search_path'),
         (13, 'function', 'pg_task', 'pgtask_signal(uuid,text,json)', 'search_path'),
         (13, 'function', 'pg_task', 'pgtask_cancel(uuid)', 'search_path'),
+        (15, 'function', 'pg_task_pauses', 'pg_task_notify_paused()', ''),
 
         (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),
         (2, 'trigger', 'pg_task', 'pg_task_rescheduled', 'pg_task_notify'),
@@ -83,7 +89,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (6, 'trigger', 'pg_task', 'pg_task_run_revived', 'pg_task_run_revived'),
         (7, 'trigger', 'pg_task', 'pg_task_inserted_parked', 'pg_task_notify_parked'),
         (7, 'trigger', 'pg_task', 'pg_task_parked', 'pg_task_notify_parked'),
-        (7, 'trigger', 'pg_task', 'pg_task_touched', 'pg_task_touch')
+        (7, 'trigger', 'pg_task', 'pg_task_touched', 'pg_task_touch'),
+        (15, 'trigger', 'pg_task_pauses', 'pg_task_paused', 'pg_task_notify_paused')
 ),
 placed AS (
     SELECT wanted.*, here.schema, here.name AS home, pg_class.oid AS relation

@@ -1,0 +1,71 @@
+"""pauses: learn what people have paused, and claim none of it.
+
+Theory of operation. The pauses are rows, which this stage reads at the start, when a notification says that they have
+changed, after each new connection of the listener, and each second without one. A paused queue has no lanes for the
+claims. Tasks of a paused task or step are passed over as those of other apps are (foreign.py).
+
+Invariants: no claim is sent before the pauses were read once; nothing is read while nothing changes, with a listener.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pgtask._fastpath import Table
+from pgtask._log import EventLog
+from pgtask._postgres.pauses import Paused
+from pgtask._postgres.store import Link
+from pgtask._worker.claim import Claim
+from pgtask.errors import DatabaseUnavailable
+
+__all__ = ["Pauses"]
+
+log = EventLog("pgtask.pauses")
+
+MAX_LABELS = 10
+INTERVAL = 1.0  # seconds between two looks without notifications, and after one that failed
+
+
+class Pauses:
+    """What is paused, as of the last look over `link`; `claim` and `table` obey it."""
+
+    def __init__(self, link: Link, claim: Claim, table: Table | None, *, listens: bool) -> None:
+        self._link = link
+        self._claim = claim
+        self._table = table
+        self._interval = float("inf") if listens else INTERVAL
+        self._all: frozenset[Paused] = frozenset()
+        self.due_at = 0.0
+        """When to look again (monotonic seconds)."""
+
+    def look_soon(self) -> None:
+        """Look at once, since something may have been paused or resumed."""
+        self.due_at = 0.0
+
+    async def look(self) -> bool:
+        """Read the pauses. Return whether something is paused that was not before."""
+        self.due_at = time.monotonic() + self._interval
+        try:
+            rows = await self._link.once("pauses")
+        except DatabaseUnavailable:
+            self.due_at = time.monotonic() + INTERVAL
+            return False
+        before, self._all = self._all, frozenset(Paused(*row[:2]) for row in rows)
+        if self._all == before:
+            return False
+        tasks, steps = self._names("task"), self._names("step")
+        self._claim.obey_pauses(self._names("queue"), tasks, steps)
+        if self._table is not None:
+            self._table.pause(tasks, steps)
+        for event, things in (("paused", self._all - before), ("resumed", before - self._all)):
+            if things:
+                log.info(f"work.{event}", what=", ".join(map(str, sorted(things)))[:500])
+        return not self._all <= before
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Some of what is paused, for people."""
+        return tuple(map(str, sorted(self._all)[:MAX_LABELS]))
+
+    def _names(self, kind: str) -> frozenset[str]:
+        return frozenset(thing.name for thing in self._all if thing.kind == kind)

@@ -1,0 +1,87 @@
+"""`pgtask pause` and `pgtask resume`, and what `pgtask stats` says of pauses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fix_commands import Command, insert, query
+
+PAUSES = "SELECT kind, name, reason FROM pg_task_pauses ORDER BY kind, name"
+
+
+def test_pause_lists_and_resumes_queues_tasks_and_steps(database: str, command: Command) -> None:
+    assert command("pause") == (0, "nothing is paused\n", "")
+    said = command("pause", "reports", "--task", "Crawl", "--step", "Order.Charge", "--reason", "the bank is down")
+    assert said == (0, "queue reports is paused\ntask Crawl is paused\nstep Order.Charge is paused\n", "")
+    assert query(database, PAUSES) == [
+        ("queue", "reports", "the bank is down"),
+        ("step", "Order.Charge", "the bank is down"),
+        ("task", "Crawl", "the bank is down"),
+    ]
+    again = command("pause", "reports", "-q", "mail")
+    assert again.out.startswith("queue reports was paused ")
+    assert again.out.endswith("queue mail is paused\n")
+    listed = command("pause").out
+    assert all(name in listed for name in ("queue reports", "step Order.Charge", "task Crawl", "the bank is down"))
+    assert [one["name"] for one in command("pause", "--json").objects] == ["mail", "reports", "Order.Charge", "Crawl"]
+    assert command("resume", "reports", "--step", "Order.Charge") == (
+        0,
+        "queue reports goes on\nstep Order.Charge goes on\n",
+        "",
+    )
+    assert command("resume", "--all") == (0, "queue mail goes on\ntask Crawl goes on\n", "")
+    assert command("resume", "--all") == (0, "nothing was paused\n", "")
+
+
+def test_stats_show_what_is_paused(database: str, command: Command) -> None:
+    command("pause", "--task", "Crawl", "--reason", "too\nfast")
+    text = command("stats").out
+    assert "paused  task Crawl, " in text
+    assert "too\\nfast" in text
+    assert json.loads(command("stats", "--json").out)["pauses"][0]["name"] == "Crawl"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pause", "--task", "Order.Charge"], "for a step: --step Task.Step"),
+        (["pause", "--step", "Charge"], "must be the name of a task and its step"),
+        (["pause", "--step", "A.B.C"], "must be the name of a task and its step"),
+        (["pause", "a\x00b"], "queue"),
+        (["pause", "--reason", "x"], "name a queue, a --task or a --step"),
+        (["resume"], "name a paused queue, --task or --step, or the id of a run"),
+        (["resume", "--all", "reports"], "leave the names out"),
+        (["resume", "reports"], "no queue of this name is paused"),
+    ],
+)
+def test_wrong_words_are_refused(database: str, command: Command, words: list[str], says: str) -> None:
+    said = command(*words)
+    assert (said.code, said.out) == (2, "")
+    assert says in said.err
+    assert query(database, PAUSES) == []
+
+
+def test_resume_names_what_is_not_paused(database: str, command: Command) -> None:
+    command("pause", "a")
+    said = command("resume", "a", "--task", "Crawl")
+    assert said == (1, "queue a goes on\n", "pgtask: task Crawl is not paused\n")
+
+
+def test_word_that_is_a_paused_queue_is_no_id(database: str, command: Command) -> None:
+    """Also if it has the form of one."""
+    insert(database)
+    command("pause", "deadbeef")
+    assert command("resume", "deadbeef").out == "queue deadbeef goes on\n"
+    assert "there is no such run" in command("resume", "deadbeef").err
+
+
+def test_names_are_quoted_for_no_terminal(database: str, command: Command) -> None:
+    command("pause", "--task", "Évil\x1b[31m")
+    for words in (["pause"], ["stats"]):
+        assert "\x1b[31m" not in command(*words).out
+
+
+def test_pauses_say_by_whom(database: str, command: Command) -> None:
+    command("pause", "a")
+    assert "@" in command("pause", "--json").objects[0]["paused_by"]

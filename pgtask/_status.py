@@ -77,8 +77,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
     All tokens of the worker's leases begin with the eight bytes `worker`; `marks`, in shared memory, hold the tasks
     that it executes. `parent_fd` reads EOF when the parent is gone. The worker sends its messages to `status_fd`, and
-    a crash leaves its stacks in `crash_fd`. `cpu` is the one CPU to run on, if any. `page` has its counters, if there are
-    metrics.
+    a crash leaves its stacks in `crash_fd`. `cpu` is the one CPU to run on, if any. `page` is for its counters, if
+    there are metrics.
     """
 
     number: int

@@ -250,7 +250,7 @@ cdef class Page:
             self.count_rescheduled(row)
         self.count_lost([row[0] for row in outcomes.rescheduled[rescheduled:]])
 
-    cdef void count_rescheduled(self, tuple row) except *:
+    cdef void count_rescheduled(self, row) except *:
         cdef TaskLease lease = row[0]
         cdef StepRow* into = self.row_of(lease)
         _, step, tried, error, *_ = row

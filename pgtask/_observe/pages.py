@@ -96,10 +96,10 @@ _COUNTED = StepCounts.__struct_fields__[2:]
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker that lives. `started` and `heard` are monotonic seconds of its host: its start, and its last sign of life.
+    """A worker that lives. `started` and `heard` are monotonic seconds: its start, and its last sign of life.
 
-    It has `leases`, of which `executing` steps are suspended or in a thread, and `waiting` have not started; `unwritten`
-    outcomes are not in the database yet. `steps` includes what earlier processes have counted in its page.
+    It has `leases`, of which `executing` steps are suspended or in a thread, and `waiting` have not started;
+    `unwritten` outcomes are not in the database yet. `steps` includes what earlier processes have counted in its page.
     """
 
     number: int

@@ -74,7 +74,8 @@ def run_worker(
     SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Sends its
     messages to `status`. With `embedded` it creates a missing schema. All its tokens begin with the eight bytes
     `worker`; `marks` hold the tasks that it executes; `make_client` makes `ctx.client`; `turn_slots` are those of
-    its supervisor; `page` has its counters, if there are metrics. Raises `DatabaseRefused` on permanent errors, and `LifespanError`.
+    its supervisor; `page` is for its counters, if there are metrics. Raises `DatabaseRefused` on permanent errors, and
+    `LifespanError`.
     """
     options = {"embedded": embedded, "counts_waiting": counts_waiting}
     process = _WorkerProcess(config, app, status, worker, marks, make_client, turn_slots, page, **options)

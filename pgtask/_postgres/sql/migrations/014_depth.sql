@@ -92,14 +92,17 @@ $$;
 -- the oldest of those that are due has been. A task is due also while a worker holds its row and runs it, in a turn; so is
 -- one whose lease has expired.
 --
--- It counts no further than 2,000 of each state, which the lanes share, and 50 of a lane. Beyond that, the number is the
+-- It counts no further than 1,000 of each state, which the lanes share, and 50 of a lane. Beyond that, the number is the
 -- estimate of the planner, or what was counted if that is more, and `is_estimate` is true. Parked tasks: of the queues of
--- the 2,000 that were parked last, and of those that have waiting or leased tasks.
+-- the 1,000 that were parked last, and of those that have waiting or leased tasks.
 CREATE OR REPLACE FUNCTION pgtask_depth(only_queue text DEFAULT NULL)
 RETURNS TABLE (queue text, state text, tasks bigint, is_estimate boolean, oldest_due double precision)
-LANGUAGE sql STABLE AS $$
+LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     WITH lane AS MATERIALIZED (
-        SELECT queue, priority, first_due, greatest(50, 2000 / count(*) OVER ()) AS most FROM pg_task_lanes($1)
+        SELECT queue, priority, first_due, greatest(50, 1000 / count(*) OVER ()) AS most FROM pg_task_lanes($1)
     ),
     waiting AS (
         SELECT lane.queue, lane.priority, lane.most, lane.first_due, side.state, side.condition, counted.tasks
@@ -141,24 +144,24 @@ LANGUAGE sql STABLE AS $$
         WHERE locked_by IS NOT NULL
           AND error IS NULL
         ORDER BY lock_expires_at
-        LIMIT 2000
+        LIMIT 1000
     ),
     parked AS MATERIALIZED (
         SELECT queue
         FROM pg_task
         WHERE error IS NOT NULL
         ORDER BY wakeup_at DESC
-        LIMIT 2000
+        LIMIT 1000
     ),
     held AS (
         SELECT queue, 'leased' AS state, 'locked_by IS NOT NULL' AS condition, count(*) AS tasks,
-            (SELECT count(*) FROM leased) >= 2000 AS is_full
+            (SELECT count(*) FROM leased) >= 1000 AS is_full
         FROM leased
         WHERE NOT has_expired
         GROUP BY queue
         UNION ALL
         SELECT known.queue, 'parked', 'error IS NOT NULL', (SELECT count(*) FROM parked WHERE queue = known.queue),
-            (SELECT count(*) FROM parked) >= 2000
+            (SELECT count(*) FROM parked) >= 1000
         FROM (
             SELECT queue FROM parked UNION SELECT queue FROM leased UNION SELECT queue FROM lane UNION SELECT $1 WHERE $1 IS NOT NULL
         ) AS known
@@ -184,17 +187,22 @@ LANGUAGE sql STABLE AS $$
         state,
         sum(CASE WHEN is_estimate THEN greatest(tasks, pg_task_estimate(condition)) ELSE tasks END)::bigint,
         bool_or(is_estimate),
-        greatest(0, extract(epoch FROM statement_timestamp())::float8 - extract(epoch FROM min(oldest))::float8)
+        CASE WHEN min(oldest) IS NOT NULL THEN
+            greatest(0, extract(epoch FROM statement_timestamp())::float8 - extract(epoch FROM min(oldest))::float8)
+        END
     FROM found
     WHERE $1 IS NULL OR queue = $1
     GROUP BY queue, state
-    HAVING sum(tasks) > 0 OR bool_or(is_estimate)
+    HAVING sum(tasks) > 0 OR bool_or(is_estimate);
+END
 $$;
 
 -- Return how many tasks are due or leased, of one queue or of all, as `pgtask_depth` counts them: the work that workers
 -- have, or could have now.
-CREATE OR REPLACE FUNCTION pgtask_backlog(queue text DEFAULT NULL) RETURNS bigint LANGUAGE sql STABLE AS $$
-    SELECT coalesce(sum(tasks), 0)::bigint FROM pgtask_depth($1) WHERE state IN ('due', 'leased')
+CREATE OR REPLACE FUNCTION pgtask_backlog(queue text DEFAULT NULL) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT coalesce(sum(tasks), 0) FROM pgtask_depth($1) WHERE state IN ('due', 'leased'));
+END
 $$;
 
 DO $$

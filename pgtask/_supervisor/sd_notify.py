@@ -23,8 +23,8 @@ class SdNotify:
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         address = environ.pop("NOTIFY_SOCKET", "")
         pid, microseconds = environ.pop("WATCHDOG_PID", ""), environ.pop("WATCHDOG_USEC", "")
-        self._socket = _connect(address)
-        is_watched = self._socket is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
+        self._address = _parse_address(address)
+        is_watched = self._address is not None and microseconds.isdecimal() and pid in ("", str(os.getpid()))
         self._interval = max(0.001, int(microseconds) / 1e6 * SHARE) if is_watched else math.inf
         self._was_ready = self._is_stopping = False
         self.next_at = -math.inf if is_watched else math.inf
@@ -49,19 +49,15 @@ class SdNotify:
             self._send("WATCHDOG=1")
 
     def _send(self, text: str) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.send(text.encode())
+        if self._address is None:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
+            sending.setblocking(False)
+            sending.sendto(text.encode(), self._address)
 
 
-def _connect(address: str) -> socket.socket | None:
-    """Connect to a path, or to an abstract address, which begins with @."""
-    if address[:1] not in ("/", "@") or len(address) < 2:
+def _parse_address(text: str) -> str | None:
+    """Return the address of a socket: a path, or an abstract one, which begins with @."""
+    if text[:1] not in ("/", "@") or len(text) < 2:
         return None
-    notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        notified.connect("\0" + address[1:] if address[0] == "@" else address)
-    except OSError:
-        notified.close()
-        return None
-    return notified
+    return "\0" + text[1:] if text[0] == "@" else text

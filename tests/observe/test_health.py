@@ -9,17 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from counted import Awaits
 from exported import Exported
-from fleet import Fleet, Rows, put, ready, working
+from fleet import Fleet, Rows, put, ready, stop, working
 from paths import PYTHONPATH
-from proxy import Proxy
 from test_metrics import ANY_PORT, APP
 
+from pgtask._postgres import embedded
+from pgtask._postgres.migrate import migrate
 from pgtask.config import load_config
 from pgtask.errors import ConfigError
 
@@ -30,17 +31,28 @@ def until(holds: Callable[[], bool], seconds: float) -> None:
         assert time.monotonic() < deadline
 
 
-def test_ready_follows_the_database_and_live_does_not(dsn: str) -> None:
-    with Proxy(dsn) as proxy, ready(proxy.dsn, *ANY_PORT, procs=2, app=APP) as fleet:
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Path]:
+    try:
+        asyncio.run(migrate(embedded.start(tmp_path)))
+        yield tmp_path
+    finally:
+        embedded.stop(tmp_path)
+
+
+def test_ready_follows_the_database_and_live_does_not(own_server: Path) -> None:
+    dsn = embedded.start(own_server)
+    with ready(dsn, *ANY_PORT, procs=2, app=APP) as fleet:
         exported = Exported(fleet)
         until(lambda: not exported.failed("/readyz"), 5)
-        proxy.refuse()
+        embedded.stop(own_server)
         until(lambda: "database" in exported.failed("/readyz"), 5)
         assert exported.failed("/livez") == {}
         assert exported.samples()["pgtask_database_up",] == 0
-        proxy.accept()
+        embedded.start(own_server)
         until(lambda: not exported.failed("/readyz"), 5)
         assert exported.samples()["pgtask_database_up",] == 1
+        stop(fleet, dsn)
 
 
 def test_a_supervisor_without_progress_is_not_live(dsn: str) -> None:

@@ -170,7 +170,7 @@ def note_call(leases: list[TaskLease]) -> None: ...
 def executing_held() -> list[TaskLease]: ...
 def lease_executing(leases: Leases, held: list[TaskLease], sent: float) -> list[TaskLease]: ...
 
-class Page:
+class CounterPage:
     size: ClassVar[int]
     def __init__(self, memory: Any) -> None: ...
     def begin(self, pid: int, number: int, epoch: float) -> None: ...
@@ -222,7 +222,7 @@ class Dispatcher:
     returns: int
     suspended: int
     marks: Marks
-    page: Page | None
+    page: CounterPage | None
     context: contextvars.Context
     draining: bool
     quarantined: bool
@@ -245,7 +245,7 @@ class Dispatcher:
         concurrency: int,
         max_step_bytes: int,
         marks: Marks | None = None,
-        page: Page | None = None,
+        page: CounterPage | None = None,
         logs_finished: bool = False,
     ) -> None: ...
     def wake_pump(self) -> None: ...

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from pgtask._fastpath import Marks, Page
+from pgtask._fastpath import CounterPage, Marks
 
 __all__ = [
     "DUMP",
@@ -90,7 +90,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     counts_waiting: bool
     embedded: bool
     cpu: int | None = None
-    page: Page | None = None
+    page: CounterPage | None = None
 
 
 class Totals(msgspec.Struct, frozen=True):

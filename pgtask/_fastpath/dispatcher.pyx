@@ -48,7 +48,7 @@ cdef class Dispatcher:
     cdef object loop
     cdef readonly object context  # of the last `admit`: each runner runs in it, each step in a copy of it
     cdef readonly Marks marks
-    cdef readonly Page page  # of the counters, or None
+    cdef readonly CounterPage page  # of the counters, or None
     cdef bint times_steps  # whether to note when steps begin
     cdef int concurrency
     cdef dict interruptions  # by task: how often in a row the database became unavailable under its step
@@ -68,7 +68,7 @@ cdef class Dispatcher:
         int concurrency,
         Py_ssize_t max_step_bytes,
         Marks marks=None,
-        Page page=None,
+        CounterPage page=None,
         bint logs_finished=False,
     ):
         self.loop = loop

@@ -81,8 +81,8 @@ cdef inline void observe(Histogram* histogram, double seconds) noexcept nogil:
 
 
 @cython.final
-cdef class Page:
-    """One page: `memory` is a writable buffer of `Page.size` bytes, zeros or what an earlier process has left."""
+cdef class CounterPage:
+    """One page: `memory` is a writable buffer of `CounterPage.size` bytes, zeros or what an earlier process has left."""
 
     cdef object memory  # keeps it alive
     cdef Head* head

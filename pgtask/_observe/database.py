@@ -14,7 +14,7 @@ from pgtask._log import EventLog
 from pgtask._postgres.store import Link
 from pgtask.errors import DatabaseError
 
-__all__ = ["Database", "QueueDepth"]
+__all__ = ["DatabaseProbe", "QueueDepth"]
 
 log = EventLog("pgtask.exporter")
 
@@ -33,7 +33,7 @@ class QueueDepth(msgspec.Struct, frozen=True):
     oldest_due: float | None
 
 
-class Database:
+class DatabaseProbe:
     """The database of a fleet, over a connection of the exporter. Make it and call it on one loop."""
 
     def __init__(self, dsn: str, *, pooled: bool) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from pgtask._observe import pages
-from pgtask._observe.database import PATIENCE, Database
+from pgtask._observe.database import PATIENCE, DatabaseProbe
 from pgtask._observe.health import find_dead, find_unready
 from pgtask._observe.metrics import encode
 from pgtask._observe.server import Answer, MetricsServer
@@ -36,7 +36,7 @@ def run_exporter(config: Config, server: socket.socket, pages_fd: int, parent_fd
 async def _serve(config: Config, server: socket.socket, file: int, parent_fd: int) -> None:
     assert config.dsn is not None
     loop = asyncio.get_running_loop()
-    exporter = _Exporter(file, Database(config.dsn, pooled=not config.listen), loop)
+    exporter = _Exporter(file, DatabaseProbe(config.dsn, pooled=not config.listen), loop)
     routes = {"/metrics": exporter.metrics, "/livez": exporter.livez, "/readyz": exporter.readyz}
     serving = MetricsServer(server, routes)
     threading.Thread(target=serving.serve_forever, daemon=True).start()
@@ -48,7 +48,7 @@ async def _serve(config: Config, server: socket.socket, file: int, parent_fd: in
 class _Exporter:
     """The answers. The threads of the server call the methods."""
 
-    def __init__(self, file: int, database: Database, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, file: int, database: DatabaseProbe, loop: asyncio.AbstractEventLoop) -> None:
         self._file = file
         self._database = database
         self._loop = loop

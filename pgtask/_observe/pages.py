@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from pgtask._fastpath import Page, bucket_bounds, bytes_in_use, read_page
+from pgtask._fastpath import CounterPage, bucket_bounds, bytes_in_use, read_page
 
 __all__ = ["BOUNDS", "Histogram", "PageWriter", "Pages", "Snapshot", "StepCounts", "WorkerState", "find", "read"]
 
@@ -143,7 +143,7 @@ class PageWriter(msgspec.Struct, frozen=True):
     """A page that a worker of this supervisor may write, and its place in the file."""
 
     index: int
-    page: Page
+    page: CounterPage
 
 
 class Pages:
@@ -172,9 +172,9 @@ class Pages:
         writer.page.end()
         self._free.append(writer)
 
-    def _map(self, index: int) -> Page:
-        os.ftruncate(self.fd, (index + 1) * Page.size)
-        return Page(mmap.mmap(self.fd, Page.size, offset=index * Page.size))
+    def _map(self, index: int) -> CounterPage:
+        os.ftruncate(self.fd, (index + 1) * CounterPage.size)
+        return CounterPage(mmap.mmap(self.fd, CounterPage.size, offset=index * CounterPage.size))
 
 
 def find() -> Iterator[Path]:
@@ -214,7 +214,7 @@ def read(file: int | Path) -> Snapshot:
             return read(descriptor)
         finally:
             os.close(descriptor)
-    own, *pages = [_read_page(file, index) for index in range(os.fstat(file).st_size // Page.size)]
+    own, *pages = [_read_page(file, index) for index in range(os.fstat(file).st_size // CounterPage.size)]
     if own is None:
         raise ValueError("the counters are of another version of pgtask: restart the supervisor")
     begun = [page for page in pages if page is not None]
@@ -231,7 +231,7 @@ def read(file: int | Path) -> Snapshot:
 
 
 def _read_page(file: int, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    start = index * Page.size
+    start = index * CounterPage.size
     head = os.pread(file, _HEAD, start)
     return read_page(os.pread(file, bytes_in_use(head), start))
 

@@ -44,9 +44,7 @@ Route = Callable[[str], Answer]
 def check_library() -> None:
     """Raise `ConfigError` if the library for the metrics is missing."""
     if importlib.util.find_spec("prometheus_client") is None:
-        raise ConfigError(
-            "--metrics needs the library prometheus_client: pip install 'pgtask-supervisor[metrics]'"
-        )
+        raise ConfigError("--metrics needs the library prometheus_client: pip install 'pgtask-supervisor[metrics]'")
 
 
 def listen(address: tuple[str, int]) -> socket.socket:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pgtask._fastpath import Marks, Page
+from pgtask._fastpath import CounterPage, Marks
 from pgtask._log import EventLog
 from pgtask._status import ExitNotice, Message, Ready, Stack, Tick, Totals, WorkerSpec, decode_messages
 from pgtask._supervisor.death import Death
@@ -171,7 +171,7 @@ def fork_child(
     counts_waiting: bool,
     embedded: bool,
     cpu: int | None,
-    page: Page | None = None,
+    page: CounterPage | None = None,
     close: Iterable[int],
 ) -> ChildProcess:
     """Fork a worker. The child closes the descriptors in `close`; the parent owns the process and its pipe.

@@ -55,14 +55,18 @@ class Exporter:
     @property
     def next_at(self) -> float:
         """The time of the next `advance` (monotonic seconds)."""
-        return min(self._heard_at + INTERVAL, self._fork_at if self._pid is None else self._heard_at + INTERVAL)
+        heard = self._heard_at + INTERVAL
+        return min(heard, self._fork_at) if self._pid is None else heard
 
     def take_page(self) -> PageWriter:
         """Take a page for a worker that is about to be forked."""
         return self._pages.take()
 
-    def advance(self, now: float, parent_fd: int, *, close: Callable[[], Iterable[int]], is_stopping: bool) -> None:
-        """Show that the supervisor makes progress, and fork the exporter if there is none."""
+    def advance(self, now: float, parent_fd: int, close: Callable[[], Iterable[int]], is_stopping: bool) -> None:
+        """If it is time, show that the supervisor makes progress, and fork the exporter if there is none. The child
+        closes the descriptors that `close` returns."""
+        if now < self.next_at:
+            return
         self._pages.hear(is_stopping=is_stopping)
         self._heard_at = now
         if self._pid is None and now >= self._fork_at:

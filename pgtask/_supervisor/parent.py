@@ -158,8 +158,8 @@ class Supervisor:
         """Handle the timers that are due, wait for the next event, and handle it."""
         now = time.monotonic()
         self._manager.advance(now)
-        if self._exporter and now >= self._exporter.next_at:
-            self._exporter.advance(now, self._lifeline[0], close=self._own_descriptors, is_stopping=self.stopping)
+        if self._exporter:
+            self._exporter.advance(now, self._lifeline[0], self._own_descriptors, self.stopping)
         if self._announce_at is not None and self._announce_at <= now:
             self._announce_start()
         due = (worker for worker in self.workers if worker.slot.timer is not None and worker.slot.timer <= now)
@@ -192,7 +192,7 @@ class Supervisor:
         timers = [worker.slot.timer for worker in self.workers if worker.slot.timer is not None]
         timers += [] if self._announce_at is None else [self._announce_at]
         timers += [self._exporter.next_at] if self._exporter else []
-        timers += [self._manager.next_at] if self._manager.next_at < math.inf else []
+        timers += [self._manager.next_at] if self._manager.is_watching else []
         if self._outage.next_line is not None and not self.stopping:
             timers.append(self._outage.next_line)
         wait = max(0.0, min(timers) - time.monotonic()) if timers else None

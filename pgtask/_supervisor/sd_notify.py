@@ -30,6 +30,11 @@ class SdNotify:
         self.next_at = -math.inf if is_watched else math.inf
         """The time of the next sign of life (monotonic seconds)."""
 
+    @property
+    def is_watching(self) -> bool:
+        """Return whether it expects signs of life."""
+        return self.next_at < math.inf
+
     def note_ready(self) -> None:
         """Say, once, that the service has started."""
         if not self._was_ready:

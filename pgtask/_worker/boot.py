@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pgtask._app_import import import_app, source_directories
-from pgtask._fastpath import Marks, Page
+from pgtask._fastpath import CounterPage, Marks
 from pgtask._log import EventLog, LogHooks
 from pgtask._status import (
     DUMP,
@@ -57,7 +57,7 @@ class RunWorker(Protocol):
         embedded: bool,
         worker: bytes,
         marks: Marks,
-        page: Page | None,
+        page: CounterPage | None,
     ) -> int: ...
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from pgtask._fastpath import Leases, Outcomes, Page, TaskLease
+from pgtask._fastpath import CounterPage, Leases, Outcomes, TaskLease
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
 from pgtask._postgres.writer import Aside, WriteBatch, Writer
@@ -174,7 +174,7 @@ class Flush:
         aside: Aside,
         wake: Callable[[], None],
         due_in: Callable[[float], None] = lambda seconds: None,
-        page: Page | None = None,
+        page: CounterPage | None = None,
     ) -> None:
         self._link = link
         self._leases = leases

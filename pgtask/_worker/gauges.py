@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from pgtask._fastpath import Page
+from pgtask._fastpath import CounterPage
 from pgtask._worker.pipeline import Pipeline
 
 __all__ = ["Gauges"]
@@ -21,7 +21,7 @@ INTERVAL = 0.5  # seconds
 class Gauges:
     """Writes `page` for the worker of `pipeline`, which takes tasks if it `is_ready`."""
 
-    def __init__(self, page: Page, pipeline: Pipeline, *, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, page: CounterPage, pipeline: Pipeline, *, is_ready: Callable[[], bool]) -> None:
         self._page = page
         self._pipeline = pipeline
         self._is_ready = is_ready

@@ -30,7 +30,7 @@ from uuid import UUID
 import msgspec
 
 from pgtask._backoff import Backoff
-from pgtask._fastpath import Leases, Outcomes, Page, TaskLease
+from pgtask._fastpath import CounterPage, Leases, Outcomes, TaskLease
 from pgtask._lease_clock import lease_clock
 from pgtask._log import EventLog
 from pgtask._postgres.connection import was_rolled_back
@@ -114,7 +114,7 @@ class Hold:
         lose: Callable[[list[TaskLease]], None],
         watch: Callable[[], None],
         slots: TurnSlots | None = None,
-        page: Page | None = None,
+        page: CounterPage | None = None,
     ) -> None:
         self._transaction = HeldTransaction(link, idle_timeout=lease_timeout)
         self._link = link

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgtask._fastpath import Leases, Marks, Outcomes, Page, TaskLease
+from pgtask._fastpath import CounterPage, Leases, Marks, Outcomes, TaskLease
 from pgtask._invariants import CHECKS_INVARIANTS
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
@@ -69,7 +69,7 @@ class Pipeline:
         worker: bytes,
         marks: Marks,
         turn_slots: TurnSlots | None,
-        page: Page | None = None,
+        page: CounterPage | None = None,
         stopped: Callable[[], None],
     ) -> None:
         assert config.dsn is not None

@@ -22,7 +22,7 @@ from typing import Any
 import uvloop
 
 from pgtask._backoff import Backoff
-from pgtask._fastpath import Marks, Page
+from pgtask._fastpath import CounterPage, Marks
 from pgtask._log import EventLog
 from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
@@ -67,7 +67,7 @@ def run_worker(
     marks: Marks,
     make_client: MakeClient,
     turn_slots: TurnSlots | None = None,
-    page: Page | None = None,
+    page: CounterPage | None = None,
 ) -> int:
     """Run one worker in this process until it is told to leave, or a burst is over; return the exit code, 0.
 
@@ -104,7 +104,7 @@ class _WorkerProcess:
         marks: Marks,
         make_client: MakeClient,
         turn_slots: TurnSlots | None,
-        page: Page | None,
+        page: CounterPage | None,
         *,
         embedded: bool,
         counts_waiting: bool,

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from pgtask._backoff import exponential_delay
-from pgtask._fastpath import Page, TaskLease
+from pgtask._fastpath import CounterPage, TaskLease
 from pgtask._invariants import CHECKS_INVARIANTS
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
@@ -142,7 +142,7 @@ class PostgresJournal:
     until a suspended run falls due."""
 
     def __init__(
-        self, link: Link, aside: Aside, *, due_in: Callable[[float], None], page: Page | None = None
+        self, link: Link, aside: Aside, *, due_in: Callable[[float], None], page: CounterPage | None = None
     ) -> None:
         self._link = link
         self._writer = Writer(link, aside)

@@ -1,4 +1,4 @@
-"""`pgtask_depth`, `pgtask_backlog` and `pgtask_oldest_due` in SQL: what they say of tables of every shape, and their cost."""
+"""The depth of the queues in SQL: what the functions say of tables of every shape, and what they cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ pytestmark = pytest.mark.one_database
 
 INSERT = """
     INSERT INTO pg_task (step, queue, priority, wakeup_at, locked_by, lock_expires_at, error)
-    SELECT '{}', queue, priority, now() + make_interval(secs => wakes), CASE WHEN kind LIKE 'leased%' THEN gen_random_uuid() END,
+    SELECT '{}', queue, priority, now() + make_interval(secs => wakes),
+        CASE WHEN kind LIKE 'leased%' THEN gen_random_uuid() END,
         CASE kind WHEN 'leased' THEN now() + interval '1 hour' WHEN 'leased long ago' THEN now() - interval '1 s' END,
         CASE kind WHEN 'parked' THEN 'an error' END
     FROM unnest($1::text[], $2::smallint[], $3::text[], $4::float8[]) AS new (queue, priority, kind, wakes)

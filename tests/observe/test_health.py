@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 from counted import Awaits
-from exported import Exported
+from exported import ANY_PORT, APP, Exported
 from fleet import Fleet, Rows, put, ready, stop, working
 from paths import PYTHONPATH
-from test_metrics import ANY_PORT, APP
 
 from pgtask._postgres import embedded
 from pgtask._postgres.migrate import migrate
@@ -90,8 +91,7 @@ def test_the_backlog_is_never_empty_while_a_task_runs(dsn: str, rows: Rows) -> N
     put(dsn, Awaits(seconds=1.5))
     with working(dsn, app=APP):
 
-        async def least() -> int:
-            import asyncpg
+        async def least() -> Any:
 
             connection = await asyncpg.connect(dsn)
             found = [await connection.fetchval("SELECT pgtask_backlog()") for _ in range(200)]
@@ -117,7 +117,9 @@ def test_a_port_in_use_is_one_clear_error(dsn: str) -> None:
 
 
 def test_a_missing_library_is_named_with_the_remedy(dsn: str, tmp_path: Path) -> None:
-    hide = "import sys; sys.modules['prometheus_client'] = None; from pgtask._cli.supervisor import main; sys.exit(main())"
+    hide = (
+        "import sys; sys.modules['prometheus_client'] = None; from pgtask._cli.supervisor import main; sys.exit(main())"
+    )
     command = [sys.executable, "-c", hide, APP, "--dsn", dsn, "--metrics", "0"]
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -136,5 +138,5 @@ def test_address_of_the_metrics(text: object, address: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "70000", "-1", "host:", "::1", "::1:9187", True, 1.5])
 def test_wrong_address_is_refused(text: object) -> None:
-    with pytest.raises(ConfigError, match="--metrics=.*expected"):
+    with pytest.raises(ConfigError, match=r"--metrics=.*expected"):
         load_config({"metrics": text}, environ={})

@@ -10,11 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from counted import LEDGER, Awaits, First, Plain, Refused, Threaded, Together, Writes
-from exported import Exported
+from exported import ANY_PORT, APP, Exported
 from fleet import Rows, put, ready, stop, working
-
-APP = "counted:app"
-ANY_PORT = ("--metrics", "127.0.0.1:0")
 
 
 def until_equal(look: Callable[[], Any], wanted: Any, timeout: float = 20) -> None:
@@ -73,7 +70,11 @@ def test_they_never_fall_while_workers_die(dsn: str, rows: Rows) -> None:
             assert not fallen
             before = now
             workers = [child for child in fleet.family() if child.name().startswith("pgtask w")]
-            if workers and kills < 5 and now.get(("pgtask_step_outcomes_total", "done", "Writes", "Counted"), 0) > kills * 900:
+            if (
+                workers
+                and kills < 5
+                and now.get(("pgtask_step_outcomes_total", "done", "Writes", "Counted"), 0) > kills * 900
+            ):
                 os.kill(workers[kills % len(workers)].pid, signal.SIGKILL)
                 kills += 1
         assert kills == 5

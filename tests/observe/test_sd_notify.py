@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from counted import Awaits
+from exported import APP
 from fleet import Fleet, Rows, put, stop
-from test_metrics import APP
 
 from pgtask._supervisor.sd_notify import SdNotify
 
@@ -60,13 +60,22 @@ def test_a_supervisor_without_progress_sends_nothing(
         fleet.send(signal.SIGSTOP)
         manager.settimeout(1)
         with pytest.raises(TimeoutError):
-            while True:
-                manager.recv(100)
+            hear_on(manager)
         fleet.send(signal.SIGCONT)
 
 
+def hear_on(manager: socket.socket) -> None:
+    while manager.recv(100):
+        pass
+
+
 def test_no_child_inherits_the_variables(manager: socket.socket) -> None:
-    environ = {"NOTIFY_SOCKET": path(manager), "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid()), "HOME": "/"}
+    environ = {
+        "NOTIFY_SOCKET": path(manager),
+        "WATCHDOG_USEC": "1000000",
+        "WATCHDOG_PID": str(os.getpid()),
+        "HOME": "/",
+    }
     notify = SdNotify(environ)
     assert environ == {"HOME": "/"}
     notify.note_ready()

@@ -11,6 +11,9 @@ from typing import Any
 from fleet import Fleet
 from prometheus_client.parser import text_string_to_metric_families
 
+APP = "counted:app"
+ANY_PORT = ("--metrics", "127.0.0.1:0")
+
 
 class Exported:
     """The exporter of a fleet as a program outside sees it."""

@@ -6,6 +6,7 @@ One unit of compilation, in parts that follow the way of a row:
 - `codec`, `table`: from an envelope to its step, and back.
 - `lease`, `marks`: the tasks that this worker holds, and those that it executes.
 - `outcomes`: the buffer of the flush.
+- `pages`: the counters, in shared memory.
 - `dispatcher`, `runner`: starting and driving steps.
 - `transitions`: from the end of a step to its outcome.
 - `copy`: bulk enqueue.
@@ -32,6 +33,7 @@ include "_fastpath/table.pyx"
 include "_fastpath/lease.pyx"
 include "_fastpath/marks.pyx"
 include "_fastpath/outcomes.pyx"
+include "_fastpath/pages.pyx"
 include "_fastpath/dispatcher.pyx"
 include "_fastpath/transitions.pyx"
 include "_fastpath/runner.pyx"

@@ -123,6 +123,18 @@ def _seconds(*, zero: bool, minimum: int = 0) -> Callable[[Any], float]:
     return parse
 
 
+def _parse_address(value: Any) -> tuple[str, int]:
+    """Return host and port; no host is all addresses. [::1]:9187 is a host of IPv6."""
+    host, _, port = str(value).rpartition(":")
+    if isinstance(value, (bool, float)) or not (port.isascii() and port.isdecimal() and int(port) < 65536):
+        raise ValueError("expected a port from 0 to 65535, or HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("expected HOST:PORT; write an address of IPv6 as [::1]:9187")
+    return host, int(port)
+
+
 class _Choice:
     """The parser of a setting that has few values."""
 
@@ -251,6 +263,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "max_rss", 0, _whole_number(0), "health", "replace a worker that holds more than MB of memory; 0 is never", "MB"
     ),
+    Setting(
+        "metrics",
+        None,
+        _parse_address,
+        "health",
+        "serve metrics for Prometheus, /livez and /readyz at this port, of all addresses unless HOST is given",
+        "[HOST:]PORT",
+        default_words="none",
+    ),
     Setting("pin", False, _parse_switch, "workers", "give each worker one CPU, in turn"),
     Setting(
         "preload",
@@ -325,6 +346,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     stall: float = _DEFAULTS["stall"]
     max_tasks: int = _DEFAULTS["max_tasks"]
     max_rss: int = _DEFAULTS["max_rss"]
+    metrics: tuple[str, int] | None = _DEFAULTS["metrics"]
     pin: bool = _DEFAULTS["pin"]
     preload: bool = _DEFAULTS["preload"]
     reload: bool = _DEFAULTS["reload"]

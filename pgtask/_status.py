@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from pgtask._fastpath import Marks
+from pgtask._fastpath import CounterPage, Marks
 
 __all__ = [
     "DUMP",
@@ -77,7 +77,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
     All tokens of the worker's leases begin with the eight bytes `worker`; `marks`, in shared memory, hold the tasks
     that it executes. `parent_fd` reads EOF when the parent is gone. The worker sends its messages to `status_fd`, and
-    a crash leaves its stacks in `crash_fd`. `cpu` is the one CPU to run on, if any.
+    a crash leaves its stacks in `crash_fd`. `cpu` is the one CPU to run on, if any. `page` is for its counters, if
+    there are metrics.
     """
 
     number: int
@@ -89,6 +90,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     counts_waiting: bool
     embedded: bool
     cpu: int | None = None
+    page: CounterPage | None = None
 
 
 class Totals(msgspec.Struct, frozen=True):

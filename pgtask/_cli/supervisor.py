@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.metadata
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
@@ -31,7 +32,9 @@ from pgtask._nearest import nearest
 from pgtask._project import project_directory
 from pgtask._settings import SETTINGS, Setting
 from pgtask._status import ExitCode
+from pgtask._supervisor.exporter import Exporter
 from pgtask._supervisor.parent import Supervisor
+from pgtask._supervisor.sd_notify import SdNotify
 from pgtask._supervisor.slot import MAX_PROCS
 from pgtask._supervisor.totals import Result
 from pgtask.app import check_reference
@@ -102,6 +105,7 @@ def _main(argv: Sequence[str] | None) -> int:
             raise ConfigError("--pin: this platform has no CPU affinity")
         if config.dsn is None:
             project_directory()  # raises if the working directory was removed
+        server = _open_metrics(config)
     except ConfigError as error:
         note(f"{conceal_arguments(str(error), words)} (see {PROGRAM} --help)", program=PROGRAM)
         return ExitCode.USAGE
@@ -112,7 +116,7 @@ def _main(argv: Sequence[str] | None) -> int:
         log.warning("password.visible", hint=hint)
     try:
         _check_app(config.app)  # before a database is started for it
-        return _run(config, flags, progress)
+        return _run(config, flags, progress, server)
     except AppLoadError as error:
         _report_failure(config, ExitCode.APP, conceal_arguments(str(error), words), error)
         return ExitCode.APP
@@ -138,7 +142,25 @@ def _check_app(reference: str) -> None:
         raise AppLoadError(f"{error}{hint}") from None
 
 
-def _run(config: Config, flags: Mapping[str, Any], progress: BurstProgress | None) -> int:
+def _open_metrics(config: Config) -> socket.socket | None:
+    """Listen for the metrics, if there are to be any. Raises `ConfigError`."""
+    if config.metrics is None:
+        return None
+    from pgtask._observe.server import check_library, listen
+
+    check_library()
+    return listen(config.metrics)
+
+
+def _make_exporter(config: Config, server: socket.socket) -> Exporter:
+    from pgtask._observe.exporter import run_exporter
+
+    host, port, *_ = server.getsockname()
+    log.info("metrics.serving", host=host, port=port)
+    return Exporter(config, run_exporter, server)
+
+
+def _run(config: Config, flags: Mapping[str, Any], progress: BurstProgress | None, server: socket.socket | None) -> int:
     # Here, not above: usage errors and --help need no database driver. Before the fork: children share it.
     from pgtask._worker.boot import boot_worker
     from pgtask._worker.process import run_worker
@@ -158,7 +180,9 @@ def _run(config: Config, flags: Mapping[str, Any], progress: BurstProgress | Non
         log.info("database.named", by=named[0], dsn=redact(named[1]))
     run = functools.partial(run_worker, make_client=WorkerClient, turn_slots=TurnSlots())
     start = functools.partial(boot_worker, run=run, hooks=HOOKS)
-    result = Supervisor(config, start, embedded=embedded, progress=progress).run()
+    exporter = None if server is None else _make_exporter(config, server)
+    manager = SdNotify()
+    result = Supervisor(config, start, embedded=embedded, progress=progress, exporter=exporter, manager=manager).run()
     if result.message is not None:
         _report_failure(config, result.code, with_dsn_source(result.message, flags))
     elif config.burst:

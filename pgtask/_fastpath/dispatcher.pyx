@@ -48,6 +48,8 @@ cdef class Dispatcher:
     cdef object loop
     cdef readonly object context  # of the last `admit`: each runner runs in it, each step in a copy of it
     cdef readonly Marks marks
+    cdef readonly CounterPage page  # of the counters, or None
+    cdef bint times_steps  # whether to note when steps begin
     cdef int concurrency
     cdef dict interruptions  # by task: how often in a row the database became unavailable under its step
     cdef Py_ssize_t max_step_bytes
@@ -66,6 +68,7 @@ cdef class Dispatcher:
         int concurrency,
         Py_ssize_t max_step_bytes,
         Marks marks=None,
+        CounterPage page=None,
         bint logs_finished=False,
     ):
         self.loop = loop
@@ -84,6 +87,11 @@ cdef class Dispatcher:
         self.concurrency = concurrency
         self.max_step_bytes = max_step_bytes
         self.marks = Marks(bytearray(Marks.size(concurrency))) if marks is None else marks
+        self.page = page
+        self.leases.notes_due = page is not None
+        self.times_steps = logs_finished or page is not None
+        if page is not None:
+            page.register(table)
         self.interruptions = {}
         self.logs_finished = logs_finished
         self.wanted_runners = 1
@@ -262,6 +270,7 @@ cdef class Dispatcher:
             return
         try:
             lease.entry = self.table.find_entry(lease.envelope)
+            lease.row = lease.entry.row
             reason = f"{lease.label} {reason}"
         except Exception:  # a row that cannot be decoded
             reason = f"the task {reason}"
@@ -310,6 +319,7 @@ cdef class Dispatcher:
                     )
                 lease.entry, lease.step = self.table.decode(lease.envelope)
                 lease.envelope = None
+            lease.row = lease.entry.row
             if lease.size == EXPIRED and may_expire(lease):
                 self.count_refused()
                 expire_task(self, lease)
@@ -337,6 +347,11 @@ cdef class Dispatcher:
             return False
         return True
 
+    cdef inline void count_ended(self, TaskLease lease) except *:
+        self.ended += 1
+        if self.page is not None:
+            self.page.count_run(lease)
+
     cdef inline void count_refused(self) noexcept:
         self.steps -= 1
         self.refused += 1
@@ -355,7 +370,7 @@ cdef class Dispatcher:
         self.suspended += 1
         lease.is_executing = True
         self.marks.mark_suspended(lease)
-        if self.logs_finished:
+        if self.times_steps:
             lease.began_at = clock()
         if lease.entry.timeout > 0:
             lease.timer = self.loop.call_later(lease.entry.timeout, self.time_out, lease)
@@ -490,7 +505,7 @@ cdef class Dispatcher:
         cdef Py_ssize_t at
         for at, lease in enumerate(leases):
             self.unmark_step(lease, lease.claims > 1)
-            self.ended += 1
+            self.count_ended(lease)
             lease.batch = None
             if outcomes is None:
                 finish_step(self, lease, None, error)
@@ -506,7 +521,7 @@ cdef class Dispatcher:
         cdef TaskLease lease
         for lease, was_suspect in zip(leases, were_suspects):
             self.unmark_step(lease, was_suspect)
-            self.ended += 1
+            self.count_ended(lease)
             lease.batch = None
         self.wake_pump()
 
@@ -523,7 +538,7 @@ cdef class Dispatcher:
         cdef TaskLease lease
         for lease in leases:
             self.unmark_step(lease, lease.claims > 1)
-            self.ended += 1
+            self.count_ended(lease)
             lease.batch = None
             if lease.state == RUNNING and lease.reason == NOT_CANCELLED:
                 interrupt_try(self, lease, error, delay)
@@ -560,7 +575,7 @@ cdef class Dispatcher:
     cdef void free_slot(self, TaskLease lease, bint is_suspect) except *:
         """Take the slot and the mark from a step that has ended."""
         self.suspended -= 1
-        self.ended += 1
+        self.count_ended(lease)
         self.unmark_step(lease, is_suspect)
         self.stop_timer(lease)
         lease.task = None

@@ -47,7 +47,10 @@ cdef class TaskLease:
     cdef CancelReason reason  # why its step is being cancelled
     cdef object task  # the asyncio Task of a suspended step
     cdef object timer  # of the timeout of a step that suspended or is in a thread
-    cdef double began_at  # seconds of `clock` at which its step began, if the end of steps is logged
+    cdef double began_at  # seconds of `clock` at which its step began, if the end of steps is logged or counted
+    cdef double due_at  # seconds since the epoch at which a task fell due that is claimed and has not run; else 0
+    cdef StepRow* row  # of the step that began last, if this worker counts; else NULL
+    cdef bint has_expired  # it was ended since it has expired
     cdef public object transaction  # `StepTransaction` that its step has begun and that has not ended, else None
     cdef public bint has_locked_row  # that transaction has locked its row, so no other session can end the lease
     cdef readonly bint is_executing  # its step has suspended or is in a thread, and has not ended
@@ -93,6 +96,7 @@ cdef class Leases:
 
     cdef dict by_id
     cdef list suspects
+    cdef public bint notes_due  # whether to keep when tasks fell due
     cdef readonly Py_ssize_t releasing  # leases that the renewing thread has taken, until the loop learns of the release
 
     def __init__(self):
@@ -125,6 +129,8 @@ cdef class Leases:
                 displaced.append(older)
             self.by_id[lease.id] = lease
             leases.append(lease)
+            if self.notes_due:
+                lease.due_at = row[5]
             if lease.claims > 1:
                 lease.due = row[5] if len(row) > 5 else 0.0
                 self.suspects.append(lease)
@@ -148,6 +154,8 @@ cdef class Leases:
             lease.size = row[4] or 0
             lease.waiting_since = now
             lease.in_turn = True
+            if self.notes_due:
+                lease.due_at = row[5]
             leases.append(lease)
             if self.by_id and lease.id in self.by_id:
                 displaced.append(self.by_id[lease.id])

@@ -262,8 +262,8 @@ cdef class Runner:
             finish_step(dispatcher, lease, None, lacking)
             return False
         dispatcher.marks.mark_started(lease)
-        if dispatcher.logs_finished:
-            lease.began_at = clock()
+        if dispatcher.times_steps:
+            lease.began_at = dispatcher.now  # before the step was decoded
         executing_lease, executing_thread = lease, PyThread_get_thread_ident()
         PyContext_Enter(variables)
         error = self.send_first(lease, context, &how, &value)
@@ -307,7 +307,7 @@ cdef class Runner:
             dispatcher.marks.mark_suspended(lease)  # as in `end_step`
         dispatcher.marks.leave_loop()
         dispatcher.wanted_runners = max(1, dispatcher.wanted_runners - 1)
-        dispatcher.ended += 1
+        dispatcher.count_ended(lease)
         finish_step(dispatcher, lease, outcome, error)
 
     cdef void keep_suspended(self, TaskLease lease, variables):

@@ -4,6 +4,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from pgtask.errors import UnknownStepError
 
+cdef struct StepRow  # of the counters, see pages.pyx
+
 
 @cython.final
 cdef class StepEntry:
@@ -24,6 +26,7 @@ cdef class StepEntry:
     cdef readonly Py_ssize_t batch_size
     cdef bint is_holdable  # its steps may run while a transaction holds their rows, once they have proved not to suspend
     cdef public bint is_paused  # none of its steps starts
+    cdef StepRow* row  # NULL unless this worker counts
     cdef public list group  # leases of the open group that each step of this class may join at once, or None
 
     def __init__(self, definition):

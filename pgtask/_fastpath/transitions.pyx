@@ -255,6 +255,7 @@ cdef void expire_task(Dispatcher dispatcher, TaskLease lease) except *:
         reject_row(dispatcher, lease, f"{lease.label} has expired before it began", None)
         return
     dispatcher.log_expired(lease)
+    lease.has_expired = True
     finish_task(dispatcher, lease)
 
 

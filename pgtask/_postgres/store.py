@@ -112,6 +112,11 @@ class Link:
         return self.outage is not None
 
     @property
+    def is_open(self) -> bool:
+        """Return whether it has a connection now."""
+        return self._connection is not None and not self._connection.is_closed()
+
+    @property
     def local_settings(self) -> Mapping[str, str]:
         """The settings that a transaction behind a pooler brings along; none without one."""
         return self._local_settings if self._pooled else {}

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pgtask._fastpath import Marks
+from pgtask._fastpath import CounterPage, Marks
 from pgtask._log import EventLog
 from pgtask._status import ExitNotice, Message, Ready, Stack, Tick, Totals, WorkerSpec, decode_messages
 from pgtask._supervisor.death import Death
@@ -171,6 +171,7 @@ def fork_child(
     counts_waiting: bool,
     embedded: bool,
     cpu: int | None,
+    page: CounterPage | None = None,
     close: Iterable[int],
 ) -> ChildProcess:
     """Fork a worker. The child closes the descriptors in `close`; the parent owns the process and its pipe.
@@ -188,6 +189,7 @@ def fork_child(
         counts_waiting=counts_waiting,
         embedded=embedded,
         cpu=cpu,
+        page=page,
     )
     try:
         process.pid = fork(

@@ -34,9 +34,11 @@ from pgtask._status import (
     Totals,
 )
 from pgtask._supervisor.child import ChildProcess, StartWorker, fork_child
+from pgtask._supervisor.exporter import Exporter
 from pgtask._supervisor.outage import Outage
 from pgtask._supervisor.reaper import Reapers
 from pgtask._supervisor.rolling_restart import RollingRestart
+from pgtask._supervisor.sd_notify import SdNotify
 from pgtask._supervisor.signal_pipe import SignalPipe
 from pgtask._supervisor.signals import SignalHandlers
 from pgtask._supervisor.slot import SupervisedWorker
@@ -67,16 +69,26 @@ class ProgressLine(Protocol):
 class Supervisor:
     """The workers and the loop over them. Call `run` once, from the main thread.
 
-    `start` is the program of a worker. `embedded` tells workers that they may create the schema.
+    `start` is the program of a worker. `embedded` tells workers that they may create the schema. `exporter` serves the
+    metrics, if there are any; `manager` is the service manager, if there is one.
     """
 
     def __init__(
-        self, config: Config, start: StartWorker, *, embedded: bool = False, progress: ProgressLine | None = None
+        self,
+        config: Config,
+        start: StartWorker,
+        *,
+        embedded: bool = False,
+        progress: ProgressLine | None = None,
+        exporter: Exporter | None = None,
+        manager: SdNotify | None = None,
     ) -> None:
         self.config = config
         self._start = start
         self._embedded = embedded
         self._progress = progress
+        self._exporter = exporter
+        self._manager = manager or SdNotify({})
         self.workers = [SupervisedWorker(number) for number in range(1, config.procs + 1)]
         self.stopping = False
         self.restart = RollingRestart(self.add_on_trial, self.drain)
@@ -118,6 +130,8 @@ class Supervisor:
                     self._run_once()
                 self._await_reapers()
             finally:
+                if self._exporter:
+                    self._exporter.kill()
                 if self._progress:
                     self._progress.erase()
                 self._selector.close()
@@ -143,6 +157,9 @@ class Supervisor:
     def _run_once(self) -> None:
         """Handle the timers that are due, wait for the next event, and handle it."""
         now = time.monotonic()
+        self._manager.advance(now)
+        if self._exporter:
+            self._exporter.advance(now, self._lifeline[0], self._own_descriptors, self.stopping)
         if self._announce_at is not None and self._announce_at <= now:
             self._announce_start()
         due = (worker for worker in self.workers if worker.slot.timer is not None and worker.slot.timer <= now)
@@ -174,6 +191,8 @@ class Supervisor:
     def _until_next_timer(self) -> float | None:
         timers = [worker.slot.timer for worker in self.workers if worker.slot.timer is not None]
         timers += [] if self._announce_at is None else [self._announce_at]
+        timers += [self._exporter.next_at] if self._exporter else []
+        timers += [self._manager.next_at] if self._manager.is_watching else []
         if self._outage.next_line is not None and not self.stopping:
             timers.append(self._outage.next_line)
         wait = max(0.0, min(timers) - time.monotonic()) if timers else None
@@ -219,6 +238,7 @@ class Supervisor:
         grace = 0.0 if event is Event.QUIT else self.config.grace
         self._stop_ends = min(self._stop_ends, time.monotonic() + grace + STOP_MARGIN + REAPER_GRACE)
         self._announce_start()
+        self._manager.note_stopping()
         self.restart.cancel()
         log.info("supervisor.stopping", cause=cause, now=event is Event.QUIT, **fields)
         for worker in self.workers:
@@ -260,6 +280,8 @@ class Supervisor:
         counts_waiting = self._progress is not None and self._totals.expected is None and worker.number == 1
         if counts_waiting:
             self._totals.begin_count(self.workers)
+        if self._exporter:
+            worker.page = self._exporter.take_page()
         try:
             worker.process = fork_child(
                 self.config,
@@ -269,9 +291,11 @@ class Supervisor:
                 counts_waiting=counts_waiting,
                 embedded=self._embedded,
                 cpu=self._cpus[(worker.number - 1) % len(self._cpus)] if self._cpus else None,
+                page=worker.page.page if worker.page else None,
                 close=self._own_descriptors(),
             )
         except OSError as error:
+            self._give_back_page(worker)
             worker.log(logging.ERROR, "worker.not_forked", error=error)
             worker.failure = (ExitCode.BOOT, f"a worker could not be forked: {error}")
             self.handle_event(worker, Event.DIED)
@@ -280,11 +304,17 @@ class Supervisor:
         worker.end_silence()
         worker.log(logging.DEBUG, "worker.started")
 
+    def _give_back_page(self, worker: SupervisedWorker) -> None:
+        if self._exporter and worker.page:
+            self._exporter.give_back(worker.page)
+        worker.page = None
+
     def _own_descriptors(self) -> list[int]:
         """Return the descriptors that no child may hold."""
         processes = [worker.process for worker in self.workers if worker.process]
         theirs = [fd for process in processes for fd in (process.pipe, process.crash.fileno())]
-        return [self._signals.reader, self._signals.writer, self._lifeline[1], *theirs]
+        ours = [self._signals.reader, self._signals.writer, self._lifeline[1]]
+        return [*ours, *theirs, *(self._exporter.descriptors if self._exporter else [])]
 
     def _read_messages(self, worker: SupervisedWorker) -> None:
         process = worker.process
@@ -303,6 +333,7 @@ class Supervisor:
         self.handle_event(worker, Event.HEARD)
         if isinstance(message, Ready):
             self._was_ready = True
+            self._manager.note_ready()
             self.handle_event(worker, Event.READY)
             worker.log(logging.INFO, "worker.ready")
         elif isinstance(message, LoadedTasks):
@@ -324,6 +355,8 @@ class Supervisor:
         by_pid = {worker.process.pid: worker for worker in self.workers if worker.process}
         for pid, status in _reap_all():
             self._reapers.discard(pid)
+            if self._exporter:
+                self._exporter.discard(pid, status)
             if worker := by_pid.get(pid):
                 self._collect(worker, worker.process, status)
         self._reapers.start(self._lifeline[0], close=self._own_descriptors())
@@ -338,6 +371,7 @@ class Supervisor:
         others_work = any(other is not worker and other.slot.state is State.READY for other in self.workers)
         fleet = FleetState(others_work, self._was_ready)
         death, action = worker.collect(status, grace=self.config.grace, stopping=self.stopping, fleet=fleet)
+        self._give_back_page(worker)
         self._outage.report(death.pid, None, time.monotonic())
         self._totals.add_finished(death)
         self._reapers.add(death)

@@ -16,6 +16,7 @@ from uuid import UUID
 import msgspec
 
 from pgtask._log import EventLog
+from pgtask._observe.pages import PageWriter
 from pgtask._status import ExitCode
 from pgtask._supervisor.child import ChildProcess
 from pgtask._supervisor.death import UNORDERED, Death, signal_name
@@ -39,6 +40,8 @@ class SupervisedWorker:
         self.number = number
         self.slot = Slot(trial=trial)
         self.process: ChildProcess | None = None
+        self.page: PageWriter | None = None
+        """The counters of the process in it, if there are metrics."""
         self.failure = (ExitCode.BOOT, "")
         self.recycle_jitter = random.random()
         """Keeps workers of one age from reaching a limit at the same time."""

@@ -11,11 +11,12 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pgtask._app_import import import_app, source_directories
-from pgtask._fastpath import Marks
+from pgtask._fastpath import CounterPage, Marks
 from pgtask._log import EventLog, LogHooks
 from pgtask._status import (
     DUMP,
@@ -56,6 +57,7 @@ class RunWorker(Protocol):
         embedded: bool,
         worker: bytes,
         marks: Marks,
+        page: CounterPage | None,
     ) -> int: ...
 
 
@@ -73,6 +75,8 @@ def boot_worker(
     os.register_at_fork(after_in_child=hooks.forget_counts)
     exit_with_parent(spec.parent_fd)
     _pin_to_cpu(spec)
+    if spec.page is not None:
+        spec.page.begin(os.getpid(), spec.number, time.time())
     code = _load_and_run(config, spec, run, hooks)
     end_if_copy(None)
     end_program(code)
@@ -103,6 +107,7 @@ def _load_and_run(config: Config, spec: WorkerSpec, run: RunWorker, hooks: LogHo
             embedded=spec.embedded,
             worker=spec.worker,
             marks=spec.marks,
+            page=spec.page,
         )
     except AppLoadError as error:
         return _report_failure(status, ExitCode.APP, str(error), error)

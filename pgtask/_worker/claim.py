@@ -18,6 +18,7 @@ lane is due when a task of its own is.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -117,6 +118,15 @@ class Claim:
         due = time.monotonic() + seconds
         self.next_poll = min(self.next_poll, max(due, self._earliest_poll()))
         self.next_due = due if self.next_due is None else min(self.next_due, due)
+
+    @property
+    def database_clock(self) -> tuple[float, float] | None:
+        """The time of the database (seconds since the epoch) as the last poll has found it, and how many seconds ago;
+        None if it has found no task."""
+        if (read := self._finder.read) is None or read[1][0] is None:
+            return None
+        read_at, (_, _, wait, first, *_) = read
+        return (first - wait, time.monotonic() - read_at) if math.isfinite(first - wait) else None
 
     @property
     def may_find_tasks(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from pgtask._backoff import Backoff
 from pgtask._current import current_lease
 from pgtask._error_text import describe, summary
-from pgtask._fastpath import Dispatcher, Leases, Marks, NewTask, Outcomes, StepEntry, Table, TaskLease
+from pgtask._fastpath import CounterPage, Dispatcher, Leases, Marks, NewTask, Outcomes, StepEntry, Table, TaskLease
 from pgtask._log import EventLog
 from pgtask._postgres.connection import is_connection_loss
 from pgtask._sparing import SparingLog
@@ -50,6 +50,7 @@ class Dispatch(Dispatcher):
         concurrency: int,
         max_step_bytes: int,
         marks: Marks | None = None,
+        page: CounterPage | None = None,
         wake: Callable[[], None],
         unknown: Callable[[str], float | None],
         is_foreign: Callable[[TaskLease, str], bool] = lambda lease, family: False,
@@ -63,6 +64,7 @@ class Dispatch(Dispatcher):
             concurrency=concurrency,
             max_step_bytes=max_step_bytes,
             marks=marks,
+            page=page,
             logs_finished=log.is_enabled_for(logging.DEBUG),
         )
         self.threads = StepThreads(concurrency)

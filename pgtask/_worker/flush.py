@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from pgtask._fastpath import Leases, Outcomes, TaskLease
+from pgtask._fastpath import CounterPage, Leases, Outcomes, TaskLease
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
 from pgtask._postgres.writer import Aside, WriteBatch, Writer
@@ -164,7 +164,8 @@ class _ReleaseBatch(_FlushBatch):
 
 class Flush:
     """The writer of `Outcomes` over `link`. It removes written leases from `leases`, and calls `wake` when an outcome
-    that was set aside is written, and `due_in` with the seconds until the first new task of written outcomes is due."""
+    that was set aside is written, and `due_in` with the seconds until the first new task of written outcomes is due.
+    `page` counts by step what the totals count."""
 
     def __init__(
         self,
@@ -173,9 +174,11 @@ class Flush:
         aside: Aside,
         wake: Callable[[], None],
         due_in: Callable[[float], None] = lambda seconds: None,
+        page: CounterPage | None = None,
     ) -> None:
         self._link = link
         self._leases = leases
+        self._page = page
         self._writer = Writer(link, aside)
         self.wake = wake
         self.due_in = due_in
@@ -229,6 +232,10 @@ class Flush:
     ) -> list[TaskLease]:
         """Count outcomes that a statement has written, and end their leases, but those whose next step may run, which
         it returns. `done`, `continued` and `rescheduled` are the tasks that the statement found; None is all."""
+        if self._page is not None:
+            self._page.count_written(
+                outcomes, done if is_certain else None, continued, rescheduled if is_certain else None
+            )
         finished = outcomes.done + outcomes.archived
         self.done += len(finished) - self._remove_ended(finished, done, is_certain)
         gone = [row.lease for row in outcomes.rescheduled]
@@ -263,15 +270,23 @@ class Flush:
         """Count outcomes that the transaction which held their rows has written: so many are done, and so many were
         rescheduled. It misses those whose write a trigger has suppressed."""
         self.done += done
-        missed = len(outcomes.done) - done
+        self.lost += len(outcomes.done) - done + len(outcomes.rescheduled) - rescheduled
         if rescheduled == len(outcomes.rescheduled):
             self.parked += sum(row.error is not None for row in outcomes.rescheduled)
-        missed += len(outcomes.rescheduled) - rescheduled
-        self.drop_held(missed)
+        if self._page is not None:
+            self._page.count_held(outcomes, done, rescheduled)
 
-    def drop_held(self, outcomes: int) -> None:
-        """Count outcomes that were dropped, since the transaction which held their rows has not written them."""
-        self.lost += outcomes
+    def drop(self, leases: list[TaskLease]) -> None:
+        """Count leases whose outcomes are not written."""
+        self.lost += len(leases)
+        if self._page is not None:
+            self._page.count_lost(leases)
+
+    def count_done(self, leases: list[TaskLease]) -> None:
+        """Count tasks that are done, since their rows are gone."""
+        self.done += len(leases)
+        if self._page is not None:
+            self._page.count_done(leases)
 
     def _remove_ended(self, leases: list[TaskLease], written: list[UUID] | None, is_certain: bool) -> int:
         """Remove leases that have ended. Return how many were lost before: `written`, if not None, lacks those.
@@ -292,7 +307,7 @@ class Flush:
     def give_up(self, lease: TaskLease) -> None:
         """Let a lease expire whose outcome the database takes in no form."""
         self._leases.remove(lease)
-        self.lost += 1
+        self.drop([lease])
 
     def log_suppressed(self) -> None:
         """Log how many leases were lost without a line of their own."""
@@ -306,7 +321,7 @@ class Flush:
     def add_lost(self, lease: TaskLease, *, ends_in: float) -> None:
         """Count a lost lease. Another worker may have its task now, or in `ends_in` seconds at the latest."""
         self._lost_log.log_or_count(task=lease.id, step=lease.label, outcome="cancelled")
-        self.lost += 1
+        self.drop([lease])
         self._lost.append((time.monotonic() + ends_in, lease))
 
     def take_releasable(self, *, before: float | None = None) -> list[TaskLease]:

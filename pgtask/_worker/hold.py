@@ -30,7 +30,7 @@ from uuid import UUID
 import msgspec
 
 from pgtask._backoff import Backoff
-from pgtask._fastpath import Leases, Outcomes, TaskLease
+from pgtask._fastpath import CounterPage, Leases, Outcomes, TaskLease
 from pgtask._lease_clock import lease_clock
 from pgtask._log import EventLog
 from pgtask._postgres.connection import was_rolled_back
@@ -114,6 +114,7 @@ class Hold:
         lose: Callable[[list[TaskLease]], None],
         watch: Callable[[], None],
         slots: TurnSlots | None = None,
+        page: CounterPage | None = None,
     ) -> None:
         self._transaction = HeldTransaction(link, idle_timeout=lease_timeout)
         self._link = link
@@ -131,6 +132,7 @@ class Hold:
         self._records: dict[tuple[str, int], _Record] = {}
         self._is_late = False  # the turn has had its time
         self._slots = slots
+        self._page = page
         self._waits_since: float | None = None  # monotonic seconds, for a slot
         self.has_waited = False
         """Whether it has waited for too long, and leases its next batch."""
@@ -211,6 +213,8 @@ class Hold:
             return False
         self._capacity.prefetch.record_claim(time.monotonic() - began)
         record.last = len(rows)
+        if self._page is not None:
+            self._page.note_claim(len(rows))
         leases, displaced = self._leases.hold(rows, token)
         self._lose(displaced)
         self._watch()
@@ -304,17 +308,17 @@ class Hold:
         leased = ended.going_on + ended.unended
         for lease in leased:
             self._dispatch.drop_lost(lease)
-        done = 0
+        dropped = outcomes.leases() + ended.unended
         if is_uncertain:
             if leased:
                 self._claim.recover(token)
             ids = outcomes.done_ids()
             ((left,),) = await self._link.run("turn_left", ids)
-            done = len(ids) if not left else 0
-            self._flush.done += done
-        dropped = len(outcomes) + len(ended.unended) - done
-        self._flush.drop_held(dropped)
-        log.warning("hold.lost", outcomes=dropped, error=str(error), hint="their steps run again, under leases")
+            if not left:
+                self._flush.count_done(outcomes.done)
+                dropped = dropped[len(outcomes.done) :]
+        self._flush.drop(dropped)
+        log.warning("hold.lost", outcomes=len(dropped), error=str(error), hint="their steps run again, under leases")
 
     def _learn(self, record: _Record, ended: _Ended, tasks: int, seconds: float) -> None:
         """Lease the tasks of the lane for a while if many of a turn had to be, or a step has blocked the loop."""

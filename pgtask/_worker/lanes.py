@@ -96,6 +96,8 @@ class Lanes:
         self._polled_at = self._walked_at = self._walk_at = 0.0
         self._walks_took = 0.0, 0.0
         self._last_took = 0.0
+        self.read: tuple[float, Any] | None = None
+        """The last answer of the database, its first row, and when it came (monotonic seconds)."""
         self.took = 0.0
         """The seconds that the next poll may take, as the last one of its kind has, by the clock of the database."""
 
@@ -219,7 +221,10 @@ class Lanes:
         return found
 
     async def _read(self, parameters: tuple[Any, ...]) -> list[Any] | None:
-        return await read_bounded(self._link, "lanes", *parameters)
+        rows = await read_bounded(self._link, "lanes", *parameters)
+        if rows is not None:
+            self.read = time.monotonic(), rows[0]
+        return rows
 
     # --- what they teach
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgtask._fastpath import Leases, Marks, Outcomes, TaskLease
+from pgtask._fastpath import CounterPage, Leases, Marks, Outcomes, TaskLease
 from pgtask._invariants import CHECKS_INVARIANTS
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
@@ -70,12 +70,14 @@ class Pipeline:
         worker: bytes,
         marks: Marks,
         turn_slots: TurnSlots | None,
+        page: CounterPage | None = None,
         stopped: Callable[[], None],
     ) -> None:
         assert config.dsn is not None
         self._config = config
         self._dsn = config.dsn
         self._pooled = not config.listen
+        self._page = page
         self._session = f"pgtask worker {os.getpid()}"
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()  # something for the pump to do
@@ -91,7 +93,7 @@ class Pipeline:
         self._table = build_table(app)
         self._build_claim(app, worker)
         self._build_dispatch(app, marks)
-        self._flush = Flush(self.link, self._leases, self.aside, self._work.set, self._look_in)
+        self._flush = Flush(self.link, self._leases, self.aside, self._work.set, self._look_in, page)
         self._build_renew()
         look = self._link("look", {}, far_times=False)
         self.transactions = Transactions(
@@ -113,6 +115,7 @@ class Pipeline:
             lose=self._lose,
             watch=self.renew.watch_waiting,
             slots=turn_slots,
+            page=page,
         )
         self._invariants = PumpInvariants(self._leases, self.dispatch, self._flush, self._suspects)
 
@@ -158,6 +161,7 @@ class Pipeline:
             concurrency=config.concurrency,
             max_step_bytes=config.max_step_bytes,
             marks=marks,
+            page=self._page,
             wake=self._work.set,
             unknown=self._unknown.delay_for,
             is_foreign=self._is_foreign,
@@ -186,7 +190,7 @@ class Pipeline:
         self.journal: PostgresJournal | None = None
         if app.workflows:
             link = self._link("journal", SHARED_SETTINGS, far_times=True)
-            self.journal = PostgresJournal(link, self.aside, due_in=self._poll_in)
+            self.journal = PostgresJournal(link, self.aside, due_in=self._poll_in, page=self._page)
             runner = StepRunner(
                 self.dispatch, self.dispatch.threads, max_bytes=self._config.max_step_bytes, end_if_copy=end_if_copy
             )
@@ -271,6 +275,16 @@ class Pipeline:
     @property
     def held(self) -> int:
         return len(self._leases)
+
+    @property
+    def database_clock(self) -> tuple[float, float] | None:
+        """A time of the database, and how many seconds ago that was; None if it is not known."""
+        return self._claim.database_clock
+
+    @property
+    def unwritten(self) -> int:
+        """The outcomes that are not in the database yet."""
+        return len(self.dispatch.outcomes) + self._flush.blocked
 
     def stop_now(self) -> None:
         """Do not wait for the running steps."""
@@ -401,6 +415,8 @@ class Pipeline:
             limit, suspects=wanted, same_lane_from=same_lane_from, is_prepared=True
         )
         self._hold.record_claim(lane, len(rows))
+        if self._page is not None:
+            self._page.note_claim(len(rows))
         if not rows:
             return self._claim.has_more
         self._capacity.prefetch.record_claim(time.monotonic() - began)

@@ -22,7 +22,7 @@ from typing import Any
 import uvloop
 
 from pgtask._backoff import Backoff
-from pgtask._fastpath import Marks
+from pgtask._fastpath import CounterPage, Marks
 from pgtask._log import EventLog
 from pgtask._postgres.migrate import check_schema, migrate
 from pgtask._postgres.pools import user_pool
@@ -32,6 +32,7 @@ from pgtask._step_tools import StepTools
 from pgtask._worker import parent_watch
 from pgtask._worker.at_exit import AFTER_GRACE, abandon_threads, end_children, set_grace_end
 from pgtask._worker.forked import protect_loop
+from pgtask._worker.gauges import Gauges
 from pgtask._worker.leaving import UNWIND
 from pgtask._worker.lifespan import OVERDUE, opened_resources
 from pgtask._worker.pipeline import Pipeline
@@ -66,16 +67,18 @@ def run_worker(
     marks: Marks,
     make_client: MakeClient,
     turn_slots: TurnSlots | None = None,
+    page: CounterPage | None = None,
 ) -> int:
     """Run one worker in this process until it is told to leave, or a burst is over; return the exit code, 0.
 
     SIGTERM drains within `config.grace`, the end of `parent_fd` within half a second; SIGQUIT stops now. Sends its
     messages to `status`. With `embedded` it creates a missing schema. All its tokens begin with the eight bytes
     `worker`; `marks` hold the tasks that it executes; `make_client` makes `ctx.client`; `turn_slots` are those of
-    its supervisor. Raises `DatabaseRefused` on permanent errors, and `LifespanError`.
+    its supervisor; `page` is for its counters, if there are metrics. Raises `DatabaseRefused` on permanent errors, and
+    `LifespanError`.
     """
     options = {"embedded": embedded, "counts_waiting": counts_waiting}
-    process = _WorkerProcess(config, app, status, worker, marks, make_client, turn_slots, **options)
+    process = _WorkerProcess(config, app, status, worker, marks, make_client, turn_slots, page, **options)
     # The loop is not closed: that would wait for steps that ignore their cancellation, and the process ends here.
     uvloop.new_event_loop().run_until_complete(process.run(parent_fd))
     return 0
@@ -101,6 +104,7 @@ class _WorkerProcess:
         marks: Marks,
         make_client: MakeClient,
         turn_slots: TurnSlots | None,
+        page: CounterPage | None,
         *,
         embedded: bool,
         counts_waiting: bool,
@@ -109,6 +113,7 @@ class _WorkerProcess:
         self._marks = marks
         self._make_client = make_client
         self._turn_slots = turn_slots
+        self._page = page
         self._config = config
         self._app = app
         self._status = status
@@ -131,11 +136,15 @@ class _WorkerProcess:
             worker=self._worker,
             marks=self._marks,
             turn_slots=self._turn_slots,
+            page=self._page,
             stopped=self._handle_stop_worker,
         )
         self._handle_signals(parent_fd)
         # Tick while connecting too, so that a slow database does not look like a hang.
-        ticking = asyncio.create_task(self._fail_with(self._send_ticks()))
+        ticking = [asyncio.create_task(self._fail_with(self._send_ticks()))]
+        if self._page is not None:
+            gauges = Gauges(self._page, self._pipeline, is_ready=lambda: self._working)
+            ticking.append(asyncio.create_task(self._fail_with(gauges.run())))
         try:
             async with AsyncExitStack() as stack:
                 await self._open_all(stack)
@@ -153,7 +162,8 @@ class _WorkerProcess:
             raise
         finally:
             abandon_threads([self._threads])
-            ticking.cancel()
+            for task in ticking:
+                task.cancel()
             if self._overtime is not None:
                 self._overtime.cancel()
         self._send_exit_notice(None)

@@ -88,6 +88,8 @@ class Renew:
         self._stopping = asyncio.Event()
         self._holding = asyncio.Event()
         self._turn = asyncio.Lock()  # of the connection
+        self.is_failing = False
+        """Whether the last renewal has found the database unavailable."""
         self._slow: set[TaskLease] = set()  # those whose renewal alone was too slow
 
     @property
@@ -126,22 +128,21 @@ class Renew:
         beside = [asyncio.create_task(self._give_up_late())]
         if self._released is not None:
             beside.append(asyncio.create_task(self._release_waiting(link, self._released)))
-        has_failed = False
         while not self._stopping.is_set():
             try:
                 await self._renew_due(link)
-                if has_failed:
+                if self.is_failing:
                     log.warning("renew.recovered")
-                has_failed = False
+                self.is_failing = False
             except DatabaseUnavailable as error:
-                if not has_failed:
+                if not self.is_failing:
                     log.warning("renew.failed", error=str(error))
-                has_failed = True
+                self.is_failing = True
             except DatabaseRefused as error:
                 self._refused(error)
                 break
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(self._tick, 0.5) if has_failed else self._tick):
+                async with asyncio.timeout(min(self._tick, 0.5) if self.is_failing else self._tick):
                     await self._stopping.wait()
         async with self._turn:
             for task in beside:

@@ -65,6 +65,11 @@ class Wake:
         self._queues = frozenset(queues)
         self.sleep = Sleep(queues, look=hint, advance_soon=self._due.set)
 
+    @property
+    def is_listening(self) -> bool:
+        """Return whether its connection listens, as far as it knows."""
+        return self._link.is_open
+
     async def open(self) -> None:
         """Listen; wait for as long as the database is unavailable. Raises `DatabaseRefused`."""
         await self._link.connected()

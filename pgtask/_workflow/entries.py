@@ -252,7 +252,7 @@ class EndRun(LeasedEntry[dict[str, int] | None], frozen=True, eq=False):
         ]
 
     def complete(self, answer: dict[str, int] | None, effects: JournalEffects) -> None:
-        effects.count_end(is_success=self.error is None)
+        effects.count_end(self.lease, is_success=self.error is None)
 
 
 STATEMENTS: tuple[type[JournalEntry[Any]], ...] = (

@@ -9,6 +9,8 @@ from uuid import UUID
 
 import msgspec
 
+from pgtask._fastpath import TaskLease
+
 __all__ = ["LOST", "JournalEffects", "JournalEntry", "PartialAnswer"]
 
 AnswerT = TypeVar("AnswerT")
@@ -33,7 +35,7 @@ class JournalEffects(Protocol):
     def announce_due(self, due_at: datetime) -> None:
         """Say when a suspended run falls due."""
 
-    def count_end(self, *, is_success: bool) -> None:
+    def count_end(self, lease: TaskLease, *, is_success: bool) -> None:
         """Count a run that has ended, in the database."""
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from pgtask._backoff import exponential_delay
+from pgtask._fastpath import CounterPage, TaskLease
 from pgtask._invariants import CHECKS_INVARIANTS
 from pgtask._log import EventLog
 from pgtask._postgres.store import Link
@@ -140,10 +141,13 @@ class PostgresJournal:
     """The journal of one worker, over `link`, which nothing else uses, and `aside`. Calls `due_in` with the seconds
     until a suspended run falls due."""
 
-    def __init__(self, link: Link, aside: Aside, *, due_in: Callable[[float], None]) -> None:
+    def __init__(
+        self, link: Link, aside: Aside, *, due_in: Callable[[float], None], page: CounterPage | None = None
+    ) -> None:
         self._link = link
         self._writer = Writer(link, aside)
         self._due_in = due_in
+        self._page = page
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()
         self._offset = 0.0  # from the monotonic clock to that of the database, see `learn_time`
@@ -185,7 +189,9 @@ class PostgresJournal:
     def announce_due(self, due_at: datetime) -> None:
         self._due_in(max(0.0, (due_at - self.now()).total_seconds()))
 
-    def count_end(self, *, is_success: bool) -> None:
+    def count_end(self, lease: TaskLease, *, is_success: bool) -> None:
+        if self._page is not None:
+            self._page.count_ended_run(lease, is_success)
         if is_success:
             self._finished += 1
         else:
@@ -266,6 +272,8 @@ class PostgresJournal:
                 # After a second sending, the first one has probably released the run that is no longer ours.
                 if pending.is_certain or not kind.releases_lease:
                     self._lost += 1
+                    if self._page is not None:
+                        self._page.count_lost([lease])
                     dropped = kind.statement.rpartition("/")[2]
                     log.warning("run.lost", run=lease.id, step=lease.label, dropped=dropped)
                     pending.answered.set_exception(RunStopped("the lease of the run was lost"))

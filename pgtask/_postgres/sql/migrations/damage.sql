@@ -81,6 +81,11 @@ wanted (since, kind, on_table, name, definition) AS (
         (13, 'function', 'pg_task', 'pgtask_enqueue(text,json,text,text,bigint,timestamptz,interval)', 'search_path'),
         (13, 'function', 'pg_task', 'pgtask_signal(uuid,text,json)', 'search_path'),
         (13, 'function', 'pg_task', 'pgtask_cancel(uuid)', 'search_path'),
+        (14, 'function', 'pg_task', 'pg_task_estimate(text)', 'search_path'),
+        (14, 'function', 'pg_task', 'pg_task_lanes(text)', 'search_path'),
+        (14, 'function', 'pg_task', 'pgtask_oldest_due(text)', 'search_path'),
+        (14, 'function', 'pg_task', 'pgtask_depth(text)', 'search_path'),
+        (14, 'function', 'pg_task', 'pgtask_backlog(text)', 'search_path'),
         (15, 'function', 'pg_task_pauses', 'pg_task_notify_paused()', ''),
 
         (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),

@@ -1,0 +1,1 @@
+"""What is read of a fleet, and served: pages of counters, metrics, health."""

@@ -31,6 +31,7 @@ __all__ = [
     "check_time",
     "choose_lane",
     "encode",
+    "encode_by",
     "encode_input",
     "encode_signal",
     "encode_step",
@@ -108,6 +109,11 @@ def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:
         if isinstance(step, TaskFunction):
             raise EnqueueError(f"{step.name} is a task: call it to make a step, {step.name}(...)") from None
         raise
+    return codec, encode_by(codec, step, max_bytes)
+
+
+def encode_by(codec: Codec, step: Task, max_bytes: int) -> bytes:
+    """Return the payload of a step, which a worker will be able to decode."""
     try:
         payload = codec.payload(step)
     except Exception as error:
@@ -122,7 +128,7 @@ def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:
         codec.decode(payload)
     except DecodeError as error:
         raise EnqueueError(f"step {error}, so no worker could run it") from error
-    return codec, payload
+    return payload
 
 
 @cache

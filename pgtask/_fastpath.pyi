@@ -64,6 +64,7 @@ class TaskLease:
     is_running: bool
     is_ready: bool
     was_stopped: bool
+    kept: str | None
     is_executing: bool
     batch: Any
     progress: Progress | None
@@ -161,6 +162,11 @@ class Outcomes:
 
 class Handled:
     def __init__(self) -> None: ...
+
+class Ended:
+    step: str | None
+    reason: str | None
+    def __init__(self, step: str | None, reason: str | None = None) -> None: ...
 
 class Requeue:
     delay: float

@@ -40,6 +40,7 @@ __all__ = [
     "check_time",
     "choose_lane",
     "encode",
+    "encode_by",
     "encode_input",
     "encode_signal",
     "encode_step",
@@ -123,6 +124,11 @@ def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:
         if (remedy := _explain_no_step(step)) is not None:
             raise EnqueueError(remedy) from None
         raise
+    return codec, encode_by(codec, step, max_bytes)
+
+
+def encode_by(codec: Codec, step: Task, max_bytes: int) -> bytes:
+    """Return the payload of a step, which a worker will be able to decode."""
     try:
         payload = codec.payload(step)
     except Exception as error:
@@ -137,7 +143,7 @@ def encode(step: Task, max_bytes: int) -> tuple[Codec, bytes]:
         codec.decode(payload)
     except DecodeError as error:
         raise EnqueueError(f"step {error}, so no worker could run it") from error
-    return codec, payload
+    return payload
 
 
 def _explain_no_step(value: Any) -> str | None:

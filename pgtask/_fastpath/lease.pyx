@@ -38,6 +38,7 @@ cdef class TaskLease:
     cdef str envelope  # None once it is decoded
     cdef readonly object step
     cdef readonly int size  # bytes of a step too large to be sent; EXPIRED: the task has expired; else 0
+    cdef readonly str kept  # the step that the archive gets in place of the one in the row, or None
     cdef int transitions  # to a next step under this lease
     cdef readonly double renewed  # seconds of `lease_clock` at which the last claim or renewal was sent
     cdef readonly double due  # of a suspect: its `wakeup_at` in seconds since the epoch, which names its group

@@ -40,7 +40,8 @@ cdef class Outcomes:
     """The buffer of the flush: outcomes as rows, a list for each kind. `parameters` transposes them to be sent.
 
     - `done`, leases: the task is finished.
-    - `archived`, leases: it is finished, and its row is kept in the archive, by a statement of its own: archive.sql.
+    - `archived`, leases: it is finished, and its row is kept in the archive, by a statement of its own: archive.sql,
+      or archive_as.sql if the archive gets another step than the row of one of them has.
     - `continued`, pairs of lease and step: it goes on under its lease.
     - `rescheduled`, see `Rescheduled`.
 
@@ -101,6 +102,9 @@ cdef class Outcomes:
     def size(self):
         """The characters of all texts."""
         cdef Py_ssize_t size = 0
+        cdef TaskLease lease
+        for lease in self.archived:
+            size += len(lease.kept or "")
         for _, step in self.continued:
             size += len(step)
         for row in self.rescheduled:
@@ -113,12 +117,15 @@ cdef class Outcomes:
     @property
     def statement(self):
         """The statement that writes the buffer, one of `parts`."""
-        return ("archive" if self.archived else "flush") + ("_enqueue" if self.new_tasks else "")
+        if self.new_tasks:
+            return "archive_enqueue" if self.archived else "flush_enqueue"
+        return "flush" if not self.archived else "archive_as" if keeps_others(self.archived) else "archive"
 
     def parameters(self, position=0):
         """The parameters of that statement, in order. `position`: the number of this flush, greater than those before."""
         if self.archived and not self.new_tasks:
-            return ids_and_tokens(self.archived)
+            parameters = ids_and_tokens(self.archived)
+            return (*parameters, kept_steps(self.archived)) if keeps_others(self.archived) else parameters
         cdef list rescheduled = columns_after_lease(self.rescheduled)
         return (
             *ids_and_tokens(self.archived or self.done),
@@ -197,6 +204,20 @@ cdef tuple ids_and_tokens(list leases):
     return [lease.id for lease in leases], [lease.token for lease in leases]
 
 
+cdef bint keeps_others(list archived):
+    """Return whether the archive gets another step of one of these leases than its row has."""
+    cdef TaskLease lease
+    for lease in archived:
+        if lease.kept is not None:
+            return True
+    return False
+
+
+cdef list kept_steps(list archived):
+    cdef TaskLease lease
+    return [lease.kept for lease in archived]
+
+
 cdef list columns_of_new_tasks(dict new_tasks):
     """Transpose new tasks, each behind the id of the task that enqueues it. Those with keys come in the order of the
     keys, as in all statements that insert them: two that share keys wait for each other."""
@@ -233,3 +254,16 @@ cdef class Requeue:
     def __init__(self, double delay, int tried):
         self.delay = delay
         self.tried = tried
+
+
+@cython.final
+cdef class Ended:
+    """The return value of an engine's step that ends its task: in the archive as `step`, the text of one; without a
+    trace if that is None; or parked as `step` if there is a `reason`."""
+
+    cdef readonly str step
+    cdef readonly str reason
+
+    def __init__(self, str step, str reason=None):
+        self.step = step
+        self.reason = reason

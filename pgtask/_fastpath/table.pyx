@@ -7,6 +7,9 @@ from pgtask.errors import UnknownStepError
 cdef struct StepRow  # of the counters, see pages.pyx
 
 
+cdef int MAX_FOUND = 10_000  # steps that tasks find by their names: a table of texts must not fill the memory
+
+
 @cython.final
 cdef class StepEntry:
     """A row of the dispatch table: the part of a step definition that the engine needs, once per worker."""
@@ -54,16 +57,21 @@ cdef class Table:
 
     cdef dict by_name
     cdef dict by_class
+    cdef dict finders  # by name of a task: finds its steps that no class has, with the definition that they are like
+    cdef int found  # such steps
     cdef readonly frozenset families  # the names of its tasks
     cdef bytes payload  # that `find_entry` has found
 
     def __init__(self, definitions):
         self.by_name = {}
         self.by_class = {}
+        self.finders = {}
         for definition in definitions:
             entry = StepEntry(definition)
             self.by_name[b"%b\0%b" % (definition.task.encode(), definition.name.encode())] = entry
             self.by_class[definition.cls] = entry
+            if hasattr(definition.cls, "find_step"):
+                self.finders.setdefault(definition.task, {})[definition.cls] = definition
         self.families = frozenset(entry.family for entry in self.by_class.values())
 
     def pause(self, tasks, steps):
@@ -95,10 +103,24 @@ cdef class Table:
         # Rare: a name with an escape, a step of another app, or a text that only looks like an envelope.
         names = scan_slowly(text)
         self.payload = names[2]
-        entry = self.by_name.get(b"%b\0%b" % (names[0].encode(), names[1].encode()))
+        key = b"%b\0%b" % (names[0].encode(), names[1].encode())
+        entry = self.by_name.get(key) or self.find_step(key, names[0], names[1])
         if entry is None:
             raise UnknownStepError(f"{names[0]}.{names[1]}", family=names[0])
         return <StepEntry>entry
+
+    cdef object find_step(self, bytes key, str task, str name):
+        """Return the entry of a step that its task finds by its name, or None. `find_step` of the task returns the class
+        of step that it is like, and what runs it."""
+        definitions = self.finders.get(task)
+        if definitions is None or self.found >= MAX_FOUND:
+            return None
+        cls, run = next(iter(definitions)).find_step(name)
+        entry = StepEntry(msgspec.structs.replace(definitions[cls], name=name))
+        entry.run = run
+        self.by_name[key] = entry
+        self.found += 1
+        return entry
 
     def decode(self, str text):
         """Return the entry and the step of an envelope. Raises `DecodeError` or `UnknownStepError`."""

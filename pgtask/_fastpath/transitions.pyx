@@ -62,6 +62,8 @@ cdef bint apply_outcome(Dispatcher dispatcher, TaskLease lease, outcome, error) 
         lease.state = ENDED
         dispatcher.leases.remove(lease)
         return False
+    elif kind is Ended:
+        return end_as(dispatcher, lease, <Ended>outcome)
     elif kind is Requeue:
         reschedule(dispatcher, lease, None, (<Requeue>outcome).tried, None, (<Requeue>outcome).delay)
         return False
@@ -109,6 +111,29 @@ cdef void finish_task(Dispatcher dispatcher, TaskLease lease):
         dispatcher.outcomes.add_done(lease)
     if len(dispatcher.outcomes) == 1:
         dispatcher.wake_pump()
+
+
+cdef bint end_as(Dispatcher dispatcher, TaskLease lease, Ended ended) except -1:
+    """End a task with another step in its row. Return whether a row can hold that."""
+    cdef Py_ssize_t size = 0
+    if ended.step is not None:
+        PyUnicode_AsUTF8AndSize(ended.step, &size)
+    if size > dispatcher.max_step_bytes:
+        text = f"{lease.label} ends with {size} bytes, more than the {dispatcher.max_step_bytes} allowed"
+        fail_try(dispatcher, lease, OutcomeError(text))
+        return False
+    if ended.reason is not None:
+        park_task(dispatcher, lease, ended.reason, ended.step)
+        return True
+    lease.state = ENDED
+    if ended.step is None:
+        dispatcher.outcomes.add_done(lease)
+    else:
+        lease.kept = ended.step
+        dispatcher.outcomes.add_archived(lease)
+    if len(dispatcher.outcomes) == 1:
+        dispatcher.wake_pump()
+    return True
 
 
 cdef object continue_with(Dispatcher dispatcher, TaskLease lease, outcome):
@@ -234,12 +259,12 @@ cdef bint is_excused(Dispatcher dispatcher, TaskLease lease) except -1:
     return True
 
 
-cdef void park_task(Dispatcher dispatcher, TaskLease lease, reason):
-    """Park a task for an exception or for a text."""
+cdef void park_task(Dispatcher dispatcher, TaskLease lease, reason, step=None):
+    """Park a task for an exception or for a text, with the text of another step if there is one."""
     dispatcher.errors += 1
     text = dispatcher.describe_error(reason)
     dispatcher.log_parked(lease, text, reason if isinstance(reason, BaseException) else None)
-    reschedule(dispatcher, lease, None, lease.tried + 1, text, 0.0)
+    reschedule(dispatcher, lease, step, lease.tried + 1, text, 0.0)
 
 
 cdef bint may_expire(TaskLease lease) except -1:

@@ -199,8 +199,9 @@ class Rows:
     def write(self, outcomes: Outcomes) -> None:
         """Write outcomes. A task that is no longer leased was cancelled meanwhile, and stays so."""
         for lease in outcomes.done + outcomes.archived:
-            if self.tasks[lease.id].state == "leased":
-                self.tasks[lease.id].state = "done"
+            task = self.tasks[lease.id]
+            if task.state == "leased":
+                task.state, task.raw = "done", task.raw if lease.kept is None else lease.kept
         for lease, step in outcomes.continued:
             task = self.tasks[lease.id]
             if task.state == "leased":

@@ -19,7 +19,6 @@ lane is due when a task of its own is.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from operator import itemgetter
@@ -30,6 +29,7 @@ import msgspec
 
 from pgtask._backoff import Backoff
 from pgtask._lease_clock import lease_clock
+from pgtask._lease_token import lease_token
 from pgtask._log import EventLog
 from pgtask._postgres.connection import was_rolled_back
 from pgtask._postgres.store import Link
@@ -148,7 +148,7 @@ class Claim:
 
         Returns the rows as `claim_batch` does, and a token that no row has yet. Raises `DatabaseUnavailable`."""
         lane = self._lanes[0]
-        token = UUID(bytes=self._worker + os.urandom(8))
+        token = lease_token(self._worker)
         self.has_more = False
         limit = self._lower(limit)
         try:
@@ -191,7 +191,7 @@ class Claim:
             await self._recover_claims()
         elif not is_prepared:
             await self.prepare()
-        token = UUID(bytes=self._worker + os.urandom(8))
+        token = lease_token(self._worker)
         self.has_more = False
         sent = lease_clock()
         if (lane := self._choose_lane(same_lane_from)) is None:

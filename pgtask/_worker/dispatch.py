@@ -19,12 +19,23 @@ from typing import Any
 from pgtask._backoff import Backoff
 from pgtask._current import current_lease
 from pgtask._error_text import describe, summary
-from pgtask._fastpath import CounterPage, Dispatcher, Leases, Marks, NewTask, Outcomes, StepEntry, Table, TaskLease
+from pgtask._fastpath import (
+    CounterPage,
+    Dispatcher,
+    Ended,
+    Leases,
+    Marks,
+    NewTask,
+    Outcomes,
+    StepEntry,
+    Table,
+    TaskLease,
+)
 from pgtask._log import EventLog
 from pgtask._postgres.connection import is_connection_loss
 from pgtask._sparing import SparingLog
 from pgtask._worker.batches import Batches
-from pgtask._worker.forked import called_in_thread
+from pgtask._worker.forked import end_if_copy
 from pgtask._worker.new_tasks import encode_new_tasks
 from pgtask._worker.threads import MIN_SAMPLE, CallKind, StepThreads, ThreadCall
 from pgtask.outcome import Next
@@ -36,6 +47,38 @@ log = EventLog("pgtask.dispatch")
 
 INTERRUPT_WINDOW = 2.0  # seconds after a Ctrl-C in which the failure of a step may be its effect
 MAX_CHECK_PAUSE = 0.1  # seconds between two checks on the steps that wait for a thread
+
+
+class _StepCall:
+    """A step that is called in a thread, in a copy of the context of the worker that names its lease."""
+
+    __slots__ = ("_call", "_context", "_dispatch", "_error", "_lease", "_outcome", "_run", "_variables")
+
+    def __init__(
+        self, call: ThreadCall, dispatch: Dispatch, lease: TaskLease, run: Callable[[Task, Context], Any], context: Any
+    ) -> None:
+        self._call, self._dispatch, self._lease = call, dispatch, lease
+        self._run, self._context = run, context
+        self._variables = dispatch.context
+        self._outcome: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._outcome = self._variables.copy().run(self._enter)
+        except BaseException as error:
+            self._error = error
+        end_if_copy(self._error)
+
+    def _enter(self) -> Any:
+        current_lease.set(self._lease)
+        return self._call.run_timed(self._run, self._lease.step, self._context)
+
+    def end(self) -> None:
+        self._dispatch.end_thread(self._lease, self._call, self._outcome, self._error)
+
+    def cancel(self) -> None:
+        """Leave the lease as it is: its worker ends, and releases it."""
 
 
 class Dispatch(Dispatcher):
@@ -170,7 +213,9 @@ class Dispatch(Dispatcher):
 
     def log_finished(self, lease: TaskLease, label: str, outcome: Any, seconds: float, **more: Any) -> None:
         name = outcome if isinstance(outcome, str) else type(outcome).__name__
-        if isinstance(outcome, Next):
+        if isinstance(outcome, Ended):
+            name = "Done" if outcome.reason is None else "Fail"
+        elif isinstance(outcome, Next):
             name = f"Next({type(outcome.step).__name__})"
         fields: dict[str, Any] = {
             "task": lease.id,
@@ -266,20 +311,14 @@ class Dispatch(Dispatcher):
 
     def start_thread(self, lease: TaskLease, run: Callable[[Task, Context], Any], context: Context) -> None:
         assert lease.entry is not None
-        kind = self._kinds[lease.entry]
-        call = kind.begin_call()
-        variables = self.context.copy()
-        variables.run(current_lease.set, lease)
-        future = self.threads.submit(called_in_thread, variables.run, call.run_timed, run, lease.step, context)
-        future.add_done_callback(
-            lambda done: self._loop.call_soon_threadsafe(self._end_thread, lease, kind, call, done)
-        )
+        self.threads.start(_StepCall(self._kinds[lease.entry].begin_call(), self, lease, run, context))
 
-    def _end_thread(self, lease: TaskLease, kind: CallKind, call: ThreadCall, future: Any) -> None:
+    def end_thread(self, lease: TaskLease, call: ThreadCall, outcome: Any, error: BaseException | None) -> None:
+        """Take the outcome of a step that a thread has run."""
         try:
-            kind.end_call(call)
-            error = future.exception()
-            self.end_step(lease, None if error is not None else future.result(), error)
+            assert lease.entry is not None
+            self._kinds[lease.entry].end_call(call)
+            self.end_step(lease, outcome, error)
         except BaseException as broken:  # else no part of the worker would learn of it, and the slot would stay taken
             self._broke(broken)
 

@@ -6,7 +6,9 @@ import asyncio
 import sys
 from typing import Any
 
-from django.apps import AppConfig
+import django
+from django.apps import AppConfig, apps
+from django.core import checks
 from django.db.models.signals import post_migrate
 
 from pgtask._postgres.migrate import migrate
@@ -23,8 +25,19 @@ class PgtaskConfig(AppConfig):  # type: ignore[misc,unused-ignore]
     verbose_name = "pgtask"
 
     def ready(self) -> None:
-        """Connect to the end of `migrate`, and so to the making of a test database."""
+        """Connect to the end of `migrate`, and so to the making of a test database; check the settings."""
         post_migrate.connect(_migrate_tables, sender=self)
+        if django.VERSION < (6, 0) and not apps.is_installed("django_tasks"):  # else that app checks all backends
+            checks.register(_check_backends)
+
+
+def _check_backends(**_: Any) -> list[checks.CheckMessage]:
+    from django_tasks import task_backends
+
+    from pgtask.django.backend import PgtaskBackend
+
+    ours = [backend for backend in task_backends.all() if isinstance(backend, PgtaskBackend)]
+    return [error for backend in ours for error in backend.check()]
 
 
 def _migrate_tables(using: str, verbosity: int, **_: Any) -> None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC
-from functools import cache
-from inspect import iscoroutinefunction
+from functools import cache, cached_property
 from typing import Any
 from uuid import UUID
 
@@ -19,19 +18,17 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from pgtask._ids import first_id
-from pgtask._nearest import did_you_mean
-from pgtask._validate import encode, envelope_of
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
+from pgtask.django.checks import option_errors, queue_errors
 from pgtask.django.contract import BaseTaskBackend, InvalidTask, Task, TaskResultDoesNotExist, signals
 from pgtask.django.invocation import Invocation
 from pgtask.django.results import ResultRow, new_result, result_of, time_of
-from pgtask.django.steps import first_step
+from pgtask.django.texts import call_text
 from pgtask.django.through import fetch_through, insert_through
 from pgtask.policy import check_queue
 
 __all__ = ["PgtaskBackend"]
 
-_OPTIONS = ("database", "keep_results")
 MAX_BYTES = DEFAULT_MAX_STEP_BYTES // 2  # of the arguments: the row has to hold a value or failures beside them
 
 
@@ -54,12 +51,17 @@ class PgtaskBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
-        for name in self.options:
-            if name not in _OPTIONS:
-                hint = did_you_mean(name, _OPTIONS) or f": use {' or '.join(_OPTIONS)}"
-                raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] has no option {name!r}{hint}")
-        self.database: str = self.options.get("database", "default")
-        self.keeps_results = bool(self.options.get("keep_results", True))
+        options = self.options if isinstance(self.options, dict) else {}
+        self.database: Any = options.get("database", "default")
+        self.keeps_results = bool(options.get("keep_results", True))
+
+    @cached_property
+    def _connections(self) -> Any:
+        """The connections of Django. Raises `ImproperlyConfigured` for wrong options, which `manage.py check` lists: to
+        raise when Django makes the backend would keep the checks from running."""
+        for error in option_errors(self.alias, self.options):
+            raise ImproperlyConfigured(f"{error.msg}. {error.hint}")
+        return connections
 
     def validate_task(self, task: Any) -> None:
         """Raise `InvalidTask` for a task that no worker could run."""
@@ -82,7 +84,6 @@ class PgtaskBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         if due is not None and timezone.is_naive(due):
             due = timezone.make_aware(due)
         call = Invocation(
-            task.module_path,
             result.args,
             result.kwargs,
             self.alias,
@@ -90,10 +91,9 @@ class PgtaskBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
             int(task.priority),
             None if due is None else due.astimezone(UTC),
         )
-        step = first_step(call, is_async=iscoroutinefunction(task.func))
-        text = envelope_of(*encode(step, MAX_BYTES))
+        text = call_text(task.module_path, call, MAX_BYTES)
         enqueued_at = insert_through(
-            connections[self.database], result.id, text, due, task.queue_name, int(task.priority)
+            self._connections[self.database], result.id, text, due, task.queue_name, int(task.priority)
         )
         object.__setattr__(result, "enqueued_at", time_of(enqueued_at))
         signals.task_enqueued.send(type(self), task_result=result)
@@ -105,23 +105,15 @@ class PgtaskBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
             id = str(UUID(result_id))
         except (ValueError, TypeError, AttributeError):
             raise TaskResultDoesNotExist(result_id) from None
-        rows = fetch_through(connections[self.database], "django/result", id)
+        rows = fetch_through(self._connections[self.database], "django/result", id)
         if not rows:
             raise TaskResultDoesNotExist(result_id)
         return result_of(id, ResultRow(*rows[0]))
 
     def check(self, **kwargs: Any) -> Iterable[checks.CheckMessage]:
-        """Yield an error for a database that cannot be used, and for each queue that cannot be named so."""
-        place = f"TASKS[{self.alias!r}]"
-        if self.database not in connections:
-            yield checks.Error(f"{place}: DATABASES has no {self.database!r}", id="pgtask.E001")
-        elif connections[self.database].vendor != "postgresql":
-            yield checks.Error(f"{place}: DATABASES[{self.database!r}] is not PostgreSQL", id="pgtask.E002")
-        for queue in self.queues:
-            try:
-                check_queue(queue)
-            except ValueError as error:
-                yield checks.Error(f"{place}: {error}", id="pgtask.E003")
+        """Yield an error for each setting of this backend that is wrong, with the remedy."""
+        yield from option_errors(self.alias, self.options)
+        yield from queue_errors(self.alias, self.queues)
 
 
 @cache

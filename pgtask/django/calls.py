@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from traceback import format_exception
@@ -20,128 +21,168 @@ from django.conf import settings
 from django.db import close_old_connections, connections, reset_queries
 
 from pgtask._error_text import describe, sanitise
-from pgtask.django.contract import Status, TaskContext, TaskError, normalize_json, signals
-from pgtask.django.invocation import Invocation
-from pgtask.django.results import found_task, new_result, shown_errors, time_of
+from pgtask._fastpath import Ended
+from pgtask.config import DEFAULT_MAX_STEP_BYTES
+from pgtask.django.contract import Status, TaskContext, normalize_json, signals
+from pgtask.django.heard import is_heard, is_only_logged
+from pgtask.django.invocation import Failure, Invocation, Returned
+from pgtask.django.results import FoundTask, found_task, new_result, shown_errors, time_of
+from pgtask.django.texts import call_text, returned_text
+from pgtask.task import Context
 from pgtask.workflow import Throttled
 
-__all__ = ["FunctionCall", "call_async", "call_plain"]
+__all__ = ["AsyncFunction", "FunctionCall", "PlainFunction"]
 
 # The worker is stopped, or is to try again later: the function has not failed.
 _PASSED_ON = (Throttled, KeyboardInterrupt, asyncio.CancelledError)
 
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+
 
 class FunctionCall:
-    """One call of a function: what Django calls an attempt. `reason` is None unless it has failed."""
+    """One call of a function: what Django calls an attempt. `end` is the outcome of its step."""
 
-    reason: str | None = None
-    exception = traceback = ""
-    value: Any = None
-    finished_at: datetime
-
-    def __init__(self, call: Invocation, id: UUID) -> None:
+    def __init__(self, path: str, call: Invocation, id: UUID) -> None:
+        self.end: Any = None
         self.call = call
-        self.worker = _worker_name(os.getpid())
-        self.started_at = datetime.now(UTC)
-        self.is_kept = True
-        self._id = id
+        self._path, self._id = path, id
+        self._worker = _worker_name(os.getpid())
+        self._started_at = datetime.now(UTC)
+        self._found: FoundTask | None = None
         self._result: Any = None
-        self._sender: type[Any] | None = None
+        self._end: dict[str, Any] = {}  # attributes of the result
 
-    def find(self) -> tuple[Any, tuple[Any, ...]]:
-        """Return the task of the project, and its arguments. Raises what the import of its module raises."""
+    def find(self) -> tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]:
+        """Return what to call, and its arguments, which the function may change. Raises what the import of the module
+        raises."""
         call = self.call
-        task = found_task(call.path, call.priority, call.queue, call.backend, call.run_after)
-        backend = task.get_backend()
-        self._sender, self.is_kept = type(backend), getattr(backend, "keeps_results", True)
-        result = self._result = new_result(task, str(self._id), call.args, call.kwargs, call.backend)
-        failures = call.failures
-        _change(
-            result,
-            status=Status.RUNNING,
-            enqueued_at=time_of(datetime.fromtimestamp((self._id.int >> 80) / 1000, UTC)),
-            started_at=time_of(failures[0].started_at if failures else self.started_at),
-            last_attempted_at=time_of(self.started_at),
-            worker_ids=[*(failure.worker for failure in failures), self.worker],
-            errors=shown_errors(failures),
-        )
-        return task, (TaskContext(task_result=result), *result.args) if task.takes_context else tuple(result.args)
+        found = self._found = found_task(self._path, call.priority, call.queue, call.backend, call.run_after)
+        args, kwargs = call.args, call.kwargs
+        if not _SCALARS.issuperset(map(type, args)):
+            args = normalize_json(args)
+        if kwargs and not _SCALARS.issuperset(map(type, kwargs.values())):
+            kwargs = normalize_json(kwargs)
+        if found.task.takes_context:
+            args = [TaskContext(task_result=self.result), *args]
+        return found.call, args, kwargs
+
+    @property
+    def task(self) -> Any:
+        """The task of the project, once it is found."""
+        assert self._found is not None
+        return self._found.task
+
+    @property
+    def result(self) -> Any:
+        """The result of the task, made when someone wants to see it. There is one once the task is found."""
+        if self._result is None:
+            call, started_at = self.call, time_of(self._started_at)
+            failures = call.failures
+            self._result = new_result(
+                self.task,
+                str(self._id),
+                call.args,
+                call.kwargs,
+                call.backend,
+                status=Status.RUNNING,
+                enqueued_at=time_of(datetime.fromtimestamp((self._id.int >> 80) / 1000, UTC)),
+                started_at=time_of(failures[0].started_at) if failures else started_at,
+                last_attempted_at=started_at,
+                worker_ids=[*(failure.worker for failure in failures), self._worker],
+                errors=shown_errors(failures),
+            )
+            _change(self._result, self._end)
+        return self._result
 
     def signal(self, signal: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Return the sender and the arguments of a signal; None if there is no task to tell of."""
-        return None if self._result is None else (self._sender, {"task_result": self._result})
+        """Return the sender and the arguments of a signal; None if there is no task to tell of, or if nothing hears."""
+        if self._found is None or not is_heard(signal, is_failure=self._end.get("status") == Status.FAILED):
+            return None
+        return type(self._found.backend), {"task_result": self.result}
+
+    def _set_end(self, **values: Any) -> None:
+        self._end = values
+        if self._result is not None:
+            _change(self._result, values)
 
     def succeed(self, value: Any) -> None:
         """Note that the function has returned. Raises `TypeError`, `ValueError` for what JSON does not have."""
-        self.value = normalize_json(value)
-        self.finished_at = datetime.now(UTC)
-        _change(
-            self._result,
-            status=Status.SUCCESSFUL,
-            finished_at=time_of(self.finished_at),
-            _return_value=self.value,
-        )
+        value = None if value is None else normalize_json(value)
+        finished_at = datetime.now(UTC)
+        text = None
+        if self._found is not None and self._found.is_kept:
+            returned = Returned(self.call, self._worker, self._started_at, finished_at, value)
+            text = returned_text(self._path, returned)
+        self._set_end(status=Status.SUCCESSFUL, finished_at=time_of(finished_at), _return_value=value)
+        self.end = Ended(text)
 
     def fail(self, error: BaseException) -> None:
         """Note that the function has raised."""
-        self.finished_at = datetime.now(UTC)
-        self.reason = describe(error)
-        self.exception = f"{type(error).__module__}.{type(error).__qualname__}"
-        self.traceback = sanitise("".join(format_exception(error)))
-        if self._result is not None:
-            shown = TaskError(exception_class_path=self.exception, traceback=self.traceback)
-            _change(
-                self._result,
-                status=Status.FAILED,
-                finished_at=time_of(self.finished_at),
-                errors=[*self._result.errors, shown],
-            )
+        finished_at = datetime.now(UTC)
+        exception = f"{type(error).__module__}.{type(error).__qualname__}"
+        trace = sanitise("".join(format_exception(error)))
+        call = self.call.failed_with(Failure(self._worker, self._started_at, finished_at, exception, trace))
+        self._set_end(status=Status.FAILED, finished_at=time_of(finished_at), errors=shown_errors(call.failures))
+        self.end = Ended(call_text(self._path, call, DEFAULT_MAX_STEP_BYTES), describe(error))
 
 
-def call_plain(call: Invocation, id: UUID) -> FunctionCall:
-    """Call a plain function. For a thread of the worker."""
-    one = FunctionCall(call, id)
-    if settings.DEBUG:  # nothing else notes queries
-        reset_queries()
-    close_old_connections()
-    try:
-        try:
-            task, arguments = one.find()
-            _send(signals.task_started, one)
-            one.succeed(task.call(*arguments, **one.call.kwargs))
-        except _PASSED_ON:
-            raise
-        except BaseException as error:
-            one.fail(error)
-            _send(signals.task_finished, one)  # in here: its receivers log the exception that is being handled
-        else:
-            _send(signals.task_finished, one)
-    finally:
+class PlainFunction:
+    """A plain function of the project. Its calls are for threads of the worker."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def run(self, step: Any, ctx: Context) -> Any:
+        """Call it, and return the outcome of the step."""
+        one = FunctionCall(self._path, step.call, ctx.task_id)
+        if settings.DEBUG:  # nothing else notes queries
+            reset_queries()
         close_old_connections()
-    return one
-
-
-async def call_async(call: Invocation, id: UUID) -> FunctionCall:
-    """Call an async function. What Django does for it in a thread has a thread of its own, as that of a request has."""
-    one = FunctionCall(call, id)
-    async with ThreadSensitiveContext() as context:
         try:
             try:
-                task, arguments = one.find()
-                await _asend(signals.task_started, one)
-                one.succeed(await task.acall(*arguments, **one.call.kwargs))
+                function, args, kwargs = one.find()
+                _send(signals.task_started, one)
+                one.succeed(function(*args, **kwargs))
             except _PASSED_ON:
                 raise
             except BaseException as error:
                 one.fail(error)
-                await _asend(signals.task_finished, one)
+                _send(signals.task_finished, one)  # in here: its receivers log the exception that is being handled
             else:
-                await _asend(signals.task_finished, one)
+                _send(signals.task_finished, one)
         finally:
-            # The thread ends with this context, and so do its connections. It exists if something has used it.
-            if SyncToAsync.context_to_thread_executor.get(context) is not None:
-                await sync_to_async(connections.close_all)()
-    return one
+            close_old_connections()
+        return one.end
+
+
+class AsyncFunction:
+    """An async function of the project. What Django does for a call in a thread has a thread of its own, as that of a
+    request has."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def run(self, step: Any, ctx: Context) -> Any:
+        """Call it, and return the outcome of the step."""
+        one = FunctionCall(self._path, step.call, ctx.task_id)
+        async with ThreadSensitiveContext() as context:
+            try:
+                try:
+                    _, args, kwargs = one.find()
+                    await _asend(signals.task_started, one)
+                    one.succeed(await one.task.acall(*args, **kwargs))
+                except _PASSED_ON:
+                    raise
+                except BaseException as error:
+                    one.fail(error)
+                    await _asend(signals.task_finished, one)
+                else:
+                    await _asend(signals.task_finished, one)
+            finally:
+                # The thread ends with this context, and so do its connections. It exists if something has used it.
+                if SyncToAsync.context_to_thread_executor.get(context) is not None:
+                    await sync_to_async(connections.close_all)()
+        return one.end
 
 
 def _send(signal: Any, one: FunctionCall) -> None:
@@ -151,17 +192,19 @@ def _send(signal: Any, one: FunctionCall) -> None:
 
 
 async def _asend(signal: Any, one: FunctionCall) -> None:
-    """Send a signal from the loop. A plain receiver has to run in a thread, which costs more than many a task, so the
-    one that Django itself connects, which only logs, is called at once where there is no other."""
+    """Send a signal from the loop. A plain receiver has to run in a thread, which costs more than many a task, so
+    Django's own, which only logs, is called at once where there is no other."""
     if (told := one.signal(signal)) is None:
         return
-    if len(signal.receivers) == 1:
+    if is_only_logged(signal):
         signal.send_robust(told[0], **told[1])
-    else:
+    elif hasattr(signal, "asend_robust"):
         await signal.asend_robust(told[0], **told[1])
+    else:  # Django 4.2, whose receivers are all plain
+        await sync_to_async(signal.send_robust)(told[0], **told[1])
 
 
-def _change(result: Any, **values: Any) -> None:
+def _change(result: Any, values: dict[str, Any]) -> None:
     """Change a result, which is frozen for everyone else."""
     for name, value in values.items():
         object.__setattr__(result, name, value)

@@ -1,4 +1,6 @@
-"""The data of a Django task in its row: which function is called with what, and how its earlier calls have failed."""
+"""The data of a Django task in its row: the arguments of the call, how its earlier calls have failed, and in the
+archive its value. The name of its step is the path of the function.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,10 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["DEFAULT_QUEUE", "Failure", "Invocation"]
+__all__ = ["DEFAULT_QUEUE", "FAMILY", "Failure", "Invocation", "Returned"]
 
+FAMILY = "DjangoTask"
+"""The name of the task of all functions, in the rows."""
 DEFAULT_QUEUE = "default"
 MAX_FAILURES = 10  # of one task, that its row keeps: the first one, and the latest
 
@@ -24,9 +28,8 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Invocation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A function of the project by its path, its arguments, and the other attributes of the task that was enqueued."""
+    """The arguments of a function of the project, and the other attributes of the task that was enqueued."""
 
-    path: str
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     backend: str = "default"
@@ -41,3 +44,13 @@ class Invocation(msgspec.Struct, frozen=True, omit_defaults=True):
         if len(failures) > MAX_FAILURES:
             del failures[1]
         return msgspec.structs.replace(self, failures=failures)
+
+
+class Returned(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call that has returned, as the archive keeps it."""
+
+    call: Invocation
+    worker: str
+    started_at: datetime
+    finished_at: datetime
+    value: Any = None

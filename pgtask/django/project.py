@@ -63,7 +63,8 @@ def pgtask_databases() -> list[str]:
     for backend in getattr(settings, "TASKS", {}).values():
         kind = import_string(backend["BACKEND"])
         if isinstance(kind, type) and issubclass(kind, PgtaskBackend):
-            found.append(backend.get("OPTIONS", {}).get("database", "default"))
+            options = backend.get("OPTIONS", {})
+            found.append(str(options.get("database", "default")) if isinstance(options, dict) else "default")
     return list(dict.fromkeys(found))
 
 
@@ -71,6 +72,9 @@ def dsn_of(alias: str) -> str:
     """Return the DSN of a database of the project. Raises `ImproperlyConfigured` if it is not PostgreSQL."""
     from django.db import connections
 
+    if alias not in connections:
+        names = ", ".join(map(repr, connections))
+        raise ImproperlyConfigured(f"DATABASES has no {alias!r}; OPTIONS['database'] in TASKS may name: {names}")
     connection = connections[alias]
     if connection.vendor != "postgresql":
         raise ImproperlyConfigured(f"pgtask needs PostgreSQL, and DATABASES[{alias!r}] is {connection.vendor}")

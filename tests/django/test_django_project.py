@@ -23,7 +23,7 @@ def command(*words: str, code: int = 0, **environment: str) -> str:
     """Run a module, and return all that it says."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", *words],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH, **environment},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH} | environment,
         capture_output=True,
         text=True,
         timeout=100,
@@ -156,11 +156,47 @@ def test_wrong_options_and_databases_are_named(site: Any) -> None:
 
     from pgtask.django import PgtaskBackend
 
-    with pytest.raises(ImproperlyConfigured, match="'databse'; did you mean database"):
-        PgtaskBackend("default", {"OPTIONS": {"databse": "x"}})
-    wrong = PgtaskBackend("default", {"QUEUES": ["a,b"], "OPTIONS": {"database": "nowhere"}})
-    assert [message.id for message in wrong.check()] == ["pgtask.E001", "pgtask.E003"]
-    assert list(PgtaskBackend("default", {}).check()) == []
+    def told(**settings: Any) -> list[str | None]:
+        return [message.id for message in PgtaskBackend("default", settings).check()]
+
+    assert told() == []
+    assert told(OPTIONS={"database": "default", "keep_results": False}) == []
+    assert told(QUEUES=["a,b"], OPTIONS={"database": "nowhere"}) == ["pgtask.E001", "pgtask.E003"]
+    assert told(OPTIONS=["database"]) == ["pgtask.E004"]
+    assert told(OPTIONS={"databse": "default"}) == ["pgtask.E005"]
+    assert told(OPTIONS={"database": ["default"], "keep_results": "no"}) == ["pgtask.E006", "pgtask.E006"]
+    typo = PgtaskBackend("other", {"OPTIONS": {"databse": "default"}})
+    (message,) = typo.check()
+    assert message.msg == "TASKS['other']['OPTIONS'] has no option 'databse'"
+    assert message.hint == "Did you mean database?"
+    with pytest.raises(ImproperlyConfigured, match=r"has no option 'databse'\. Did you mean database"):
+        typo.get_result("00000000-0000-7000-8000-000000000000")
+
+
+def test_check_names_the_setting_of_a_wrong_database(tmp_path: Path) -> None:
+    """Run the command, on settings whose database cannot be used."""
+    pytest.importorskip("django")
+    (tmp_path / "wrong_settings.py").write_text(
+        """SECRET_KEY = "x"
+USE_TZ = True
+INSTALLED_APPS = ["pgtask.django"]
+DATABASES = {
+    "default": {"ENGINE": "django.db.backends.postgresql", "NAME": "x"},
+    "files": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
+}
+BACKEND = "pgtask.django.PgtaskBackend"
+TASKS = {
+    "one": {"BACKEND": BACKEND, "OPTIONS": {"database": "files"}},
+    "two": {"BACKEND": BACKEND, "OPTIONS": {"database": "nowhere"}},
+}
+"""
+    )
+    path = os.pathsep.join([str(tmp_path), PYTHONPATH])
+    said = command("django", "check", code=1, DJANGO_SETTINGS_MODULE="wrong_settings", PYTHONPATH=path)
+    assert "(pgtask.E002) TASKS['one']['OPTIONS']['database'] is 'files', and DATABASES['files'] is sqlite" in said
+    assert "(pgtask.E001) TASKS['two']['OPTIONS']['database'] is 'nowhere', and DATABASES has no such entry" in said
+    assert "HINT: Name one that is PostgreSQL as TASKS['two']['OPTIONS']['database']: 'default'." in said
+    assert "Traceback" not in said
 
 
 def test_row_cannot_name_what_is_no_task(site: Any, dsn: str) -> None:
@@ -204,25 +240,36 @@ def test_error_of_a_receiver_changes_nothing(site: Any, dsn: str) -> None:
     assert str(result.status) == "SUCCESSFUL"
 
 
-# --- an end of the worker between the failure and its parking
+# --- the row
 
 
-def test_failure_survives_the_end_of_its_worker(site: Any, dsn: str) -> None:
-    """Another worker parks the task, and does not call the function again."""
-    result = site.boom.enqueue("once")
-    burst(dsn, app="pgtask.django:app", code=1)
+@pytest.mark.parametrize("name", ["boom", "aboom"])
+def test_failure_and_its_parking_are_one_write(name: str, site: Any, dsn: str) -> None:
+    """No worker ever finds a call that has failed and may run again."""
     rows = Rows(dsn)
+    rows("CREATE TABLE seen (error text, step text)")
     rows(
-        """UPDATE pg_task SET error = NULL, tried = 0, step = json_build_object('DjangoTask', json_build_object(
-        'Failed', json_build_object('call', step::json #> '{DjangoTask,Call}', 'reason', 'ValueError: once')))::text"""
+        """CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN INSERT INTO seen VALUES (NEW.error, NEW.step); RETURN NEW; END'"""
     )
-    result.refresh()
-    assert str(result.status) == "FAILED", "the failure is known before the task is parked"
+    changed = "AFTER UPDATE ON pg_task FOR EACH ROW WHEN (OLD.step <> NEW.step)"
+    rows(f"CREATE TRIGGER see {changed} EXECUTE FUNCTION see()")
+    getattr(site, name).enqueue("once")
     burst(dsn, app="pgtask.django:app", code=1)
-    result.refresh()
-    assert (str(result.status), result.attempts) == ("FAILED", 1)
-    assert rows.value("SELECT error FROM pg_task") == "ValueError: once"
-    assert '"Call"' in rows.value("SELECT step FROM pg_task")
+    ((error, step),) = rows("SELECT error, step FROM seen")
+    assert error.startswith("ValueError: once")
+    assert '"failures":[{' in step
+
+
+def test_lists_and_logs_name_the_function(site: Any, dsn: str) -> None:
+    site.boom.enqueue("x")
+    waiting = site.note.using(queue_name="mail").enqueue("x")
+    ended = burst(dsn, "--queue", "default", app="pgtask.django:app", code=1)
+    assert "step=DjangoTask.django_site.tasks.boom" in ended.output
+    said = command("pgtask", "list", PGTASK_DSN=dsn)
+    assert "DjangoTask.django_site.tasks.boom" in said
+    assert "DjangoTask.django_site.tasks.note" in said
+    assert "DjangoTask.django_site.tasks.note" in command("pgtask", "show", waiting.id, PGTASK_DSN=dsn)
 
 
 def test_statement_that_reads_a_result_looks_at_two_keys(site: Any, dsn: str) -> None:

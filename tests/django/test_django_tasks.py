@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,6 +15,17 @@ from fleet import Rows, burst, working
 pytestmark = pytest.mark.filterwarnings("ignore:.*psycopg2.*:DeprecationWarning")
 
 APP = "pgtask.django:app"
+
+
+@contextmanager
+def locked(dsn: str, table: str) -> Iterator[None]:
+    """Lock a table, so that those who write to it wait."""
+    import psycopg
+
+    with psycopg.connect(dsn) as connection:
+        connection.execute(f"LOCK TABLE {table}")
+        yield
+        connection.rollback()
 
 
 def work(dsn: str, *arguments: str, code: int = 0) -> Any:
@@ -96,6 +109,15 @@ def test_value_that_json_lacks_is_a_failure(site: Any, dsn: str) -> None:
     assert result.errors[0].exception_class is TypeError
 
 
+def test_value_that_no_row_holds_parks_the_task(site: Any, dsn: str) -> None:
+    result = site.long.enqueue(1_000_000)
+    work(dsn, code=1)
+    assert statuses(result) == ["FAILED"]
+    error = Rows(dsn).value("SELECT error FROM pg_task")
+    assert "DjangoTask.django_site.tasks.long ends with 1000" in error
+    assert "bytes, more than the 524288 allowed" in error
+
+
 def test_throttled_is_no_failure(site: Any, dsn: str) -> None:
     result = site.throttled_once.enqueue(1)
     work(dsn)
@@ -122,8 +144,28 @@ def test_running_is_seen_while_a_worker_has_the_lease(site: Any, dsn: str) -> No
     Rows(dsn)(lease, 60.0)
     assert statuses(result) == ["RUNNING"]
     assert result.attempts == 1
+    assert result.started_at is None, "no worker has made this lease"
     Rows(dsn)(lease, -60.0)
     assert statuses(result) == ["READY"]
+
+
+def test_start_of_a_first_attempt_is_known_while_it_runs(site: Any, dsn: str) -> None:
+    rows = Rows(dsn)
+    rows("CREATE TABLE noted (text text)")
+    with locked(dsn, "noted"), working(dsn, app=APP):
+        result = site.note.enqueue("x")
+        rows.until("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL")
+        assert statuses(result) == ["RUNNING"]
+        assert result.started_at == result.last_attempted_at
+        assert result.enqueued_at - timedelta(seconds=1) < result.started_at <= datetime.now(UTC)
+
+
+def test_function_may_change_its_arguments(site: Any, dsn: str) -> None:
+    result = site.emptied.enqueue([1, 2], {"a": 1})
+    work(dsn)
+    assert statuses(result) == ["SUCCESSFUL"]
+    assert result.return_value == [[], {}]
+    assert site.emptied.get_result(result.id).args == [[1, 2], {"a": 1}]
 
 
 def test_async_door_enqueues_and_reads(site: Any, dsn: str) -> None:

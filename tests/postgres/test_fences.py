@@ -32,6 +32,7 @@ def writes(ids: list[UUID], tokens: list[UUID]) -> dict[str, tuple[str, tuple[An
         "continued": ("flush", continued),
         "rescheduled": ("flush", rescheduled),
         "archived": ("archive", lease),
+        "archived as another step": ("archive_as", (*lease, ["{}"] * len(ids))),
         "done, enqueues": ("flush_enqueue", (*done, *new)),
         "continued, enqueues": ("flush_enqueue", (*continued, *new)),
         "rescheduled, enqueues": ("flush_enqueue", (*rescheduled, *new)),

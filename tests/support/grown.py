@@ -98,6 +98,7 @@ def of_worker(held: list[UUID]) -> dict[str, Call]:
         "flush continued": Call(continued, 10 * MANY),
         "flush rescheduled": Call(rescheduled, 10 * MANY),
         "archive": Call(lease, 10 * MANY),
+        "archive_as": Call((*lease, ["{}"] * len(held)), 10 * MANY),
         "flush_enqueue done": Call((*done, *new), 20 * MANY),
         "flush_enqueue continued": Call((*continued, *new), 20 * MANY),
         "flush_enqueue rescheduled": Call((*rescheduled, *new), 20 * MANY),

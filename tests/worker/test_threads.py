@@ -132,6 +132,50 @@ def test_shutdown_cancels_waiting_calls_and_takes_none() -> None:
     run(main())
 
 
+# --- threads that are woken
+
+
+def test_short_calls_share_few_threads() -> None:
+    async def main() -> None:
+        with threads(100) as pool:
+            for _ in range(10):
+                used = await results(*(pool.submit(threading.get_ident) for _ in range(100)))
+            assert len(set(used)) <= 10
+
+    run(main())
+
+
+def test_calls_that_wait_for_each_other_all_run() -> None:
+    """All but the first come while a thread is busy."""
+
+    async def main() -> None:
+        with threads(50) as pool:
+            await results(*(pool.submit(int) for _ in range(100)))
+            for _ in range(3):
+                gate = threading.Barrier(50)
+                await results(*(pool.submit(gate.wait, 20) for _ in range(50)))
+
+    run(main())
+
+
+@pytest.mark.parametrize("computes", [False, True])
+def test_long_call_holds_up_no_other(computes: bool) -> None:
+    async def main() -> None:
+        with threads(2) as pool:
+            for _ in range(5):
+                go = threading.Event()
+
+                def long(go: threading.Event = go) -> bool:
+                    until = time.monotonic() + 20
+                    while computes and not go.is_set() and time.monotonic() < until:
+                        pass
+                    return go.wait(0 if computes else 20)
+
+                assert await results(pool.submit(long), pool.submit(int), pool.submit(go.set)) == [True, 0, None]
+
+    run(main())
+
+
 # --- calls that run side by side -----------------------------------------------------------------------------------
 
 

@@ -47,6 +47,18 @@ def unfit() -> Any:
     return object()
 
 
+@task()
+def long(size: int) -> str:
+    return "x" * size
+
+
+@task()
+def emptied(items: list[int], more: dict[str, int]) -> list[Any]:
+    items.clear()
+    more.clear()
+    return [items, more]
+
+
 @task(takes_context=True)
 def told(context: Any) -> list[Any]:
     result = context.task_result

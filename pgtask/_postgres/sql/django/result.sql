@@ -10,12 +10,13 @@ SELECT
     updated_at AS changed_at,
     locked_by::text AS lease,
     error IS NULL AND locked_by IS NOT NULL AND lock_expires_at >= now() AS is_running,
-    error
+    error,
+    false AS is_archived
 FROM pg_task
 WHERE id = $1::uuid
 UNION ALL
 (
-    SELECT step, queue, priority, created_at, finished_at, NULL, false, NULL
+    SELECT step, queue, priority, created_at, finished_at, NULL, false, NULL, true
     FROM pg_task_archive
     WHERE id = $1::uuid
     ORDER BY finished_at DESC

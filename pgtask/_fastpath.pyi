@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -46,6 +46,11 @@ class Table:
     def __init__(self, definitions: Iterable[StepDefinition]) -> None: ...
     def entry(self, cls: type[Task]) -> StepEntry: ...
     def decode(self, text: str) -> tuple[StepEntry, Task]: ...
+
+class RowReader:
+    rows: int
+    def __init__(self, tables: Sequence[Table]) -> None: ...
+    def feed(self, chunk: bytes) -> list[tuple[bytes, str | None, str | None]]: ...
 
 class TaskLease:
     id: UUID

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from pgtask import __version__
 from pgtask._cli.commands import (
     cancel,
+    check,
     completion,
     enqueue,
     graph,
@@ -66,7 +67,7 @@ def _by_name(*commands: Command) -> dict[str, Command]:
 GROUPS: dict[str, dict[str, Command]] = {
     "set up": _by_name(migrate, psql, stop, completion),
     "enqueue": _by_name(enqueue),
-    "look": _by_name(list_, show, stats, graph),
+    "look": _by_name(list_, show, stats, graph, check),
     "fix": _by_name(retry, move, cancel, prune),
     "workflows": _by_name(runs, run, signal, resume),
 }
@@ -84,7 +85,7 @@ migrate create a database where there is none.
 
 exit code:
     0   done
-    1   some of the tasks named were not found or changed
+    1   some of the tasks named were not found or changed; check: something would break
     2   wrong usage, or no command
     4   the app cannot be loaded
     5   the database refuses, is unavailable or missing

@@ -74,6 +74,11 @@ class RunHistory:
                 f"{checkpoint.place}; its code has changed: {REMEDY}"
             )
 
+    @property
+    def unreached(self) -> Checkpoint | None:
+        """The first checkpoint that no call has asked for."""
+        return min(self._left.values(), key=lambda one: one.number, default=None)
+
     # --- recording
 
     def number(

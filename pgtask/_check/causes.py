@@ -7,6 +7,7 @@ limit.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Literal
 from uuid import UUID
 
@@ -29,17 +30,19 @@ Kind = Literal[
 """
 
 MAX_CAUSES = 200
+MAX_RECENT = 10_000
 _VARIES = re.compile(r"\b[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}\b|\d+")  # ids and numbers
 _VALUE = re.compile(r"(Invalid (?:enum value|literal)[^'\"]*)(?:'.*?'|\".*?\")")
 
 
 class Break(msgspec.Struct, frozen=True):
-    """The reason why one task breaks. `error` is the text that a worker would leave in the row."""
+    """The reason why one task breaks: `error` is what a worker would leave in the row, without its advice. `remedy`
+    returns the advice."""
 
     kind: Kind
     what: str
     error: str
-    remedy: str
+    remedy: Callable[[], str]
 
 
 class Cause(msgspec.Struct):
@@ -67,28 +70,35 @@ class Causes:
 
     def __init__(self) -> None:
         self._by_key: dict[tuple[str, str, str], Cause] = {}
+        self._recent: dict[tuple[str, str, str], Cause] = {}  # by the whole text
 
     def add(self, broken: Break, task: UUID, parked_for: str | None) -> None:
         """Count a task that breaks; `parked_for` is the error of a parked one."""
-        key = (broken.kind, _fold(broken.what), _fold(broken.error))
-        cause = self._by_key.get(key)
-        if cause is None and len(self._by_key) >= MAX_CAUSES:
-            broken = OTHER
-            key = (broken.kind, "", "")
-            cause = self._by_key.get(key)
+        whole = (broken.kind, broken.what, broken.error)
+        cause = self._recent.get(whole)
         if cause is None:
-            cause = self._by_key[key] = Cause(broken.kind, broken.what, broken.error, broken.remedy, task)
+            if len(self._recent) >= MAX_RECENT:
+                self._recent.clear()
+            cause = self._recent[whole] = self._find(broken, task)
         cause.count += 1
         if parked_for is not None:
             cause.parked += 1
-            cause.known += _fold(_first_line(parked_for)).endswith(_fold(_first_line(broken.error)))
+            cause.known += _fold(_first_line(broken.error)) in _fold(_first_line(parked_for))
+
+    def _find(self, broken: Break, task: UUID) -> Cause:
+        """Return the cause of a break, a new one with this task as its example."""
+        key = (broken.kind, _fold(broken.what), _fold(broken.error))
+        if key not in self._by_key and len(self._by_key) >= MAX_CAUSES:
+            broken = Break("other", "", f"more than {MAX_CAUSES} causes", lambda: OTHER_CAUSES)
+            key = (broken.kind, "", "")
+        cause = self._by_key.get(key)
+        if cause is None:
+            cause = self._by_key[key] = Cause(broken.kind, broken.what, broken.error, broken.remedy(), task)
+        return cause
 
     def found(self) -> list[Cause]:
         """Return the causes, those of most tasks first."""
         return sorted(self._by_key.values(), key=lambda one: (not one.is_new, -one.count, one.what))
-
-
-OTHER = Break("other", "", f"more than {MAX_CAUSES} causes", OTHER_CAUSES)
 
 
 def _fold(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import IO, Any, cast
 from uuid import UUID
 
@@ -93,19 +94,18 @@ class _Checker:
     def _check_row(self, text: str | None) -> Break | None:
         """Return why a row breaks; None for a run, whose history is still to be read."""
         if text is None:
-            return Break("size", "", f"the step is larger than {self._max_bytes} bytes", TOO_LARGE)
+            return Break("size", "", f"the step is larger than {self._max_bytes} bytes", lambda: TOO_LARGE)
         try:
             family, step, payload = scan_envelope(text)
         except DecodeError as error:
-            return Break("envelope", "", str(error), BAD_ENVELOPE)
-        table = self._table_of.get(family, self._tables[0])
+            return Break("envelope", "", str(error), lambda: BAD_ENVELOPE)
         try:
-            table.decode(text)
+            self._table_of.get(family, self._tables[0]).decode(text)
         except UnknownStepError as error:
-            return Break("unknown", f"{family}.{step}", str(error), self._remedy_for_unknown(family, step))
+            return Break("unknown", f"{family}.{step}", str(error), partial(self._remedy_for_unknown, family, step))
         except DecodeError as error:
             cls = self._steps.get((family, step))
-            remedy = BAD_ENVELOPE if cls is None else for_payload(cls, payload, str(error))
+            remedy = partial(for_payload, cls, payload, str(error))
             return Break("payload", f"{family}.{step}", str(error), remedy)
         return None
 

@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 REPLAY = (
-    "raise the version of the workflow, and keep the old function for the runs that began under it "
-    "(docs/code-changes.md)"
+    "raise the version of the workflow, and keep the old function for the runs that began under it; if its code has not "
+    "changed, it depends on what differs in each replay (docs/code-changes.md)"
 )
 CODE_RAISES = "let the code between the calls of ctx accept what the run has recorded, or raise the version"
 TOO_LARGE = "raise --max-step-bytes of the workers and of the check"
@@ -36,25 +36,29 @@ BAD_ENVELOPE = "cancel the task, or repair its column step by SQL"
 SLOW = "a replay repeats the code between the calls of ctx: move what takes long into a step"
 OTHER_CAUSES = "remove the causes above first, then check again"
 
+_LIKE = 0.6  # of 1, from which on a name may be the new one of another
 _MISSING = re.compile(r"missing required field `(.+?)`(?! - at)")
 _NESTED = re.compile(r" - at `\$(?!`)")
 
 
 def for_unknown_task(task: str, known: Iterable[str]) -> str:
-    meant = nearest(task, known)
+    meant = nearest(task, known, cutoff=_LIKE)
     renamed = f"was it renamed to {meant}? " if meant else ""
     return f"{renamed}keep {task} in the app until none of it waits; if another app has it, name that app too"
 
 
 def for_unknown_step(step: str, known: Iterable[str]) -> str:
-    meant = nearest(step, known)
+    meant = nearest(step, known, cutoff=_LIKE)
     if meant:
         return f"was it renamed to {meant}? keep {step} too, with a run() that returns Next({meant}(...))"
     return f"keep {step} in the app until no task waits at it"
 
 
-def for_payload(cls: type[Task], payload: bytes, error: str) -> str:
-    """Return the remedy for a step that cannot be decoded: by msgspec's message, and the fields that the row has."""
+def for_payload(cls: type[Task] | None, payload: bytes, error: str) -> str:
+    """Return the remedy for a step that cannot be decoded: by msgspec's message, and the fields that the row has. There
+    is no class if the envelope itself is broken."""
+    if cls is None or "valid JSON" in error or "malformed" in error:
+        return BAD_ENVELOPE
     if (missing := _MISSING.search(error)) is not None and _NESTED.search(error) is None:
         if (old := _left_over_field(cls, payload)) is not None:
             rename = f'class {cls.__name__}(..., rename={{"{missing[1]}": "{old}"}})'

@@ -108,14 +108,24 @@ class ReplayContext(RunContext):
 
     async def _suspend(self, waits: list[Wait]) -> None:
         """End the replay, as all branches have come to the end of their records."""
-        if (left := self.history.unreached) is not None:
-            self._stop_for_error(
-                ReplayError(
-                    f"the workflow asks for other things before {left.kind} {left.name!r}, which the journal has at "
-                    f"place {left.place}; its code has changed: {REMEDY}"
+        for left in self.history.unreached:
+            if not any(_comes_after(left.place, place) for place in self._branches.places):
+                self._stop_for_error(
+                    ReplayError(
+                        f"the workflow passes {left.kind} {left.name!r}, which the journal has at place {left.place}; "
+                        f"its code has changed: {REMEDY}"
+                    )
                 )
-            )
         self._stop(Handled(), "its record ends here")
+
+
+def _comes_after(place: str, other: str) -> bool:
+    """Return whether a branch that has come to the `other` place may still come to a place. Calls and branches take
+    turns in both."""
+    for at, (one, two) in enumerate(zip(place.split("."), other.split("."), strict=False)):
+        if one != two:
+            return at % 2 == 0 and int(one) > int(two)
+    return False
 
 
 def _ignore(_: object) -> None:
@@ -136,7 +146,7 @@ async def replay(
     flow = choose_version(flows, history.version)
     if flow is None:
         text = str(UnknownStepError(f"{name} version {history.version}"))
-        return Break("version", name, f"UnknownStepError: {text}", for_version(map(_describe_versions, flows)))
+        return Break("version", name, f"UnknownStepError: {text}", lambda: for_version(map(_describe_versions, flows)))
     # In a task of its own: an error of the code may leave that cancelled.
     return await asyncio.create_task(_replay(flow, task, input, history, max_bytes, seconds))
 
@@ -156,7 +166,7 @@ async def _replay(
             await call_workflow(run, input)
     except OutOfTime:
         text = f"the code between its calls took longer than {seconds:g} s"
-        return Break("unchecked", flow.name, text, SLOW)
+        return Break("unchecked", flow.name, text, lambda: SLOW)
     except BaseException as raised:
         if isinstance(raised, KeyboardInterrupt):
             raise
@@ -170,18 +180,18 @@ async def _replay(
 
 def _explain(name: str, error: BaseException) -> Break:
     """Return the break that follows from an error of a replay."""
+    what, text = str(error), describe(error).replace(f": {REMEDY}", "")
     match error:
         case _UncheckedUse():
-            text = f"the code between its calls uses {error}"
-            return Break("unchecked", name, text, for_use(str(error)))
+            return Break("unchecked", name, f"the code between its calls uses {what}", lambda: for_use(what))
         case _UnreadableResult():
-            return Break("result", name, str(error), for_result(str(error)))
+            return Break("result", name, what, lambda: for_result(what))
         case ReplayError():
-            return Break("replay", name, describe(error), REPLAY)
-        case DecodeError() if str(error).startswith("the input of workflow"):
-            return Break("input", name, describe(error), for_input(str(error)))
+            return Break("replay", name, text, lambda: REPLAY)
+        case DecodeError() if what.startswith("the input of workflow"):
+            return Break("input", name, text, lambda: for_input(what))
         case DecodeError():
-            return Break("result", name, describe(error), for_result(str(error)))
+            return Break("result", name, text, lambda: for_result(what))
         case RunStopped():
-            return Break("raises", name, "the workflow raised RunStopped by itself", CODE_RAISES)
-    return Break("raises", name, describe(error), CODE_RAISES)
+            return Break("raises", name, "the workflow raised RunStopped by itself", lambda: CODE_RAISES)
+    return Break("raises", name, text, lambda: CODE_RAISES)

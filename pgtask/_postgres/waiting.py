@@ -30,7 +30,7 @@ async def copy_rows(
     """Give the columns id, step and error of all tasks to `take`, in the binary format of COPY, portion by portion."""
 
     async def take_chunk(chunk: bytes) -> None:
-        take(chunk)
+        take(bytes(chunk))
 
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         await connection.execute("SET LOCAL statement_timeout = 0")

@@ -6,6 +6,7 @@ name of a step, sleep or spawn is used once in a run. Nothing here awaits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pgtask._workflow.values import Checkpoint, History
@@ -75,9 +76,9 @@ class RunHistory:
             )
 
     @property
-    def unreached(self) -> Checkpoint | None:
-        """The first checkpoint that no call has asked for."""
-        return min(self._left.values(), key=lambda one: one.number, default=None)
+    def unreached(self) -> Sequence[Checkpoint]:
+        """The checkpoints that no call has asked for."""
+        return list(self._left.values())
 
     # --- recording
 

@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 REPLAY = (
-    "raise the version of the workflow, and keep the old function for the runs that began under it; if its code has not "
-    "changed, it depends on what differs in each replay (docs/code-changes.md)"
+    "raise the version of the workflow, and keep the old function for the runs that began under it; if its code has "
+    "not changed, it depends on what differs in each replay (docs/code-changes.md)"
 )
 CODE_RAISES = "let the code between the calls of ctx accept what the run has recorded, or raise the version"
 TOO_LARGE = "raise --max-step-bytes of the workers and of the check"

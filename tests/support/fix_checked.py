@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import fleet
@@ -11,9 +12,9 @@ from checked import CHANGES, FILLED, fan, order, parent
 from fix_commands import query
 from fix_database import fresh_database, run
 
-from pgtask import Client
+from pgtask import Client, Workflow
 
-RUNS = {order: 1, fan: None, parent: None}
+RUNS: dict[Workflow[Any, Any], int | None] = {order: 1, fan: None, parent: None}
 STATES = (
     "wakeup_at = now()",
     "wakeup_at = now() + interval '3 days'",
@@ -27,7 +28,7 @@ STATES = (
 def filled(cluster: str, template: str) -> Iterator[str]:
     """The database, for all tests of a module; they change nothing in it."""
     for dsn in fresh_database(cluster, template):
-        run(_trigger_runs(dsn))
+        run(trigger_runs(dsn))
         fleet.burst(dsn, app="checked:app_before")
         for at, step in enumerate(FILLED):
             query(dsn, "INSERT INTO pg_task (step) VALUES ($1)", step)
@@ -35,7 +36,7 @@ def filled(cluster: str, template: str) -> Iterator[str]:
         yield dsn
 
 
-async def _trigger_runs(dsn: str) -> None:
+async def trigger_runs(dsn: str) -> None:
     async with Client(dsn) as client:
         for flow, value in RUNS.items():
             handle = await client.trigger(flow, value)

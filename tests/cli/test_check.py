@@ -49,7 +49,7 @@ def test_harmless_change_breaks_nothing(here: str, command: Command, change: str
     said = command("check", f"checked:app_{change}", "--json")
     assert said.objects == []
     assert said.code == 0
-    assert said.err == "pgtask: 14 tasks checked, 3 runs of them replayed; nothing would break\n"
+    assert said.err.endswith("pgtask: 14 tasks checked, 3 of them runs; nothing would break\n")
 
 
 @pytest.mark.parametrize("change", BREAKING)
@@ -205,7 +205,7 @@ def test_replay_runs_no_step_and_ends_at_first_unrecorded_call() -> None:
 def test_replay_hands_what_is_absent_to_steps() -> None:
     async def flow(ctx: WorkflowContext) -> None:
         await ctx.step("one", reserve, ctx.resources.http["a"].limit)
-        await ctx.step("two", reserve, ctx.db)  # type: ignore[arg-type]
+        await ctx.step("two", reserve, ctx.db)
         await ctx.step("three", reserve, ctx.client)  # type: ignore[arg-type]
 
     assert replayed(flow, ("1", "step", "one", '"r"'), ("2", "step", "two", '"r"')) is None
@@ -318,6 +318,12 @@ def test_text_for_people_names_count_example_and_remedy(here: str, command: Comm
     )
     renamed = command("check", "checked:app_renamed_step").out
     assert "remedy      was it renamed to SendMail? keep Send too" in renamed
+
+
+def test_prints_of_the_code_are_kept_out_of_the_result(here: str, command: Command) -> None:
+    said = command("check", "checked:app_printing", "--json")
+    assert (said.code, said.out) == (0, "")
+    assert "pgtask: a print between the calls\n" in said.err
 
 
 def test_wrong_use_of_check_is_one_line(here: str, command: Command) -> None:

@@ -368,6 +368,12 @@ async def wider_signal(ctx: WorkflowContext) -> int:
     return int(first)
 
 
+@_change_flow("printing", of="order")
+async def printing(ctx: WorkflowContext, number: int) -> str:
+    print("pgtask: a print between the calls")
+    return await order.function(ctx, number)  # type: ignore[no-any-return]
+
+
 @_change_flow("inserted_step", "order", "step 'check' at place 1, where the journal has step 'reserve'", of="order")
 async def inserted_step(ctx: WorkflowContext, number: int) -> str:
     await ctx.step("check", reserve, number)

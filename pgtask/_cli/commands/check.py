@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -56,13 +57,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    apps = [load_configured_app(reference) for reference in args.apps or [None]]
-    max_bytes = args.max_step_bytes or load_config({}).max_step_bytes
-
-    async def check(connection: Any) -> CheckResult:
-        return await check_table(connection, apps, max_bytes=max_bytes, seconds=args.replay_limit, queues=args.queues)
-
-    result = with_connection(args, check)
+    with contextlib.redirect_stdout(sys.stderr):  # of what the code of the app prints
+        result = _check(args)
     if args.json:
         write_lines(json_line(_fields(cause)) for cause in result.causes)
     elif result.causes:
@@ -71,12 +67,22 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if result.is_broken else 0
 
 
+def _check(args: argparse.Namespace) -> CheckResult:
+    apps = [load_configured_app(reference) for reference in args.apps or [None]]
+    max_bytes = args.max_step_bytes or load_config({}).max_step_bytes
+
+    async def check(connection: Any) -> CheckResult:
+        return await check_table(connection, apps, max_bytes=max_bytes, seconds=args.replay_limit, queues=args.queues)
+
+    return with_connection(args, check)
+
+
 def _fields(cause: Cause) -> dict[str, Any]:
     return {name: getattr(cause, name) for name in cause.__struct_fields__}
 
 
 def _summary(result: CheckResult) -> str:
-    checked = f"{_count(result.tasks, 'task')} checked, {_count(result.runs, 'run')} of them replayed"
+    checked = f"{_count(result.tasks, 'task')} checked, {result.runs:,} of them runs"
     broken = sum(cause.count - cause.known for cause in result.causes)
     known = sum(cause.known for cause in result.causes)
     already = f"; {known:,} more are parked already for the same error" if known else ""

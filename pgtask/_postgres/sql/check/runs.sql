@@ -1,4 +1,5 @@
--- Read the tasks $1 of runs, those that still wait: the step, the count of failed tries, and the beginning of the error.
+-- Read the tasks $1 of runs, those that still wait: the step, the count of failed tries, and the beginning of the
+-- error.
 --
 -- Plan: by the primary key.
 SELECT

@@ -1,8 +1,8 @@
 -- List all that the migrations may have made, as it is now: the kind, the table, the name, the definition without the
 -- name of the schema, and what is wrong with its state (null: nothing).
 --
--- It reads the catalog. A thing that may have several forms has one here: the time in the argument of pg_task_notify, the
--- default of pg_task.id, and the constraint that pg_task 1.0 has made.
+-- It reads the catalog. A thing that may have several forms has one here: the time in the argument of pg_task_notify,
+-- the default of pg_task.id, and the constraint that pg_task 1.0 has made.
 WITH home AS (
     SELECT relnamespace AS schema, relnamespace::regnamespace::text AS name
     FROM pg_class
@@ -37,7 +37,10 @@ FROM (
         relname,
         attname,
         concat_ws(
-            ' ', type, CASE WHEN attnotnull THEN 'NOT NULL' END, CASE WHEN attidentity <> '' THEN 'GENERATED AS IDENTITY' END
+            ' ',
+            type,
+            CASE WHEN attnotnull THEN 'NOT NULL' END,
+            CASE WHEN attidentity <> '' THEN 'GENERATED AS IDENTITY' END
         ),
         NULL
     FROM attributes
@@ -136,4 +139,7 @@ FROM (
     JOIN home ON pronamespace = home.schema
     WHERE proname ~ '^(pg_task|pgtask)_'
 ) AS found
-ORDER BY array_position('{table,column,default,function,trigger,index,constraint,comment}'::text[], kind), on_table, name
+ORDER BY
+    array_position('{table,column,default,function,trigger,index,constraint,comment}'::text[], kind),
+    on_table,
+    name

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
@@ -48,6 +48,11 @@ class Table:
     def pause(self, tasks: Collection[str], steps: Collection[str]) -> None: ...
     def entry(self, cls: type[Task]) -> StepEntry: ...
     def decode(self, text: str) -> tuple[StepEntry, Task]: ...
+
+class RowReader:
+    rows: int
+    def __init__(self, tables: Sequence[Table]) -> None: ...
+    def feed(self, chunk: bytes) -> list[tuple[bytes, str | None, str | None]]: ...
 
 class TaskLease:
     id: UUID

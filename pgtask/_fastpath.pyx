@@ -10,6 +10,7 @@ One unit of compilation, in parts that follow the way of a row:
 - `dispatcher`, `runner`: starting and driving steps.
 - `transitions`: from the end of a step to its outcome.
 - `copy`: bulk enqueue.
+- `check`: reading a whole table.
 
 The types are in `_fastpath.pyi`, the oracle for tests in `tests/support/reference.py`.
 
@@ -38,3 +39,4 @@ include "_fastpath/dispatcher.pyx"
 include "_fastpath/transitions.pyx"
 include "_fastpath/runner.pyx"
 include "_fastpath/copy.pyx"
+include "_fastpath/check.pyx"

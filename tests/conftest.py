@@ -5,6 +5,7 @@ pytest_plugins = [
     "fix_acts",
     "fix_claims",
     "fix_commands",
+    "fix_checked",
     "fix_django",
     "fix_earlier",
     "fix_fleet",

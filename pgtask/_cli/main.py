@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from pgtask import __version__
 from pgtask._cli.commands import (
     cancel,
+    check,
     completion,
     enqueue,
     graph,
@@ -32,6 +33,7 @@ from pgtask._cli.commands import (
     signal,
     stats,
     stop,
+    verify,
 )
 from pgtask._cli.commands import list as list_
 from pgtask._cli.explain import with_dsn_source
@@ -65,9 +67,9 @@ def _by_name(*commands: Command) -> dict[str, Command]:
 
 
 GROUPS: dict[str, dict[str, Command]] = {
-    "set up": _by_name(migrate, psql, stop, completion),
+    "set up": _by_name(migrate, verify, psql, stop, completion),
     "enqueue": _by_name(enqueue),
-    "look": _by_name(list_, show, stats, graph),
+    "look": _by_name(list_, show, stats, graph, check),
     "fix": _by_name(retry, move, cancel, prune, pause, resume),
     "workflows": _by_name(runs, run, signal),
 }
@@ -85,7 +87,8 @@ migrate create a database where there is none.
 
 exit code:
     0   done
-    1   some of the tasks named were not found or changed
+    1   some of the tasks named were not found or changed; check, verify: they
+        have found something
     2   wrong usage, or no command
     4   the app cannot be loaded
     5   the database refuses, is unavailable or missing

@@ -8,7 +8,7 @@ lock for longer than `lock_timeout`; a foreign table is never touched.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from pgtask._postgres.connection import connect, map_errors
 from pgtask._postgres.store import statement
 from pgtask.errors import DatabaseUnavailable, SchemaError
 
-__all__ = ["SCHEMA_VERSION", "check_schema", "migrate", "migration_sql"]
+__all__ = ["SCHEMA_VERSION", "check_schema", "check_version", "migrate", "migrate_again", "migration_sql"]
 
 log = EventLog("pgtask.schema")
 
@@ -105,6 +105,34 @@ async def migrate(
         await connection.close()
 
 
+async def migrate_again(
+    dsn: str, drops: Sequence[str], *, lock_timeout: float = 0.5, patience: float = 30.0
+) -> list[str]:
+    """Make all functions, triggers and comments again, after the statements `drops`, in one transaction; as `migrate`,
+    with or without the triggers of pg_task, as it is."""
+    connection = await connect(dsn, name="pgtask verify")
+    try:
+        with map_errors(dsn), _map_refusals():
+            state = await _read_state(connection)
+            keeps = state is not None and state.kept
+            return await _apply_patiently(connection, keeps, lock_timeout, patience, drops)
+    finally:
+        await connection.close()
+
+
+async def check_version(connection: Any) -> None:
+    """Raise `SchemaError` unless the schema is of the version of this code. It may be damaged."""
+    with map_errors():
+        state = await _read_state(connection)
+    if state is None or state.version < SCHEMA_VERSION:
+        await check_schema(connection)
+    elif state.version > SCHEMA_VERSION:
+        raise SchemaError(
+            f"the schema of pg_task is at version {state.version}, this pgtask knows only {SCHEMA_VERSION}; "
+            "use a newer pgtask"
+        )
+
+
 async def check_schema(connection: Any) -> None:
     """Raise `SchemaError`, one line with the command to run, unless this code can work with the schema. Log a warning
     that names the missing parts of it.
@@ -132,13 +160,15 @@ async def check_schema(connection: Any) -> None:
     raise SchemaError(f"{is_at}, this pgtask needs {SCHEMA_VERSION}; run: pgtask migrate")
 
 
-async def _apply_patiently(connection: Any, keep_pg_task: bool, lock_timeout: float, patience: float) -> list[str]:
+async def _apply_patiently(
+    connection: Any, keep_pg_task: bool, lock_timeout: float, patience: float, drops: Sequence[str] | None = None
+) -> list[str]:
     """Apply the changes; try for the locks for `patience` seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience
     while True:
         try:
-            return await _apply(connection, keep_pg_task, lock_timeout)
+            return await _apply(connection, keep_pg_task, lock_timeout, drops)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             if loop.time() >= deadline:
                 holders = await connection.fetchval(_text("holders"))
@@ -149,8 +179,9 @@ async def _apply_patiently(connection: Any, keep_pg_task: bool, lock_timeout: fl
         await asyncio.sleep(min(_PAUSE, max(0.0, deadline - loop.time())))
 
 
-async def _apply(connection: Any, keep_pg_task: bool, lock_timeout: float) -> list[str]:
-    """Apply all changes in one transaction; return the messages that the SQL has raised as INFO."""
+async def _apply(connection: Any, keep_pg_task: bool, lock_timeout: float, drops: Sequence[str] | None) -> list[str]:
+    """Apply all changes in one transaction, even if they are done where there are `drops`; return the messages that the
+    SQL has raised as INFO."""
     messages: list[str] = []
 
     def listen(_connection: Any, message: Any) -> None:
@@ -162,7 +193,11 @@ async def _apply(connection: Any, keep_pg_task: bool, lock_timeout: float) -> li
         async with connection.transaction(isolation="read_committed"):
             await connection.execute(_opening(keep_pg_task, lock_timeout))
             # Another process may have done it while we waited; the changes lock the table even if void.
-            if (await _read_found(connection)).startswith("pgtask "):
+            if drops is not None:
+                for drop in drops:
+                    await connection.execute(drop)
+                await connection.execute(_FIND_DAMAGE % _text("damage"))
+            elif (await _read_found(connection)).startswith("pgtask "):
                 state = await _read_state(connection)
                 if state is not None and await _is_done(connection, state, keep_pg_task):
                     return []

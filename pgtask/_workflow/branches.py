@@ -107,6 +107,11 @@ class Branches:
         """The tasks of all branches."""
         return list(self._by_task)
 
+    @property
+    def places(self) -> Sequence[str]:
+        """The places of the last calls of all branches."""
+        return [branch.place for branch in self._by_task.values()]
+
     def suspended_coroutines(self) -> list[Any]:
         """The coroutines of the branches beside the root."""
         return [task.get_coro() for task, branch in self._by_task.items() if branch is not self.root]

@@ -35,7 +35,7 @@ from pgtask.outcome import Done
 from pgtask.task import Context
 from pgtask.workflow import Permanent, Workflow
 
-__all__ = ["RunExecutor"]
+__all__ = ["RunExecutor", "call_workflow", "choose_version"]
 
 log = EventLog("pgtask.runs")
 
@@ -71,7 +71,7 @@ class RunExecutor:
                 await self._journal.submit(Adopt(lease, name))
             except RunStopped:
                 return Handled()
-        flow = self._choose_version(name, history.version)
+        flow = choose_version(self._workflows[name], history.version)
         if flow is None:
             return await self._refuse_version(lease, name, history)
         run = RunContext(flow, lease, context, history, journal=self._journal, runner=self._runner)
@@ -83,7 +83,7 @@ class RunExecutor:
     async def _drive(self, run: RunContext, input: Any, began: float) -> Handled | Requeue:
         """Call the function of a run, and write what has become of it."""
         try:
-            output = await self._call_function(run, input)
+            output = await call_workflow(run, input)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -111,36 +111,10 @@ class RunExecutor:
         assert outcome is not None
         return outcome
 
-    async def _call_function(self, run: RunContext, input: Any) -> str:
-        """Call the function of a workflow; its output as JSON."""
-        flow = run.flow
-        value = None
-        if flow.takes_input:
-            try:
-                value = flow._decode_input(input)
-            except Exception as error:
-                raise DecodeError(f"the input of workflow {flow.name} cannot be decoded: {error}") from None
-        run.function = flow.function(run, value) if flow.takes_input else flow.function(run)  # type: ignore[assignment]
-        try:
-            output = await run.function  # type: ignore[misc]
-        finally:
-            run.function = None
-        if run.outcome is not None:
-            return ""
-        run.check_end()
-        return run.encode_output(output)
-
     def _is_cancelled(self, run: RunContext, error: BaseException) -> bool:
         """True if the dispatcher has cancelled the run: it knows the outcome of its task."""
         is_ours = not run.lease.is_running or self._runner.is_draining
         return isinstance(error, asyncio.CancelledError) and run.outcome is None and is_ours
-
-    def _choose_version(self, name: str, version: int | None) -> Workflow[Any, Any] | None:
-        """The function for runs that began under `version`; for those that have not begun, the newest."""
-        flows = self._workflows[name]
-        if version is None:
-            return flows[-1]
-        return next((flow for flow in flows if flow.since <= version <= flow.version), None)
 
     async def _refuse_version(self, lease: TaskLease, name: str, history: History) -> Handled | Requeue:
         """Put back or park a run that no function here can replay, like a step that the app does not define."""
@@ -211,6 +185,33 @@ class RunExecutor:
             signals = sum(unread.values())
             log.warning("signals.unread", run=lease.id, step=lease.label, signals=signals, names=names)
         return True
+
+
+def choose_version(flows: Sequence[Workflow[Any, Any]], version: int | None) -> Workflow[Any, Any] | None:
+    """Return the function for runs that began under `version`; for those that have not begun, the newest."""
+    if version is None:
+        return flows[-1]
+    return next((flow for flow in flows if flow.since <= version <= flow.version), None)
+
+
+async def call_workflow(run: RunContext, input: Any) -> str:
+    """Call the function of a workflow; return its output as JSON."""
+    flow = run.flow
+    value = None
+    if flow.takes_input:
+        try:
+            value = flow._decode_input(input)
+        except Exception as error:
+            raise DecodeError(f"the input of workflow {flow.name} cannot be decoded: {error}") from None
+    run.function = flow.function(run, value) if flow.takes_input else flow.function(run)  # type: ignore[assignment]
+    try:
+        output = await run.function  # type: ignore[misc]
+    finally:
+        run.function = None
+    if run.outcome is not None:
+        return ""
+    run.check_end()
+    return run.encode_output(output)
 
 
 def _is_final(error: BaseException) -> bool:

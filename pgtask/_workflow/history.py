@@ -6,6 +6,7 @@ name of a step, sleep or spawn is used once in a run. Nothing here awaits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pgtask._workflow.values import Checkpoint, History
@@ -73,6 +74,11 @@ class RunHistory:
                 f"the workflow ends without {checkpoint.kind} {checkpoint.name!r}, which the journal has at place "
                 f"{checkpoint.place}; its code has changed: {REMEDY}"
             )
+
+    @property
+    def unreached(self) -> Sequence[Checkpoint]:
+        """The checkpoints that no call has asked for."""
+        return list(self._left.values())
 
     # --- recording
 

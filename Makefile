@@ -7,13 +7,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test check bench build clean
+.PHONY: help demo test check bench docs build clean
 
 help:
 	@echo "make demo    index Python's standard library with two workers, and check every row"
 	@echo "make test    run the test suite, on a PostgreSQL of its own"
 	@echo "make check   lint, format, types, layers; each benchmark once, as small as can be"
 	@echo "make bench   measure the drain; ARGS='depth' or ARGS='--workload chain5' for something else"
+	@echo "make docs    build the site of the documents, in build/docs"
 	@echo "make build   build the source distribution and a wheel"
 	@echo "make clean   remove what these have made, $(VENV) included"
 
@@ -28,6 +29,9 @@ check: $(VENV)/ready
 
 bench: $(VENV)/ready
 	VENV=$(VENV) ci/bench $(ARGS)
+
+docs: $(VENV)/ready
+	VENV=$(VENV) ci/docs
 
 build: $(VENV)/ready
 	VENV=$(VENV) ci/build

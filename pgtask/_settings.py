@@ -124,14 +124,14 @@ def _seconds(*, zero: bool, minimum: int = 0) -> Callable[[Any], float]:
 
 
 def _parse_address(value: Any) -> tuple[str, int]:
-    """Return host and port; no host is all addresses. [::1]:9187 is a host of IPv6."""
+    """Return host and port; no host is all addresses. [::1]:9464 is a host of IPv6."""
     host, _, port = str(value).rpartition(":")
     if isinstance(value, (bool, float)) or not (port.isascii() and port.isdecimal() and int(port) < 65536):
         raise ValueError("expected a port from 0 to 65535, or HOST:PORT")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError("expected HOST:PORT; write an address of IPv6 as [::1]:9187")
+        raise ValueError("expected HOST:PORT; write an address of IPv6 as [::1]:9464")
     return host, int(port)
 
 

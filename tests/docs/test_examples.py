@@ -5,7 +5,6 @@ The commands are those of the documents, in an empty directory that has `example
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import inspect
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -653,15 +653,12 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@functools.cache
+@cache
 def source_files() -> list[str]:
-    """The files of the repository, without those of environments and builds."""
-    return [
-        path.as_posix()
-        for folder in ROOT.iterdir()
-        if folder.is_dir() and not folder.name.startswith(".") and folder.name != "build"
-        for path in folder.rglob("*.*")
-    ] + [path.as_posix() for path in ROOT.iterdir()]
+    """List our files, and not those of the virtual environment, which are many."""
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "build"))]
+    found = [*ROOT.iterdir(), *(path for folder in folders for path in folder.rglob("*"))]
+    return [path.as_posix() for path in found]
 
 
 @pytest.mark.parametrize("name", NAMES)

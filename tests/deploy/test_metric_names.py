@@ -21,10 +21,10 @@ def served() -> dict[str, set[str]]:
 
     some = pages.Histogram(1.0, (1,) * (len(pages.BOUNDS) + 1))
     step = pages.StepCounts(task="T", step="S", run=some, wait=some)
-    numbers = {"leases": 0, "executing": 0, "waiting": 0, "unwritten": 0, "started": 0.0, "heard": 0.0}
-    flags = {"is_ready": True, "is_connected": True, "is_listening": True, "is_renewing": True}
+    numbers: Any = {"leases": 0, "executing": 0, "waiting": 0, "unwritten": 0, "started": 0.0, "heard": 0.0}
+    flags: Any = {"is_ready": True, "is_connected": True, "is_listening": True, "is_renewing": True}
     worker = pages.WorkerState(number=1, pid=1, steps=(step,), **numbers, **flags)
-    counts = {"claims": 0, "claimed": 0, "flushes": 0, "flushed": 0, "busy": 0.0, "started": 0.0, "heard": 0.0}
+    counts: Any = {"claims": 0, "claimed": 0, "flushes": 0, "flushed": 0, "busy": 0.0, "started": 0.0, "heard": 0.0}
     snapshot = pages.Snapshot(pid=1, wanted=1, is_stopping=False, workers=(worker,), steps=(step,), lag=some, **counts)
     depth = [database.QueueDepth("default", state, 1, False, 1.0) for state in ("due", "scheduled", "leased", "parked")]
     text = metrics.encode(snapshot, depth, "text/plain")[0].decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -9,9 +10,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from counted import LEDGER, Awaits, First, Plain, Refused, Threaded, Together, Writes
+from counted import LEDGER, Awaits, First, Plain, Refused, Threaded, Together, Writes, counted_flow
 from exported import ANY_PORT, APP, Exported
 from fleet import Rows, put, ready, stop, working
+
+from pgtask import Client
 
 
 def until_equal(look: Callable[[], Any], wanted: Any, timeout: float = 20) -> None:
@@ -85,6 +88,18 @@ def test_they_never_fall_while_workers_die(dsn: str, rows: Rows) -> None:
         while (counted := exported.outcomes()["Writes", "done"]) < done - 5 * 100 and time.monotonic() < time_out:
             pass
         assert done - 5 * 100 <= counted <= done
+
+
+def test_runs_of_workflows_are_counted(dsn: str, rows: Rows) -> None:
+    async def trigger() -> None:
+        async with Client(dsn) as client:
+            for number in range(12):
+                await client.trigger(counted_flow, number % 4 == 0)
+
+    asyncio.run(trigger())
+    with working(dsn, *ANY_PORT, app=APP) as fleet:
+        drained(rows)
+        until_equal(Exported(fleet).outcomes, {("Run", "done"): 9, ("Run", "retried"): 15, ("Run", "parked"): 3})
 
 
 def test_an_exporter_that_dies_is_replaced(dsn: str, rows: Rows) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
-from pgtask import App, Batch, BatchContext, Context, Done, Fail, Next, Policy, Task
+from pgtask import App, Batch, BatchContext, Context, Done, Fail, Next, Policy, Task, WorkflowContext, workflow
 
 
 class Counted(Task):
@@ -72,6 +72,12 @@ class Writes(Counted):
         return Done()
 
 
+@workflow("counted_flow")
+async def counted_flow(ctx: WorkflowContext, fails: bool) -> None:
+    if fails:
+        raise ValueError("it always does")
+
+
 LEDGER = "CREATE TABLE ledger (task uuid)"
 
-app = App(Counted)
+app = App(Counted, counted_flow)

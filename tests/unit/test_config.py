@@ -29,6 +29,7 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "stall": ("0", 0.0),
     "max_tasks": ("1000", 1000),
     "max_rss": ("512", 512),
+    "metrics": ("127.0.0.1:9187", ("127.0.0.1", 9187)),
     "pin": ("on", True),
     "preload": ("yes", True),
     "reload": ("1", True),
@@ -72,7 +73,9 @@ def test_each_setting_has_three_twins(setting: Setting, tmp_path: Path) -> None:
 
 def test_help_of_each_setting_names_its_default() -> None:
     described = {setting.name for setting in SETTINGS if setting.default_words}
-    assert described == {"app", "dsn", "procs", "queue", "heartbeat_interval"}, "their defaults are no constants"
+    assert described == {"app", "dsn", "procs", "queue", "heartbeat_interval", "metrics"}, (
+        "their defaults are no constants"
+    )
     helps = {setting.name: setting.help for setting in SETTINGS}
     assert helps["grace"].endswith(" (default: 30)")
     assert helps["max_step_bytes"].endswith(" (default: 524288)")

@@ -1,7 +1,8 @@
 -- How much waits, and for how long: for autoscalers, exporters and dashboards, in a time that does not grow with the table.
 --
 -- By the rights of the caller, who needs SELECT on pg_task. One snapshot counts all, so a task that a worker claims
--- meanwhile counts once. The search_path and the plans are settings of the functions, as in 013.
+-- meanwhile counts once. The search_path and the plans are settings of the functions, as in 013; those with pg_task in
+-- their name are parts of the others, and take theirs.
 
 -- Return the planner's estimate of the rows of pg_task that meet a condition: by the statistics of the last ANALYZE, and
 -- the size of the table now. Volatile, since PostgreSQL takes EXPLAIN for a command that may write.
@@ -139,32 +140,40 @@ BEGIN
         WHERE counted.tasks > 0
     ),
     leased AS MATERIALIZED (
-        SELECT queue, wakeup_at, lock_expires_at <= statement_timestamp() AS has_expired
-        FROM pg_task
-        WHERE locked_by IS NOT NULL
-          AND error IS NULL
-        ORDER BY lock_expires_at
-        LIMIT 1000
+        SELECT queue, has_expired, count(*) AS tasks, min(wakeup_at) AS oldest
+        FROM (
+            SELECT queue, wakeup_at, lock_expires_at <= statement_timestamp() AS has_expired
+            FROM pg_task
+            WHERE locked_by IS NOT NULL
+              AND error IS NULL
+            ORDER BY lock_expires_at
+            LIMIT 1000
+        ) AS first
+        GROUP BY queue, has_expired
     ),
     parked AS MATERIALIZED (
-        SELECT queue
-        FROM pg_task
-        WHERE error IS NOT NULL
-        ORDER BY wakeup_at DESC
-        LIMIT 1000
+        SELECT queue, count(*) AS tasks
+        FROM (
+            SELECT queue
+            FROM pg_task
+            WHERE error IS NOT NULL
+            ORDER BY wakeup_at DESC
+            LIMIT 1000
+        ) AS last
+        GROUP BY queue
     ),
     held AS (
-        SELECT queue, 'leased' AS state, 'locked_by IS NOT NULL' AS condition, count(*) AS tasks,
-            (SELECT count(*) FROM leased) >= 1000 AS is_full
+        SELECT queue, 'leased' AS state, 'locked_by IS NOT NULL' AS condition, tasks,
+            (SELECT sum(tasks) FROM leased) >= 1000 AS is_full
         FROM leased
         WHERE NOT has_expired
-        GROUP BY queue
         UNION ALL
-        SELECT known.queue, 'parked', 'error IS NOT NULL', (SELECT count(*) FROM parked WHERE queue = known.queue),
-            (SELECT count(*) FROM parked) >= 1000
+        SELECT known.queue, 'parked', 'error IS NOT NULL', coalesce(tasks, 0),
+            coalesce((SELECT sum(tasks) FROM parked), 0) >= 1000
         FROM (
             SELECT queue FROM parked UNION SELECT queue FROM leased UNION SELECT queue FROM lane UNION SELECT $1 WHERE $1 IS NOT NULL
         ) AS known
+        LEFT JOIN parked ON parked.queue = known.queue
     ),
     found AS (
         SELECT queue, state, tasks, tasks >= most AS is_estimate, CASE WHEN state = 'due' THEN first_due END AS oldest,
@@ -174,10 +183,9 @@ BEGIN
             ) END AS condition
         FROM waiting
         UNION ALL
-        SELECT queue, 'due', count(*), false, min(wakeup_at), NULL
+        SELECT queue, 'due', tasks, false, oldest, NULL
         FROM leased
         WHERE has_expired
-        GROUP BY queue
         UNION ALL
         SELECT queue, state, tasks, is_full, NULL, CASE WHEN is_full THEN format('%s AND queue = %L', condition, queue) END
         FROM held
@@ -212,13 +220,14 @@ DECLARE
     setting text;
 BEGIN
     FOREACH name IN ARRAY ARRAY[
-        'pg_task_estimate(text)', 'pg_task_lanes(text)', 'pgtask_oldest_due(text)', 'pgtask_depth(text)', 'pgtask_backlog(text)'
+        'pgtask_oldest_due(text)', 'pgtask_depth(text)', 'pgtask_backlog(text)'
     ]
     LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', name, home);
         FOREACH setting IN ARRAY ARRAY['enable_seqscan', 'enable_bitmapscan', 'enable_sort', 'jit'] LOOP
             EXECUTE format('ALTER FUNCTION %s SET %s = off', name, setting);
         END LOOP;
+        EXECUTE format('ALTER FUNCTION %s SET plan_cache_mode = force_generic_plan', name);
     END LOOP;
 END
 $$;

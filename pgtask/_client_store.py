@@ -5,7 +5,7 @@ Invariant: both answer alike; the conformance tests compare them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -13,7 +13,7 @@ from uuid import UUID
 from pgtask._copy import Source
 from pgtask._ids import TaskId, TaskIds
 from pgtask._postgres.failures import ParkedTask
-from pgtask._validate import NewRow
+from pgtask._validate import ItemEncoder, NewRow
 from pgtask.runs import RunStatus, RunStore
 from pgtask.tasks import TaskStore
 from pgtask.workflow import RunState
@@ -35,10 +35,10 @@ class ClientStore(RunStore, Protocol):
         """Insert a task, and return its id; with a key that another task has, do what the rule says, and return the id
         of the task that has the step then."""
 
-    async def copy_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> Sequence[UUID]:
+    async def copy_tasks(self, source: Source, encode: ItemEncoder, conn: Any) -> Sequence[UUID]:
         """Insert a task for each item of the source, encoded by `encode`, all or none."""
 
-    async def insert_keyed_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> list[TaskId]:
+    async def insert_keyed_tasks(self, source: Source, encode: ItemEncoder, conn: Any) -> list[TaskId]:
         """The same for items with keys, each as `insert_task` does."""
 
     def follow_failures(self) -> AsyncGenerator[ParkedTask, None]:

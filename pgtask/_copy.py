@@ -34,7 +34,7 @@ class Source:
                     yield step, self._key and self._key(step)
             else:
                 for step in self._steps:
-                    yield step, self._key and self._key(step)
+                    yield step, None if self._key is None else self._key(step)
         except Exception as error:
             self.error = error
             raise

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from uuid import UUID
@@ -34,13 +33,13 @@ from pgtask._postgres.failures import ParkedTask
 from pgtask._postgres.migrate import migrate
 from pgtask._project import project_directory
 from pgtask._validate import (
+    ItemEncoder,
     NewRow,
     check_delay,
     check_task_id,
     check_time,
     encode_step,
     name_of,
-    place_item,
 )
 from pgtask._wrong_with import AsyncWithOnly
 from pgtask.app import App
@@ -284,7 +283,7 @@ class Client(ClientRuns, AsyncWithOnly):
         rule = make_key_rule(key, on_conflict, on_parked, debounce, ceiling)
         source = Source(steps, key)
         self._store.check_connection(conn)  # before anything is read
-        encode = partial(place_item, queue, priority, check_expires(expires), rule, self._max_step_bytes)
+        encode = ItemEncoder(queue, priority, check_expires(expires), rule, self._max_step_bytes)
         try:
             if key is None:
                 return await self._store.copy_tasks(source, encode, conn)

@@ -1,9 +1,21 @@
 """Rows of a bulk enqueue in COPY's binary format."""
 
-import struct
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.string cimport memcpy
 
-cdef object _int32 = struct.Struct("!i").pack
-cdef object _priority = struct.Struct("!ih").pack
+
+cdef inline char* put_number(char* into, unsigned long long number, int size) noexcept nogil:
+    """Write a number in so many bytes, the highest first. Return where to go on."""
+    cdef int at
+    for at in range(size):
+        into[at] = <char>(number >> (8 * (size - 1 - at)) & 0xFF)
+    return into + size
+
+
+cdef inline char* put_bytes(char* into, const char* data, Py_ssize_t size) noexcept nogil:
+    memcpy(into, data, size)
+    return into + size
 
 
 @cython.final
@@ -16,34 +28,49 @@ cdef class CopyRows:
     cdef readonly Py_ssize_t count
     cdef readonly bint has_keys
     cdef bytearray buffer
-    cdef object first
+    cdef unsigned long long high, low  # the halves of the next id
 
     HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
     TRAILER = b"\xff\xff"
 
     def __init__(self, first, bint has_keys=False):
-        self.first = first
+        self.high, self.low = first >> 64, first & 0xFFFFFFFFFFFFFFFF
         self.has_keys = has_keys
         self.buffer = bytearray(self.HEADER)
 
-    def add(self, Codec codec, bytes payload, bytes queue, int priority, bytes key=b""):
+    def add(self, Codec codec, bytes payload, str queue, int priority, str key=None):
         """Add a row, and return the bytes built since the last `take`."""
         cdef bytes prefix = codec.prefix
-        cdef bytearray buffer = self.buffer
-        buffer += b"\0\x05\0\0\0\x10" if self.has_keys else b"\0\x04\0\0\0\x10"
-        buffer += (self.first + self.count).to_bytes(16, "big")
-        buffer += _int32(len(prefix) + len(payload) + 2)
-        buffer += prefix
-        buffer += payload
-        buffer += b"}}"
-        buffer += _int32(len(queue))
-        buffer += queue
-        buffer += _priority(2, priority)
+        cdef Py_ssize_t queue_size, key_size = 0, before = len(self.buffer)
+        cdef const char* queue_text = PyUnicode_AsUTF8AndSize(queue, &queue_size)
+        cdef const char* key_text = NULL
+        cdef Py_ssize_t step_size = len(prefix) + len(payload) + 2
+        cdef Py_ssize_t size = 2 + (4 + 16) + (4 + step_size) + (4 + queue_size) + (4 + 2)
+        cdef char* into
         if self.has_keys:
-            buffer += _int32(len(key))
-            buffer += key
+            key_text = PyUnicode_AsUTF8AndSize(key, &key_size)
+            size += 4 + key_size
+        PyByteArray_Resize(self.buffer, before + size)
+        into = PyByteArray_AS_STRING(self.buffer) + before
+        into = put_number(into, 5 if self.has_keys else 4, 2)
+        into = put_number(into, 16, 4)
+        into = put_number(put_number(into, self.high, 8), self.low, 8)
+        into = put_number(into, step_size, 4)
+        into = put_bytes(into, PyBytes_AS_STRING(prefix), len(prefix))
+        into = put_bytes(into, PyBytes_AS_STRING(payload), len(payload))
+        into = put_bytes(into, b"}}", 2)
+        into = put_number(into, queue_size, 4)
+        into = put_bytes(into, queue_text, queue_size)
+        into = put_number(into, 2, 4)
+        into = put_number(into, <unsigned long long>priority, 2)
+        if self.has_keys:
+            into = put_number(into, key_size, 4)
+            into = put_bytes(into, key_text, key_size)
+        self.low += 1
+        if self.low == 0:
+            self.high += 1
         self.count += 1
-        return len(buffer)
+        return before + size
 
     def take(self):
         """Return the bytes built since the last call."""

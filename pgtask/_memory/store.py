@@ -6,7 +6,7 @@ Invariant: each method answers like the method of its name there; the conformanc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -24,7 +24,7 @@ from pgtask._placement import Placement, shown_key
 from pgtask._postgres.failures import ParkedTask
 from pgtask._postgres.runs import RunStatus
 from pgtask._postgres.transactions import check_caller
-from pgtask._validate import NewRow
+from pgtask._validate import ItemEncoder, NewRow
 from pgtask._workflow.values import RunResult
 from pgtask.task import Task
 from pgtask.workflow import RunState
@@ -65,7 +65,7 @@ class MemoryStore:
         self.check_connection(conn)
         return self._add_task(UUID(int=first_id()), row)
 
-    async def copy_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> Sequence[UUID]:
+    async def copy_tasks(self, source: Source, encode: ItemEncoder, conn: Any) -> Sequence[UUID]:
         self.check_connection(conn)
         first = first_id()
         rows = [encode(item) async for item, _ in source]
@@ -73,7 +73,7 @@ class MemoryStore:
         is_range = all(id.int == first + number for number, id in enumerate(ids))
         return TaskIds(UUID(int=first), len(rows)) if is_range else ids
 
-    async def insert_keyed_tasks(self, source: Source, encode: Callable[..., NewRow], conn: Any) -> list[TaskId]:
+    async def insert_keyed_tasks(self, source: Source, encode: ItemEncoder, conn: Any) -> list[TaskId]:
         self.check_connection(conn)
         rows = [encode(item, key) async for item, key in source]
         return [self._add_task(UUID(int=first_id()), row) for row in rows]

@@ -6,7 +6,7 @@ end in the order of their keys, and for the ids, unless all steps are plain.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -16,14 +16,13 @@ from pgtask._ids import TaskId, TaskIds, first_id, ids_of_keys
 from pgtask._postgres.many_inserts import CHUNK_BYTES, CHUNK_TASKS, copy_rows, insert_keyed, insert_keyless, is_plain
 from pgtask._postgres.refusals import refusals
 from pgtask._postgres.transactions import atomically
-from pgtask._validate import NewRow
+from pgtask._validate import ItemEncoder, NewRow
+from pgtask.outcome import Enqueue
 
-__all__ = ["EncodeItem", "insert_many"]
-
-EncodeItem = Callable[..., NewRow]
+__all__ = ["insert_many"]
 
 
-async def insert_many(connection: Any, source: Source, encode: EncodeItem) -> Sequence[UUID]:
+async def insert_many(connection: Any, source: Source, encode: ItemEncoder) -> Sequence[UUID]:
     """Insert the tasks of a source, and return their ids in order. In the caller's transaction it is a savepoint: a
     refusal does not spoil that."""
     with refusals():
@@ -34,13 +33,13 @@ async def insert_many(connection: Any, source: Source, encode: EncodeItem) -> Se
 class _Bulk:
     """The inserts of one call."""
 
-    def __init__(self, connection: Any, source: Source, encode: EncodeItem) -> None:
+    def __init__(self, connection: Any, source: Source, encode: ItemEncoder) -> None:
         self._connection = connection
         self._steps = aiter(source)
         self._encode = encode
         self._first = first_id()
         self._copied = 0
-        self._count = 0  # of all items
+        self._others = 0  # items that were not copied
         self._is_over = False
         self._chunk: list[NewRow] = []  # without keys, to be inserted together,
         self._places: list[int] = []  # and their places among all items
@@ -62,7 +61,7 @@ class _Bulk:
         if not self._placed:
             return TaskIds(UUID(int=self._first), self._copied)
         copied = iter(range(self._first, self._first + self._copied))
-        return [self._placed.get(place) or TaskId(next(copied), "new") for place in range(self._count)]
+        return [self._placed.get(place) or TaskId(next(copied), "new") for place in range(self._copied + self._others)]
 
     async def _copy(self) -> None:
         """Copy plain steps until the source is over, or a chunk of others is full."""
@@ -71,23 +70,27 @@ class _Bulk:
         self._copied += rows.count
 
     async def _build(self, rows: CopyRows) -> AsyncIterator[bytes]:
+        encode_plain = self._encode.plain
         async for item, _ in self._steps:
-            row = self._encode(item)
-            codec, payload, place = row
-            self._count += 1
-            if place.key is None and is_plain(place):
-                if rows.add(codec, payload, place.queue.encode(), place.priority) >= CHUNK_BYTES:
-                    yield rows.take()
-                continue
-            self._set_aside(row)
-            if len(self._chunk) >= CHUNK_TASKS:
-                break
+            if encode_plain is not None and not isinstance(item, Enqueue):
+                codec, payload, (queue, priority) = encode_plain(item)
+            else:
+                codec, payload, place = row = self._encode(item)
+                queue, priority = place[:2]
+                if place.key is not None or not is_plain(place):
+                    self._set_aside(row, self._copied + rows.count + self._others)
+                    if len(self._chunk) >= CHUNK_TASKS:
+                        break
+                    continue
+            if rows.add(codec, payload, queue, priority) >= CHUNK_BYTES:
+                yield rows.take()
         else:
             self._is_over = True
         yield rows.take() + CopyRows.TRAILER
 
-    def _set_aside(self, row: NewRow) -> None:
-        number = self._count - 1
+    def _set_aside(self, row: NewRow, number: int) -> None:
+        """Keep a row that is not copied, the item of this number."""
+        self._others += 1
         if row.place.key is None:
             self._chunk.append(row)
             self._places.append(number)

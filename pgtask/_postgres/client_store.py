@@ -18,7 +18,7 @@ import asyncpg
 from pgtask._copy import Source
 from pgtask._doors import Door
 from pgtask._ids import TaskId, TaskIds, ids_of_keys
-from pgtask._postgres.bulk import EncodeItem, insert_many
+from pgtask._postgres.bulk import insert_many
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.failures import ParkedTask, follow_failures
 from pgtask._postgres.inserts import insert_run, insert_runs, insert_task
@@ -29,7 +29,7 @@ from pgtask._postgres.runs import RunStatus, cancel_runs, list_runs, read_status
 from pgtask._postgres.task_store import PostgresTasks
 from pgtask._postgres.tasks import retry_on_deadlock
 from pgtask._postgres.transactions import atomically, open_caller, refuse_read_only
-from pgtask._validate import NewRow
+from pgtask._validate import ItemEncoder, NewRow
 from pgtask.errors import EnqueueError
 from pgtask.workflow import RunState
 
@@ -180,12 +180,12 @@ class PostgresStore:
         waits = row.place.key is not None
         return await self._execute(conn, lambda connection: insert_task(connection, row), waits=waits)
 
-    async def copy_tasks(self, source: Source, encode: EncodeItem, conn: Any) -> Sequence[UUID]:
+    async def copy_tasks(self, source: Source, encode: ItemEncoder, conn: Any) -> Sequence[UUID]:
         async with self.connection(conn) as connection:
             with map_errors():
                 return await insert_many(connection, source, encode)
 
-    async def insert_keyed_tasks(self, source: Source, encode: EncodeItem, conn: Any) -> list[TaskId]:
+    async def insert_keyed_tasks(self, source: Source, encode: ItemEncoder, conn: Any) -> list[TaskId]:
         """Read all steps before the first is inserted: no key is locked while the caller's iterable takes its time."""
         keys: list[str] = []
         rows: dict[str, NewRow] = {}

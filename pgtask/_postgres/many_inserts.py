@@ -89,7 +89,7 @@ async def _copy_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str,
 
 async def _build(rows: CopyRows, chunk: Mapping[str, NewRow]) -> AsyncIterator[bytes]:
     for key, (codec, payload, place) in chunk.items():
-        if rows.add(codec, payload, place.queue.encode(), place.priority, key.encode()) >= CHUNK_BYTES:
+        if rows.add(codec, payload, place.queue, place.priority, key) >= CHUNK_BYTES:
             yield rows.take()
     yield rows.take() + CopyRows.TRAILER
 

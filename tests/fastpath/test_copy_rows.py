@@ -51,8 +51,8 @@ def test_copy_rows_are_in_postgres_binary_format(
     rows = CopyRows(first, has_keys=has_keys)
     data = b""
     for step, queue, priority, key, take in steps:
-        keys = [key.encode()] if has_keys else []
-        size = rows.add(codec(type(step)), codec(type(step)).payload(step), queue.encode(), priority, *keys)
+        keys = [key] if has_keys else []
+        size = rows.add(codec(type(step)), codec(type(step)).payload(step), queue, priority, *keys)
         if take:
             taken = rows.take()
             assert len(taken) == size

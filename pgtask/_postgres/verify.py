@@ -33,7 +33,15 @@ MANIFEST = Path(__file__).parent / "sql" / "verify" / "made.json"
 Privileges = Mapping[str, Sequence[str]]
 """The privileges on each table."""
 
-_READ = ("pg_task", "pg_task_runs", "pg_task_checkpoints", "pg_task_signals", "pg_task_archive", "pg_task_schema")
+_READ = (
+    "pg_task",
+    "pg_task_runs",
+    "pg_task_checkpoints",
+    "pg_task_signals",
+    "pg_task_archive",
+    "pg_task_pauses",
+    "pg_task_schema",
+)
 READER: Privileges = dict.fromkeys(_READ, ("SELECT",))
 """The privileges of a role that only looks: `pgtask list`, `stats`, `check`."""
 
@@ -43,6 +51,7 @@ WORKER: Privileges = {
     "pg_task_checkpoints": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_signals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_stops": ("SELECT",),
+    "pg_task_pauses": ("SELECT",),
     "pg_task_schema": ("SELECT",),
 }
 """The privileges of a role of workers and clients, without an archive."""

@@ -14,7 +14,7 @@ from pgtask.task import Task
 
 __all__ = ["BOX_HEIGHT", "BOX_WIDTH", "MachineBox", "MachineChart", "draw_machines", "find_beginnings"]
 
-BOX_WIDTH, BOX_HEIGHT = 190, 58
+BOX_WIDTH, BOX_HEIGHT = 225, 58
 _GAP_X, _GAP_Y, _MARGIN = 70, 34, 40
 
 

@@ -148,8 +148,9 @@ async def run(request: Request) -> Response:
 def _span(status: RunStatus, checkpoints: Sequence[CheckpointRow]) -> tuple[datetime, datetime]:
     """Return the time that the timeline shows; if older checkpoints are left out, from the first that is shown."""
     first = status.started_at or status.created_at
-    if checkpoints and checkpoints[0].number > 1:
-        first = checkpoints[0].recorded_at
+    if checkpoints:
+        begun = checkpoints[0].recorded_at - timedelta(seconds=checkpoints[0].seconds)
+        first = begun if checkpoints[0].number > 1 else min(first, begun)
     return first, max(status.ended_at or status.seen_at, first)
 
 

@@ -34,6 +34,7 @@ from pgtask._cli.commands import (
     stats,
     stop,
     verify,
+    web,
 )
 from pgtask._cli.commands import list as list_
 from pgtask._cli.explain import with_dsn_source
@@ -69,7 +70,7 @@ def _by_name(*commands: Command) -> dict[str, Command]:
 GROUPS: dict[str, dict[str, Command]] = {
     "set up": _by_name(migrate, verify, psql, stop, completion),
     "enqueue": _by_name(enqueue),
-    "look": _by_name(list_, show, stats, graph, check),
+    "look": _by_name(list_, show, stats, graph, check, web),
     "fix": _by_name(retry, move, cancel, prune, pause, resume),
     "workflows": _by_name(runs, run, signal),
 }
@@ -111,6 +112,7 @@ _SYNONYMS = {
     **dict.fromkeys(("unpause", "continue", "unfreeze"), "resume"),
     **dict.fromkeys(("sql", "shell", "dbshell"), "psql"),
     **dict.fromkeys(("diagram", "draw"), "graph"),
+    **dict.fromkeys(("console", "dashboard", "ui"), "web"),
     **dict.fromkeys(("workflows", "workflow"), "runs"),
     **dict.fromkeys(("completions", "complete"), "completion"),
 }

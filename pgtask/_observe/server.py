@@ -47,8 +47,9 @@ def check_library() -> None:
         raise ConfigError("--metrics needs the library prometheus_client: pip install 'pgtask-supervisor[metrics]'")
 
 
-def listen(address: tuple[str, int]) -> socket.socket:
-    """Return a socket that listens at host and port; without a host at all addresses. Raises `ConfigError`."""
+def listen(address: tuple[str, int], option: str = "--metrics") -> socket.socket:
+    """Return a socket that listens at host and port; without a host at all addresses. Raises `ConfigError`, which names
+    the `option`."""
     host, port = address
     try:
         if not host and socket.has_dualstack_ipv6():
@@ -63,7 +64,7 @@ def listen(address: tuple[str, int]) -> socket.socket:
         }
         what = hints.get(error.errno or 0) or error.strerror or str(error)
         where = f"{f'[{host}]' if ':' in host else host}:{port}" if host else f"port {port}"
-        raise ConfigError(f"--metrics: cannot listen at {where}: {what}") from None
+        raise ConfigError(f"{option}: cannot listen at {where}: {what}") from None
 
 
 class _Handler(BaseHTTPRequestHandler):

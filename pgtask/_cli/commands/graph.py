@@ -13,6 +13,7 @@ from pgtask._cli.database import load_configured_app
 from pgtask._cli.options import add_traceback
 from pgtask._cli.output import write_lines
 from pgtask._cli.parser import Parser
+from pgtask._observe.web.chart import find_beginnings
 from pgtask.app import App, StepDefinition
 from pgtask.policy import DEFAULT_QUEUE
 from pgtask.task import Task
@@ -104,30 +105,10 @@ def _strip_quotes(text: str) -> str:
 
 
 def _arrow_lines(steps: Sequence[StepDefinition], names: dict[type[Task], str]) -> Iterator[str]:
-    for start in _find_beginnings(steps):
+    for start in find_beginnings(steps):
         yield f"[*] --> {names[start]}"
     for definition in steps:
         for edge in definition.edges:
             yield f"{names[definition.cls]} --> {names[edge]}"
         if definition.finishes:
             yield f"{names[definition.cls]} --> [*]"
-
-
-def _find_beginnings(steps: Sequence[StepDefinition]) -> list[type[Task]]:
-    edges = {definition.cls: definition.edges for definition in steps}
-    led_to = {edge for cls, ends in edges.items() for edge in ends if edge is not cls}
-    starts: list[type[Task]] = []
-    reached: set[type[Task]] = set()
-    # First the steps that no other leads to; the steps that these do not reach lie behind a cycle.
-    for candidates in ([cls for cls in edges if cls not in led_to], list(edges)):
-        for cls in candidates:
-            if cls in reached:
-                continue
-            starts.append(cls)
-            waiting = [cls]
-            while waiting:
-                step = waiting.pop()
-                if step not in reached:
-                    reached.add(step)
-                    waiting += edges[step]
-    return starts

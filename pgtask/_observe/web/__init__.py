@@ -1,0 +1,1 @@
+"""`pgtask web`: the console, pages of HTML over HTTP (extra `web`)."""

@@ -1,0 +1,188 @@
+"""The pages that read.
+
+Invariant: each reads a bounded number of rows, in one snapshot, and says where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, get_args
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pgtask._observe.database import QueueDepth
+from pgtask._observe.web.questions import FILTERS, parse_cursor, parse_filter, parse_id, parse_run_state
+from pgtask._observe.web.site import Site
+from pgtask._postgres.console import (
+    MAX_CHECKPOINTS,
+    MAX_CHILDREN,
+    MAX_FOLDED,
+    StepCount,
+    count_steps,
+    fold_causes,
+    read_children,
+    read_last_checkpoints,
+    read_leases,
+)
+from pgtask._postgres.listing import SCAN_LIMIT, STATES, list_tasks
+from pgtask._postgres.pauses import read_pauses
+from pgtask._postgres.runs import CheckpointRow, RunStatus, list_runs, read_statuses
+from pgtask._postgres.store import statement
+from pgtask._postgres.tasks import show_tasks
+from pgtask.workflow import RunState
+
+__all__ = ["machine", "now", "parked", "run", "runs", "task", "tasks"]
+
+PAGE = 50  # rows
+CHARACTERS = 1024  # of steps, results and errors in lists
+_DEPTH_STATES = ("due", "scheduled", "leased", "parked")
+
+
+def _site(request: Request) -> Site:
+    site: Site = request.app.state.site
+    return site
+
+
+async def now(request: Request) -> Response:
+    """Show what waits and runs: the depth of each queue, leases by worker, and pauses."""
+    site = _site(request)
+    async with site.reading.reading() as connection:
+        depth = [QueueDepth(*row) for row in await connection.fetch(statement("depth"))]
+        leases = await read_leases(connection)
+        pauses = await read_pauses(connection)
+    queues: dict[str, dict[str, QueueDepth]] = {}
+    for one in depth:
+        queues.setdefault(one.queue, {})[one.state] = one
+    # The queue whose oldest task has waited longest comes first.
+    order = sorted(queues, key=lambda name: (-_oldest(queues[name]), name))
+    totals = {state: sum(one.tasks for one in depth if one.state == state) for state in _DEPTH_STATES}
+    estimated = {one.state for one in depth if one.is_estimate}
+    return site.render(
+        request,
+        "now.html",
+        queues=[(name, queues[name], _oldest(queues[name])) for name in order],
+        states=_DEPTH_STATES,
+        totals=totals,
+        estimated=estimated,
+        oldest=max((one.oldest_due or 0.0 for one in depth), default=0.0),
+        leases=leases,
+        most=MAX_FOLDED,
+        pauses=pauses,
+        paused_queues={one.name for one in pauses if one.kind == "queue"},
+    )
+
+
+def _oldest(states: dict[str, QueueDepth]) -> float:
+    return (states["due"].oldest_due or 0.0) if "due" in states else 0.0
+
+
+async def tasks(request: Request) -> Response:
+    """List tasks, by the filters of the address."""
+    site = _site(request)
+    wanted, after = parse_filter(request.query_params), parse_cursor(request.query_params.get("after"))
+    async with site.reading.reading() as connection:
+        page = await list_tasks(connection, wanted, limit=PAGE, after=after, characters=CHARACTERS)
+    filters = {name: request.query_params.get(name, "") for name in FILTERS}
+    return site.render(
+        request, "tasks.html", page=page, filters=filters, states=STATES, scan=SCAN_LIMIT, after=after is not None
+    )
+
+
+async def task(request: Request) -> Response:
+    """Show all columns of a task."""
+    site, wanted = _site(request), parse_id(request.path_params["id"])
+    async with site.reading.reading() as connection:
+        rows = await show_tasks(connection, [wanted])
+        statuses = await read_statuses(connection, [wanted])
+    if not rows:
+        return site.render(request, "gone.html", status=404, id=wanted, is_run=bool(statuses))
+    return site.render(request, "task.html", row=rows[0], is_run=bool(statuses))
+
+
+async def runs(request: Request) -> Response:
+    """List the runs of workflows, latest first."""
+    site, query = _site(request), request.query_params
+    name, state = query.get("name", "").strip(), parse_run_state(query.get("state", ""))
+    before = parse_id(query["before"]) if query.get("before") else None
+    async with site.reading.reading() as connection:
+        found, following = await list_runs(connection, name=name or None, state=state, limit=PAGE, before=before)
+    filters = {"name": name, "state": state or ""}
+    states = get_args(RunState)
+    return site.render(
+        request, "runs.html", runs=found, following=following, filters=filters, states=states, before=before
+    )
+
+
+class TimelineBar(msgspec.Struct, frozen=True):
+    """A checkpoint or a child in the time of its run: where its bar begins, and its width, in per cent."""
+
+    x: float
+    width: float
+
+
+async def run(request: Request) -> Response:
+    """Show a run as a timeline of its checkpoints and children."""
+    site, wanted = _site(request), parse_id(request.path_params["id"])
+    async with site.reading.reading() as connection:
+        statuses = await read_statuses(connection, [wanted])
+        checkpoints = await read_last_checkpoints(connection, wanted, CHARACTERS) if statuses else []
+        children = await read_statuses(connection, await read_children(connection, wanted)) if statuses else []
+    if not statuses:
+        return site.render(request, "gone.html", status=404, id=wanted, is_run=False)
+    span = _span(statuses[0], checkpoints)
+    return site.render(
+        request,
+        "run.html",
+        run=statuses[0],
+        steps=[(one, _checkpoint_bar(one, span)) for one in checkpoints],
+        children=[(one, _bar(one.created_at, one.ended_at or one.seen_at, span)) for one in children],
+        span=span,
+        max_checkpoints=MAX_CHECKPOINTS,
+        max_children=MAX_CHILDREN,
+    )
+
+
+def _span(status: RunStatus, checkpoints: Sequence[CheckpointRow]) -> tuple[datetime, datetime]:
+    """Return the time that the timeline shows; if older checkpoints are left out, from the first that is shown."""
+    first = status.started_at or status.created_at
+    if checkpoints:
+        begun = checkpoints[0].recorded_at - timedelta(seconds=checkpoints[0].seconds)
+        first = begun if checkpoints[0].number > 1 else min(first, begun)
+    return first, max(status.ended_at or status.seen_at, first)
+
+
+def _checkpoint_bar(row: CheckpointRow, span: tuple[datetime, datetime]) -> TimelineBar:
+    return _bar(row.recorded_at - timedelta(seconds=row.seconds), row.recorded_at, span)
+
+
+def _bar(start: datetime, end: datetime, span: tuple[datetime, datetime]) -> TimelineBar:
+    whole = max((span[1] - span[0]).total_seconds(), 1e-6)
+    left = min(max((start - span[0]).total_seconds() / whole, 0.0), 1.0)
+    right = min(max((end - span[0]).total_seconds() / whole, left), 1.0)
+    return TimelineBar(round(100 * left, 2), max(round(100 * (right - left), 2), 0.4))
+
+
+async def parked(request: Request) -> Response:
+    """Show parked tasks by their cause."""
+    site = _site(request)
+    async with site.reading.reading() as connection:
+        causes = await fold_causes(connection)
+    return site.render(request, "parked.html", causes=causes, most=MAX_FOLDED)
+
+
+async def machine(request: Request) -> Response:
+    """Show the state machine of the app, with the tasks that are at each step."""
+    site = _site(request)
+    async with site.reading.reading() as connection:
+        counts = await count_steps(connection)
+    by_step: dict[str, dict[str, StepCount]] = {}
+    for one in counts:
+        by_step.setdefault(f"{one.task}.{one.step}", {})[one.state] = one
+    charts = site.charts or ()
+    known = {f"{box.task}.{box.step}" for chart in charts for box in chart.boxes}
+    others = {label: states for label, states in sorted(by_step.items()) if label not in known}
+    values: dict[str, Any] = {"counts": by_step, "others": others, "states": _DEPTH_STATES, "most": MAX_FOLDED}
+    return site.render(request, "machine.html", charts=charts, has_app=site.charts is not None, **values)

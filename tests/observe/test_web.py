@@ -1,0 +1,427 @@
+"""`pgtask web`: each page over HTTP from the real program, what it escapes, what it refuses, and what it changes."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from html import unescape
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import pytest
+from fix_commands import LEASED, PARKED, Command, insert, process, query
+from fix_database import execute, run
+from paths import REPOSITORY
+
+from pgtask._observe.web.guard import host_of
+from pgtask._observe.web.sessions import WebSessions
+from pgtask._postgres.console import MAX_CHECKPOINTS, ParkedCause
+from pgtask._postgres.tasks import transaction
+from pgtask.errors import DatabaseError, StatementTimeout
+
+pytestmark = pytest.mark.one_database("DELETE FROM pg_task_runs; DELETE FROM pg_task_pauses")
+
+PAGES = ["/", "/tasks", "/runs", "/parked", "/machine"]
+NONE = "\N{EN DASH}"
+EVIL = "<script>alert(1)</script>"
+SPAWN_RUN = """
+    WITH made AS (
+        INSERT INTO pg_task_runs (id, name, version, state, created_at, started_at, ended_at, output)
+        VALUES (gen_random_uuid(), 'trip', 1, 'SUCCESS', now() - interval '9 s', now() - interval '9 s', now(), '"ok"')
+        RETURNING id
+    ), child AS (
+        INSERT INTO pg_task_runs (id, name, version, parent, created_at)
+        SELECT gen_random_uuid(), 'leg', 1, id, now() - interval '6 s' FROM made
+    ), steps AS (
+        INSERT INTO pg_task_checkpoints (run, number, place, kind, name, result, seconds, recorded_at)
+        SELECT id, i, i::text, 'step', 'flight ' || i, '"booked"', 1.5, now() - (9 - i) * interval '1 s'
+        FROM made, generate_series(1, $1::int) AS i
+    )
+    SELECT id::text FROM made
+"""
+
+
+class Console(NamedTuple):
+    address: str
+    token: str
+    client: httpx.Client
+
+    def page(self, path: str, status: int = 200, **query: str) -> str:
+        answer = self.client.get(path, params=query or None)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+
+def serve(*words: str) -> Iterator[Console]:
+    """Run the program at a port that is free, until the end of the module."""
+    paths = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests/support'}"}
+    program = process("web", "greeter:app", "--port", "0", *words, environ=paths)
+    assert program.stdout is not None
+    try:
+        address = program.stdout.readline().strip()
+        token = program.stdout.readline().strip().removeprefix("token: ") if "--write" in words else ""
+        assert address.startswith("http"), program.communicate()
+        with httpx.Client(base_url=address, timeout=20) as client:
+            yield Console(address, token, client)
+    finally:
+        program.terminate()
+        _, errors = program.communicate(timeout=20)
+    assert program.returncode == 0
+    assert errors == ""
+
+
+@pytest.fixture(scope="module")
+def reader(module_dsn: str) -> Iterator[Console]:
+    yield from serve("--dsn", module_dsn)
+
+
+@pytest.fixture(scope="module")
+def writer(module_dsn: str) -> Iterator[Console]:
+    yield from serve("--dsn", module_dsn, "--write")
+
+
+@pytest.fixture
+def unlocked(writer: Console) -> Iterator[Console]:
+    """A browser that has given the token."""
+    with httpx.Client(base_url=writer.address, timeout=20) as client:
+        answer = client.post("/unlock", data={"token": writer.token})
+        assert answer.status_code == 303
+        yield Console(writer.address, writer.token, client)
+
+
+def mark(text: str) -> str:
+    found = re.search(r'name="mark" value="(\w+)"', text)
+    assert found, text
+    return found[1]
+
+
+def send(console: Console, path: str, text: str, **fields: str) -> str:
+    answer = console.client.post(path, data={"mark": mark(text), **fields}, follow_redirects=True)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def test_now_shows_depth_leases_and_pauses(dsn: str, reader: Console) -> None:
+    insert(dsn)
+    insert(dsn, queue="'reports'", **PARKED)
+    insert(dsn, queue="'reports'", **LEASED)
+    run(
+        execute(
+            dsn, "INSERT INTO pg_task_pauses (kind, name, reason, paused_by) VALUES ('queue', 'reports', 'why', 'me')"
+        )
+    )
+    text = reader.page("/")
+    worker = query(dsn, "SELECT left(locked_by::text, 18) FROM pg_task WHERE locked_by IS NOT NULL")[0][0]
+    row = re.search(r"reports</a> <span class=\"state paused\">.*?</tr>", text, re.DOTALL)
+    assert row
+    assert re.findall(r">([^<]+)</td>", row[0]) == [NONE, NONE, "1", "1", NONE]
+    assert all(part in text for part in (worker, "queue reports", "why", "me"))
+
+
+def test_the_list_takes_filters_and_has_pages(dsn: str, reader: Console) -> None:
+    run(
+        execute(
+            dsn,
+            """INSERT INTO pg_task (step, wakeup_at)
+        SELECT '{"Greeter":{"SayHello":{}}}', now() - i * interval '1 s' FROM generate_series(1, 120) AS i""",
+        )
+    )
+    parked = insert(dsn, step='\'{"Mailer":{"Send":{}}}\'', queue="'q'", error="'TimeoutError: 7'")
+    seen, text = [], reader.page("/tasks", state="ready")
+    while True:
+        seen += re.findall(r'href="/tasks/([\w-]{36})"', text)
+        following = re.search(r'rel="next" href="([^"]+)"', text)
+        if following is None:
+            break
+        text = reader.page(unescape(following[1]))
+    assert len(seen) == len(set(seen)) == 120
+    for name, value in [
+        ("state", "parked"), ("queue", "q,r"), ("task", "Mailer"), ("step", "Mailer.Send"), ("error", "Time%"),
+    ]:  # fmt: skip
+        assert re.findall(r'href="/tasks/([\w-]{36})"', reader.page("/tasks", 200, **{name: value})) == [parked]
+    assert "No tasks match" in reader.page("/tasks", age="2d", queue="q")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/tasks?state=lost", "state lost"),
+        ("/tasks?age=soon", "age soon"),
+        ("/tasks?after=x", "no place in a list"),
+        ("/tasks?state=ready&error=x", "leave out the state"),
+        ("/tasks?key=k", "a key belongs"),
+        ("/tasks?step=A.B&task=C", "task C has no step A.B"),
+        ("/tasks?queue=" + "x" * 501, "up to 500"),
+        ("/tasks?task=%00", "up to 500"),
+        ("/tasks/17", "17 is not an id"),
+        ("/runs?state=odd", "state odd"),
+        ("/runs?before=odd", "odd is not an id"),
+    ],
+)
+def test_a_wrong_question_gets_one_clear_answer(reader: Console, path: str, expected: str) -> None:
+    assert expected in reader.page(path, 400)
+
+
+def test_a_task_has_a_page(dsn: str, reader: Console) -> None:
+    task = insert(dsn, key="'Greeter/k1'", **PARKED)
+    text = reader.page(f"/tasks/{task}")
+    assert all(part in text for part in (task, "Greeter.", "k1", "boom", "parked_at"))
+    assert "never existed" in reader.page(f"/tasks/{UUID(int=0)}", 404)
+
+
+def test_a_run_is_a_timeline_with_children(dsn: str, reader: Console) -> None:
+    trip = query(dsn, SPAWN_RUN, 4)[0][0]
+    assert trip in reader.page("/runs", name="trip", state="SUCCESS")
+    assert trip not in reader.page("/runs", state="ERROR")
+    text = reader.page(f"/runs/{trip}")
+    bars = [
+        (float(x), float(width)) for x, width in re.findall(r'<rect class="step" x="([\d.]+)%" width="([\d.]+)%"', text)
+    ]
+    assert len(bars) == 4
+    assert bars == sorted(bars)
+    assert all(x + width <= 100.5 for x, width in bars)
+    assert text.count("1.5 s") == 4
+    child = re.search(r'href="/runs/([\w-]+)" title=', text)
+    assert child
+    assert trip in reader.page(f"/runs/{child[1]}")
+    assert "The run has ended" in reader.page(f"/tasks/{trip}", 404)
+
+
+def test_a_long_run_shows_its_last_checkpoints(dsn: str, reader: Console) -> None:
+    trip = query(dsn, SPAWN_RUN, MAX_CHECKPOINTS + 5)[0][0]
+    text = reader.page(f"/runs/{trip}")
+    assert text.count('<rect class="step"') == MAX_CHECKPOINTS
+    assert f"flight {MAX_CHECKPOINTS + 5}<" in text
+    assert "flight 5<" not in text
+
+
+def test_parked_tasks_are_folded_by_cause(dsn: str, reader: Console) -> None:
+    for number in range(3):
+        insert(dsn, error=f"E'ValueError: card {number} of 100%_\\\\\\n at x.py:{number}'")
+    other = insert(dsn, error="'KeyError: 1'")
+    text = reader.page("/parked")
+    assert re.findall(r'<td class="n">(\d+)</td>', text) == ["3", "1"]
+    assert "ValueError: card # of #%_\\</a>" in text
+    links = [unescape(link) for link in re.findall(r'class="text"><a href="([^"]+)"', text)]
+    found = [re.findall(r'href="/tasks/([\w-]{36})"', reader.page(link)) for link in links]
+    assert [len(ids) for ids in found] == [3, 1]
+    assert found[1] == [other]
+
+
+def test_the_machine_counts_tasks_at_each_step(dsn: str, reader: Console) -> None:
+    for columns in ({}, {"wakeup_at": "now() + interval '1 h'"}, PARKED, PARKED, LEASED):
+        insert(dsn, step='\'{"Greeter":{"SayHello":{}}}\'', **columns)
+    insert(dsn, step='\'{"Gone":{"Away":{}}}\'')
+    text = reader.page("/machine")
+    box = re.search(r"<title>Greeter.SayHello,.*?</g>", text, re.DOTALL)
+    assert box
+    assert re.findall(r">(\d\+?)</tspan>", box[0]) == ["1", "1", "1", "2"]
+    assert "Gone.Away" in text.partition("Steps that the app has not")[2]
+
+
+def test_counts_stop_and_say_so(dsn: str, reader: Console) -> None:
+    run(
+        execute(
+            dsn,
+            """INSERT INTO pg_task (step, error)
+        SELECT '{"Greeter":{"SayHello":{}}}', 'boom' FROM generate_series(1, 6000)""",
+        )
+    )
+    assert ">5,000+</tspan>" in reader.page("/machine")
+    assert "Of the 5,000 tasks that were parked last" in reader.page("/parked")
+
+
+def test_hostile_text_is_never_html(dsn: str, reader: Console) -> None:
+    step = f'\'{{"{EVIL}":{{"{EVIL}":{{"a":"{EVIL}"}}}}}}\''
+    hostile = insert(dsn, step=step, queue=f"'{EVIL}'", error=f"'{EVIL}'", key=f"'{EVIL}'")
+    insert(dsn, step=step, queue=f"'\"onload=x {EVIL}'", **LEASED)
+    insert(dsn, step="'no json <b>'")
+    run(execute(dsn, f"INSERT INTO pg_task_pauses VALUES ('queue', '{EVIL}', '{EVIL}', now(), '{EVIL}')"))
+    trip = query(dsn, SPAWN_RUN, 2)[0][0]
+    run(execute(dsn, f"UPDATE pg_task_runs SET name = '{EVIL}', error = '{EVIL}', output = '\"{EVIL}\"'"))
+    run(execute(dsn, f"UPDATE pg_task_checkpoints SET name = '{EVIL}', place = '{EVIL}', error = '{EVIL}'"))
+    paths = [*PAGES, f"/tasks/{hostile}", f"/runs/{trip}", f"/tasks?task={EVIL}&queue={EVIL}", f"/{EVIL}"]
+    for path in paths:
+        answer = reader.client.get(path)
+        assert "&lt;script&gt;" in answer.text, path
+        assert "<script>" not in answer.text, path
+        assert not re.search(r"<b>\W*&lt;|<[^>]*\sonload=x", answer.text), path
+
+
+def test_each_answer_has_the_policy_of_content(dsn: str, reader: Console) -> None:
+    insert(dsn)
+    for path in [*PAGES, "/static/web.js", "/no", "/tasks/17"]:
+        answer = reader.client.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert not re.search(r"<script(?! src=\"/static/)|<style|\sstyle=|\son\w+=|https?://", answer.text), path
+
+
+def test_the_live_part_comes_alone(dsn: str, reader: Console) -> None:
+    insert(dsn, queue="'reports'")
+    for path in PAGES:
+        part = reader.client.get(path, headers={"X-Fragment": "1"}).text
+        assert "<html" not in part
+        assert " ".join(part.split())[:60] in " ".join(reader.page(path).split())
+
+
+@pytest.mark.parametrize("host", ["evil.test", "127.0.0.1.evil.test", "localhost.", "", "[::1", "127.0.0.1@evil.test"])
+def test_a_foreign_name_of_loopback_gets_nothing(reader: Console, host: str) -> None:
+    answer = reader.client.get("/", headers={"Host": host})
+    assert answer.status_code in (400, 421)
+    assert "Queues" not in answer.text
+
+
+def test_names_of_loopback_are_answered(reader: Console) -> None:
+    for host in ("localhost", "localhost:81", "[::1]:81", "127.0.0.1"):
+        assert reader.client.get("/", headers={"Host": host}).status_code == 200
+    assert host_of("[::1]:8321") == "::1"
+
+
+def test_without_write_nothing_can_be_changed(dsn: str, reader: Console) -> None:
+    task = insert(dsn, **PARKED)
+    for path in ("/act", "/pause", "/unlock", "/lock"):
+        assert reader.client.post(path, data={"do": "cancel", "id": task}).status_code == 404
+    assert reader.client.get("/confirm", params={"do": "cancel", "id": task}).status_code == 404
+    assert reader.client.post("/").status_code == 405
+    assert "read-only" in reader.page("/")
+    assert query(dsn, "SELECT id::text FROM pg_task") == [(task,)]
+
+
+def test_its_sessions_are_read_only_and_impatient(dsn: str) -> None:
+    async def scenario() -> None:
+        sessions = WebSessions(dsn, pooled=False)
+        with pytest.raises(DatabaseError, match="read-only"):
+            async with sessions.reading() as connection:
+                await connection.execute("DELETE FROM pg_task")
+        with pytest.raises(DatabaseError, match="read-only"):
+            async with sessions.session() as connection:
+                await connection.execute("DELETE FROM pg_task")
+        with pytest.raises(StatementTimeout):
+            async with sessions.reading() as connection, transaction(connection, readonly=True):
+                await connection.execute("SELECT pg_sleep(9)")
+        await sessions.close()
+
+    run(scenario())
+
+
+def test_pages_may_read_another_database(dsn: str, empty_dsn: str, command: Command) -> None:
+    """The database that pages read is that of --read-dsn: here one that has no schema."""
+    said = command("web", "--dsn", dsn, "--read-dsn", empty_dsn, "--port", "0")
+    assert said.code == 5
+    assert "pgtask migrate" in said.err
+
+
+# --- acting -------------------------------------------------------------------------------------------------
+
+
+def test_an_action_shows_the_number_first(dsn: str, unlocked: Console) -> None:
+    for _ in range(3):
+        insert(dsn, queue="'reports'", **PARKED)
+    insert(dsn, **PARKED)
+    question = unlocked.page("/confirm", do="retry", state="parked", queue="reports")
+    assert "<b>3 tasks</b> to retry" in question
+    insert(dsn, queue="'reports'", **PARKED)  # after the question: not what was asked
+    text = send(unlocked, "/act", question, do="retry", state="parked", queue="reports", number="3")
+    assert "<b>3 tasks</b> made due" in text
+    assert query(dsn, "SELECT queue, count(*) FROM pg_task WHERE error IS NULL GROUP BY 1") == [("reports", 3)]
+
+
+def test_a_task_is_cancelled_unless_it_runs(dsn: str, unlocked: Console) -> None:
+    parked, leased = insert(dsn, **PARKED), insert(dsn, **LEASED)
+    for task, expected in ((parked, "<b>1 task</b> cancelled"), (leased, "1 left alone")):
+        assert f"/confirm?do=cancel&amp;id={task}" in unlocked.page(f"/tasks/{task}")
+        question = unlocked.page("/confirm", do="cancel", id=task)
+        assert "<b>1 task</b> to cancel" in question
+        assert expected in send(unlocked, "/act", question, do="cancel", id=task, number="1")
+    assert query(dsn, "SELECT id::text FROM pg_task") == [(leased,)]
+    assert "No task matches" in unlocked.page("/confirm", do="cancel", id=parked)
+
+
+def test_a_pause_and_its_end_leave_the_name(dsn: str, unlocked: Console) -> None:
+    text = send(unlocked, "/pause", unlocked.page("/"), kind="queue", name="reports", reason="down")
+    assert "queue reports" in text
+    ((name, reason, who),) = query(dsn, "SELECT name, reason, paused_by FROM pg_task_pauses")
+    assert (name, reason) == ("reports", "down")
+    assert who.endswith("(web)")
+    send(unlocked, "/pause", text, do="resume", kind="queue", name="reports")
+    assert query(dsn, "SELECT FROM pg_task_pauses") == []
+
+
+def test_no_action_without_token_and_mark(dsn: str, writer: Console, unlocked: Console) -> None:
+    task = insert(dsn, **PARKED)
+    marked = mark(unlocked.page("/"))
+    form = {"do": "cancel", "id": task, "number": "1"}
+    without_cookie = writer.client.post("/act", data={**form, "mark": marked})
+    without_mark = unlocked.client.post("/act", data=form)
+    wrong_mark = unlocked.client.post("/act", data={**form, "mark": "0" * 64})
+    assert [one.status_code for one in (without_cookie, without_mark, wrong_mark)] == [403] * 3
+    assert writer.client.post("/unlock", data={"token": "x"}).status_code == 403
+    assert writer.client.get("/confirm", params={"do": "cancel", "id": task}).status_code == 403
+    assert unlocked.client.get("/act").status_code == 405
+    assert 'name="mark"' not in writer.page("/")
+    assert query(dsn, "SELECT id::text FROM pg_task") == [(task,)]
+
+
+def test_the_cookie_stays_with_the_browser(writer: Console) -> None:
+    answer = httpx.post(f"{writer.address}unlock", data={"token": writer.token})
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert writer.token not in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"do": "drop"}, "no action"),
+        ({"do": "retry", "state": "ready"}, "only among those that are parked"),
+        ({"do": "resume", "state": "parked"}, "one by one"),
+    ],
+)
+def test_an_odd_action_is_refused(unlocked: Console, fields: dict[str, str], expected: str) -> None:
+    assert expected in unlocked.page("/confirm", 400, **fields)
+
+
+def test_lock_ends_what_unlock_began(unlocked: Console) -> None:
+    send(unlocked, "/lock", unlocked.page("/"))
+    assert 'name="mark"' not in unlocked.page("/")
+
+
+# --- the program --------------------------------------------------------------------------------------------
+
+
+def test_a_missing_extra_names_the_remedy(database: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = command("web")
+    assert said.code == 2
+    assert "pip install 'pgtask-supervisor[web]'" in said.err
+
+
+def test_a_port_in_use_ends_it_at_once(database: str, command: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = command("web", "--port", str(taken.getsockname()[1]))
+    assert said.code == 2
+    assert "it is in use: give another port" in said.err
+
+
+def test_other_commands_load_no_library_of_pages() -> None:
+    names = "('starlette', 'uvicorn', 'jinja2', 'http.server')"
+    code = f"import sys, pgtask._cli.main; print([name for name in {names} if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
+
+
+def test_a_pattern_takes_the_text_as_it_is() -> None:
+    moment: Any = None
+    cause = ParkedCause("T", "S", r"100%_\ #", 1, 1, moment, moment, UUID(int=0), moment)
+    assert cause.pattern == r"100\%\_\\ %%"

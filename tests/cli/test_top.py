@@ -24,7 +24,7 @@ import msgspec
 import pytest
 from counted import Awaits, Plain, Refused
 from exported import ANY_PORT, APP
-from fix_commands import LEASED, PARKED, Command, insert
+from fix_commands import LEASED, PARKED, Command, insert, query
 from fix_database import fresh_database
 from fleet import put, working
 from paths import PYTHONPATH
@@ -178,13 +178,15 @@ def sample(at: float, due: int, inserted: int, *, estimate: bool = False) -> Dat
 
 def test_rates_are_of_the_last_seconds_and_unknown_at_first() -> None:
     history = TopHistory()
-    frames = [history.frame(sample(at, 10 * at, 100 * at), LocalSample(float(at)), 1000.0 + at) for at in range(12)]
+    frames = [
+        history.frame(sample(at, 10 * at**2, 100 * at**2), LocalSample(float(at)), 1000.0 + at) for at in range(12)
+    ]
     assert (frames[0].added, frames[0].queues[0].growth) == (None, None)
-    assert (frames[11].added, frames[11].removed, frames[11].queues[0].growth) == (100.0, 0.0, 10.0)
+    assert (frames[11].added, frames[11].removed, frames[11].queues[0].growth) == (1700.0, 0.0, 170.0)
     gone = history.frame(DatabaseSample(error="gone"), LocalSample(12.0), 1012.0)
     assert (gone.database, gone.added, gone.answered_at) == ("gone", None, 1011.0)
-    assert gone.queues[0].due == 110
-    about = history.frame(sample(13, 1, 1300, estimate=True), LocalSample(13.0), 1013.0)
+    assert gone.queues[0].due == 1210
+    about = history.frame(sample(13, 1, 50_000, estimate=True), LocalSample(13.0), 1013.0)
     assert (about.queues[0].estimated, about.queues[0].growth, about.database) == (("due",), None, None)
     assert [(worker.host, worker.pid, worker.cpu) for worker in about.workers] == [("10.0.0.1", 7, None)]
 
@@ -300,8 +302,10 @@ class Terminal:
         self.seen = ""
         os.write(self._terminal, keys.encode())
 
-    def until(self, text: str, timeout: float = 30) -> None:
+    def until(self, text: str, timeout: float = 30, *, again: bool = False) -> None:
+        """Read until a text has been written: since the last key, or once more."""
         deadline = time.monotonic() + timeout
+        self.seen = "" if again else self.seen
         while text not in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", " ", self.seen):
             left = deadline - time.monotonic()
             assert left > 0, (text, self.seen)
@@ -338,6 +342,8 @@ def test_keys_work_in_a_terminal_which_is_given_back(database: str, terminal: Te
     terminal.until("filter: lett")
     terminal.resize(200, 50)
     os.kill(terminal.process.pid, signal.SIGWINCH)
+    terminal.until("filter: lett", again=True)
+    assert re.search(r"\x1b\[50(;1H|d)", terminal.seen)  # the last line is further down
     terminal.type("p")
     terminal.until("PAUSED")
     terminal.type("q")
@@ -357,14 +363,40 @@ def test_without_colours_there_is_no_colour(database: str) -> None:
         assert (RED in terminal.seen) == has_colour
 
 
-def test_a_database_that_goes_away_comes_back(database: str) -> None:
-    async def cut_and_restore() -> None:
-        async with Proxy(database) as line:
-            fleet = FleetDatabase(line.dsn, pooled=False)
-            assert (await fleet.sample()).error is None
-            line.swallow()
-            assert (await fleet.sample()).error is not None
-            assert (await fleet.sample()).error is None
-            await fleet.close()
+def test_the_screen_says_that_the_database_is_gone(database: str, cluster: str, terminal: Terminal) -> None:
+    insert(database, queue="'letters'")
+    terminal.until("letters")
+    (name,) = query(database, "SELECT current_database()")[0]
+    query(cluster, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    query(cluster, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+    terminal.until("no database (what it said is of ")
+    query(cluster, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    terminal.type("?")
+    terminal.until("in 0/s")
+    terminal.type("xq")
+    assert terminal.process.wait(30) == 0
 
-    asyncio.run(cut_and_restore())
+
+def test_a_lost_answer_is_no_end_and_writes_no_log(database: str) -> None:
+    insert(database, queue="'letters'")
+
+    def watch(terminal: Terminal, swallow: Callable[[], None]) -> None:
+        terminal.until("letters")
+        swallow()
+        terminal.until("no database")
+        terminal.type("?")
+        terminal.until("in 0/s")
+        terminal.type("xq")
+        assert terminal.process.wait(30) == 0
+        assert terminal.process.stderr is not None
+        assert terminal.process.stderr.read() == b""
+
+    async def relay() -> None:
+        async with Proxy(database) as line:
+            terminal = Terminal(line.dsn)
+            try:
+                await asyncio.to_thread(watch, terminal, line.swallow)
+            finally:
+                terminal.close()
+
+    asyncio.run(relay())

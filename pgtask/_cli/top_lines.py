@@ -1,6 +1,6 @@
 """The screen of `pgtask top` as lines: a frame as it is seen, given the size and the state of the view.
 
-Invariant: no line is wider, and no screen higher, than the terminal.
+Invariant: no line is wider, and no screen higher, than a terminal of `MIN_COLUMNS` or more.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, Literal
 import msgspec
 
 from pgtask._cli.quantities import format_elapsed, format_size
-from pgtask._cli.tables import Column, Screen, printable, table_lines
+from pgtask._cli.tables import Column, Screen, printable, table_lines, truncate
 from pgtask._observe.fleet_database import LeasedTask
 from pgtask._observe.top import QueueRow, TopFrame
 
 __all__ = ["PAGES", "HELP_LINES", "Line", "TopView", "plain_lines", "screen_lines"]
 
 Style = Literal["", "bar", "head", "bad", "dim"]
-MIN_SIZE = 20, 6  # columns, lines
+MIN_COLUMNS = 20
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -149,8 +149,8 @@ HELP_LINES = (
 
 
 def screen_lines(frame: TopFrame, view: TopView, columns: int, rows: int) -> list[Line]:
-    """Return the whole screen; with less room than anything fits, its first lines."""
-    columns = max(columns, MIN_SIZE[0])
+    """Return the whole screen. In fewer columns than `MIN_COLUMNS`, its lines are cut by the terminal."""
+    columns = max(columns, MIN_COLUMNS)
     head = [*_head_lines(frame, view)]
     if view.shows_help:
         body = [Line(text) for text in ("", *HELP_LINES)]
@@ -158,7 +158,7 @@ def screen_lines(frame: TopFrame, view: TopView, columns: int, rows: int) -> lis
         body = _body_lines(frame, view, columns, max(1, rows - len(head) - 2))
     room = max(0, rows - len(head) - 1)
     body = (body + [Line("")] * room)[:room]
-    return [Line(line.text[:columns], line.style) for line in (*head, *body, _key_line(view, columns))][:rows]
+    return [Line(truncate(line.text, columns), line.style) for line in (*head, *body, _key_line(view, columns))][:rows]
 
 
 def plain_lines(frame: TopFrame) -> Iterator[str]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
@@ -72,6 +73,13 @@ FRAME = TopFrame(
 )
 
 
+WIDE = msgspec.structs.replace(FRAME, queues=(queue("日本" * 40),), steps=(step("日本." + "本" * 60, errors=1.0),))
+
+
+def width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
 def screen(view: TopView = FIRST, size: tuple[int, int] = (80, 24), frame: TopFrame = FRAME) -> list[str]:
     return [line.text for line in screen_lines(frame, view, *size)]
 
@@ -90,11 +98,13 @@ def pressed(keys: str, view: TopView = FIRST) -> TopView:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("keys", ["1", "2", "3", "?", "/long", "2sss"])
-@pytest.mark.parametrize("frame", [FRAME, TopFrame(seen_at=0.0), TopFrame(seen_at=0.0, database="gone\nand " * 60)])
+@pytest.mark.parametrize(
+    "frame", [FRAME, WIDE, TopFrame(seen_at=0.0), TopFrame(seen_at=0.0, database="日本\nand " * 60)]
+)
 def test_a_screen_fits_its_terminal(size: tuple[int, int], keys: str, frame: TopFrame) -> None:
     lines = screen(pressed(keys), size, frame)
     assert len(lines) == size[1]
-    assert max(map(len, lines)) <= size[0]
+    assert max(map(width, lines)) <= size[0]
     assert all(line.isprintable() for line in lines)
 
 

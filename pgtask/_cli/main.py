@@ -33,6 +33,7 @@ from pgtask._cli.commands import (
     signal,
     stats,
     stop,
+    top,
     verify,
     web,
 )
@@ -70,7 +71,7 @@ def _by_name(*commands: Command) -> dict[str, Command]:
 GROUPS: dict[str, dict[str, Command]] = {
     "set up": _by_name(migrate, verify, psql, stop, completion),
     "enqueue": _by_name(enqueue),
-    "look": _by_name(list_, show, stats, graph, check, web),
+    "look": _by_name(list_, show, stats, top, graph, check, web),
     "fix": _by_name(retry, move, cancel, prune, pause, resume),
     "workflows": _by_name(runs, run, signal),
 }
@@ -100,7 +101,8 @@ _WORKER_WORDS = ("worker", "workers", "start", "supervisor", "serve", "work")
 # The names of our commands in other queues and tools.
 _SYNONYMS = {
     **dict.fromkeys(("ls", "ps", "tasks", "jobs"), "list"),
-    **dict.fromkeys(("status", "info", "count", "top"), "stats"),
+    **dict.fromkeys(("status", "info", "count"), "stats"),
+    **dict.fromkeys(("watch", "monitor", "htop", "dashboard"), "top"),
     **dict.fromkeys(("add", "push", "send", "submit", "delay", "defer"), "enqueue"),
     **dict.fromkeys(("get", "inspect", "describe", "result"), "show"),
     **dict.fromkeys(("rm", "delete", "remove", "kill", "revoke", "abort"), "cancel"),

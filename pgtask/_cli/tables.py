@@ -23,6 +23,7 @@ __all__ = [
     "printable",
     "shown_id",
     "table_lines",
+    "truncate",
     "wrap_sentence",
 ]
 
@@ -102,10 +103,10 @@ def table_lines(
         elif room is None or screen.width is None:
             yield line + _GAP + end
         elif room >= _MIN_TEXT_WIDTH:
-            yield line + _GAP + _truncate(end, room)
+            yield line + _GAP + truncate(end, room)
         else:
             yield line.rstrip()
-            yield "    " + _truncate(end, screen.width - 4)
+            yield "    " + truncate(end, screen.width - 4)
 
 
 def _make_cell(column: Column[Row], row: Row, screen: Screen) -> str:
@@ -189,7 +190,8 @@ def _char_width(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def _truncate(text: str, width: int) -> str:
+def truncate(text: str, width: int) -> str:
+    """Return a text that is no wider than so many columns of a terminal; an ellipsis stands for the rest."""
     if _text_width(text) <= width:
         return text
     taken = 0
@@ -205,8 +207,8 @@ def _truncate_middle(text: str, width: int) -> str:
     if _text_width(text) <= width:
         return text
     tail = text[::-1]
-    end = _truncate(tail, (width + 1) // 2).removesuffix("…")[::-1]
-    return _truncate(text, width - _text_width(end)) + end
+    end = truncate(tail, (width + 1) // 2).removesuffix("…")[::-1]
+    return truncate(text, width - _text_width(end)) + end
 
 
 def wrap_sentence(text: str, screen: Screen, indent: str = "") -> list[str]:

@@ -14,7 +14,7 @@ import mmap
 import operator
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that lives. `started` and `heard` are monotonic seconds: its start, and its last sign of life.
 
     It has `leases`, of which `executing` steps are suspended or in a thread, and `waiting` have not started;
-    `unwritten` outcomes are not in the database yet. `steps` includes what earlier processes have counted in its page.
+    `unwritten` outcomes are not in the database yet. `lag` and `steps` include what earlier processes have counted in
+    its page.
     """
 
     number: int
@@ -114,6 +115,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     is_connected: bool
     is_listening: bool
     is_renewing: bool
+    lag: Histogram = Histogram()
     steps: tuple[StepCounts, ...]
 
 
@@ -177,24 +179,26 @@ class Pages:
         return CounterPage(mmap.mmap(self.fd, CounterPage.size, offset=index * CounterPage.size))
 
 
-def find() -> Iterator[Path]:
-    """Yield the files of all supervisors on this host that this user may read. Linux only; none elsewhere."""
+def find(looks_at: Callable[[int], bool] = lambda pid: True) -> Iterator[Path]:
+    """Yield the files of all supervisors on this host that this user may read. Linux only; none elsewhere. A
+    caller that searches often may leave out processes."""
     with contextlib.suppress(OSError):
-        for process in Path("/proc").iterdir():
-            if process.name.isdecimal():
-                yield from _files_of(process)
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and looks_at(int(name)):
+                yield from _files_of(Path("/proc", name))
 
 
 def _files_of(process: Path) -> Iterator[Path]:
     """Yield the file that this process has made: those of its children are the same."""
     with contextlib.suppress(OSError):
-        for link in (process / "fd").iterdir():
+        for name in os.listdir(process / "fd"):
+            link = f"{process}/fd/{name}"
             if os.readlink(link).startswith(f"/memfd:{_NAME}") and _owner(link) == int(process.name):
-                yield link
+                yield Path(link)
                 return
 
 
-def _owner(path: Path) -> int | None:
+def _owner(path: str) -> int | None:
     file = os.open(path, os.O_RDONLY)
     try:
         found = read_page(os.pread(file, _HEAD, 0))
@@ -245,8 +249,8 @@ def _step_counts(row: dict[str, Any]) -> StepCounts:
 
 
 def _worker_state(head: dict[str, Any], rows: list[dict[str, Any]]) -> WorkerState:
-    fields = {name: head[name] for name in WorkerState.__struct_fields__ if name != "steps"}
-    return WorkerState(**fields, steps=tuple(_sum_up(map(_step_counts, rows))))
+    fields = {name: head[name] for name in WorkerState.__struct_fields__ if name not in ("lag", "steps")}
+    return WorkerState(**fields, lag=_histogram(head["lag"]), steps=tuple(_sum_up(map(_step_counts, rows))))
 
 
 def _sum_up(rows: Iterable[StepCounts]) -> list[StepCounts]:

@@ -148,6 +148,7 @@ def test_grants_that_verify_names_are_enough_for_a_worker(database: str, command
         assert {one["thing"] for one in missing} >= {f"table {table}" for table in WORKER} - {
             "table pg_task_schema",
             "table pg_task_stops",
+            "table pg_task_pauses",
         }
         for one in missing:
             query(database, one["remedy"])

@@ -11,6 +11,7 @@ One unit of compilation, in parts that follow the way of a row:
 - `transitions`: from the end of a step to its outcome.
 - `copy`: bulk enqueue.
 - `check`: reading a whole table.
+- `causes`: folding the errors of parked tasks.
 
 The types are in `_fastpath.pyi`, the oracle for tests in `tests/support/reference.py`.
 
@@ -40,3 +41,4 @@ include "_fastpath/transitions.pyx"
 include "_fastpath/runner.pyx"
 include "_fastpath/copy.pyx"
 include "_fastpath/check.pyx"
+include "_fastpath/causes.pyx"

@@ -1,4 +1,4 @@
-"""Changes of tasks that a person names, for `retry`, `cancel` and `move`.
+"""Changes of tasks that a person names, for `retry`, `cancel`, `move` and `reschedule`.
 
 Invariant: a task that was named and not changed is named again, with the reason, and the exit code says so.
 """
@@ -11,11 +11,10 @@ from typing import Any
 from pgtask._cli.database import with_connection
 from pgtask._cli.names import NO_SUCH_TASK, Name, resolve_names
 from pgtask._cli.output import note_failures, write_lines
-from pgtask._postgres.listing import Cursor, TaskFilter
-from pgtask._postgres.task_changes import PORTION, Change, apply_change, change_portion
+from pgtask._postgres.task_changes import Change, apply_change
 from pgtask._postgres.tasks import TaskChange
 
-__all__ = ["change_chosen", "change_tasks", "count_tasks"]
+__all__ = ["change_tasks", "count_tasks"]
 
 
 def change_tasks(args: argparse.Namespace, change: Change, done: str) -> int:
@@ -30,19 +29,6 @@ def change_tasks(args: argparse.Namespace, change: Change, done: str) -> int:
     refused = [f"{one.id}: {reason}" for one in changes if (reason := _explain_refusal(one)) is not None]
     write_lines([f"{count_tasks(len(changes) - len(refused))} {done}"])
     return note_failures([*refused, *refusals]) if refused or refusals else 0
-
-
-async def change_chosen(connection: Any, wanted: TaskFilter, change: Change, *, limit: int | None) -> int:
-    """Change the tasks that a filter chooses, `limit` at most, in portions; return how many were changed."""
-    done = 0
-    after: Cursor | None = None
-    while limit is None or done < limit:
-        portion = PORTION if limit is None else min(PORTION, limit - done)
-        changed, after = await change_portion(connection, wanted, change, limit=portion, after=after)
-        done += changed
-        if after is None:
-            break
-    return done
 
 
 def count_tasks(number: int) -> str:

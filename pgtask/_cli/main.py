@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pgtask import __version__
 from pgtask._cli.commands import (
+    actions,
     cancel,
     check,
     completion,
@@ -22,9 +23,11 @@ from pgtask._cli.commands import (
     graph,
     migrate,
     move,
+    parked,
     pause,
     prune,
     psql,
+    reschedule,
     resume,
     retry,
     run,
@@ -71,8 +74,8 @@ def _by_name(*commands: Command) -> dict[str, Command]:
 GROUPS: dict[str, dict[str, Command]] = {
     "set up": _by_name(migrate, verify, psql, stop, completion),
     "enqueue": _by_name(enqueue),
-    "look": _by_name(list_, show, stats, top, graph, check, web),
-    "fix": _by_name(retry, move, cancel, prune, pause, resume),
+    "look": _by_name(list_, parked, show, stats, top, graph, check, actions, web),
+    "fix": _by_name(retry, reschedule, move, cancel, prune, pause, resume),
     "workflows": _by_name(runs, run, signal),
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -106,6 +109,9 @@ _SYNONYMS = {
     **dict.fromkeys(("add", "push", "send", "submit", "delay", "defer"), "enqueue"),
     **dict.fromkeys(("get", "inspect", "describe", "result"), "show"),
     **dict.fromkeys(("rm", "delete", "remove", "kill", "revoke", "abort"), "cancel"),
+    **dict.fromkeys(("failed", "errors", "causes", "dead"), "parked"),
+    **dict.fromkeys(("history", "audit"), "actions"),
+    **dict.fromkeys(("postpone", "snooze"), "reschedule"),
     **dict.fromkeys(("requeue", "rerun", "revive"), "retry"),
     **dict.fromkeys(("purge", "clean", "cleanup", "vacuum"), "prune"),
     **dict.fromkeys(("init", "setup", "upgrade", "schema", "initdb"), "migrate"),

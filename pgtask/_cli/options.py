@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 from pgtask._cli.parser import Parser
 from pgtask._durations import DURATION_EXAMPLES, MAX_SECONDS, parse_duration
@@ -18,6 +18,7 @@ from pgtask.errors import ConfigError, EnqueueError
 from pgtask.policy import check_queue
 
 __all__ = [
+    "FILTERS",
     "ID_HELP",
     "TIME_HELP",
     "add_filters",
@@ -27,11 +28,15 @@ __all__ = [
     "has_filters",
     "parse_age",
     "parse_queues",
+    "parse_rate",
     "parse_seconds",
+    "parse_time",
+    "parse_where",
     "task_filter",
     "whole_number",
 ]
 
+FILTERS = ("queue", "task", "step", "key", "error", "age", "where")
 MAX_PAGE = 10_000
 ID_HELP = "the id, or its first or last digits, 8 or more, if no other one has them"
 TIME_HELP = "seconds, or with units: 90, 5m, 1h30m, 2d"
@@ -56,10 +61,15 @@ def add_traceback(parser: Parser) -> None:
     parser.add_argument("--traceback", action="store_true", help="if the app cannot be loaded, show the traceback")
 
 
-def add_filters(parser: Parser) -> None:
+def add_filters(parser: Parser, *, queue_flags: Sequence[str] = ("-q", "--queue")) -> None:
     """Add the options that `task_filter` reads."""
     parser.add_argument(
-        "-q", "--queue", action="extend", type=parse_queues, metavar="NAMES", help="only these queues, as a or a,b"
+        *queue_flags,
+        dest="queue",
+        action="extend",
+        type=parse_queues,
+        metavar="NAMES",
+        help="only these queues, as a or a,b",
     )
     parser.add_argument("--task", metavar="TASK", help="only this task, as Greeter")
     parser.add_argument("--step", metavar="STEP", help="only this step, as ReadName or Greeter.ReadName")
@@ -67,6 +77,13 @@ def add_filters(parser: Parser) -> None:
     parser.add_argument("--error", metavar="PATTERN", help="only parked ones with this error, as 'TimeoutError%%'")
     parser.add_argument(
         "--age", type=parse_age, metavar="TIME", help="only those that fell due, or were parked, before"
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        type=parse_where,
+        metavar="FIELD=TEXT",
+        help="only those whose step has this field with this text of JSON, as customer=42 or address.city=Bern",
     )
 
 
@@ -91,6 +108,7 @@ def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter
         error=args.error,
         older_than=args.age,
         key=None if args.key is None else _check_scope(args.key, task),
+        where=tuple(args.where or ()),
     )
 
 
@@ -105,7 +123,7 @@ def _check_scope(key: str, task: str | None) -> str:
 
 
 def has_filters(args: argparse.Namespace) -> bool:
-    return any(getattr(args, name) is not None for name in ("queue", "task", "step", "key", "error", "age"))
+    return any(getattr(args, name) is not None for name in FILTERS)
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -146,3 +164,35 @@ def parse_queues(text: str) -> list[str]:
 
 def parse_age(text: str) -> timedelta:
     return timedelta(seconds=parse_seconds(text))
+
+
+def parse_where(text: str) -> tuple[str, str]:
+    """Return the path and the text of `customer=42`."""
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")) or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text} is not a field and its text, as customer=42 or address.city=Bern")
+    return path, value
+
+
+def parse_rate(text: str) -> float:
+    """Return the tasks a second of a text such as `500/s`, `30/m` or `1000/h`."""
+    number, _, unit = text.partition("/")
+    seconds = {"": 1, "s": 1, "m": 60, "h": 3600}.get(unit)
+    try:
+        rate = float(number) / (seconds or math.nan)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a rate such as 500/s, 30/m or 1000/h")
+    return rate
+
+
+def parse_time(text: str) -> datetime:
+    """Return a time with its zone."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected a time such as 2026-12-24T18:00:00+01:00") from None
+    if time.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text}: has no time zone; add Z or an offset such as +01:00")
+    return time

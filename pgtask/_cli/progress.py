@@ -20,7 +20,16 @@ from typing import Any, TextIO
 
 from pgtask._status import MAX_PARKED, Totals
 
-__all__ = ["BurstProgress", "burst_notes", "burst_summary", "share_terminal"]
+__all__ = [
+    "DRAW_INTERVAL",
+    "ERASE_LINE",
+    "BurstProgress",
+    "burst_notes",
+    "burst_summary",
+    "fit_fields",
+    "share_done",
+    "share_terminal",
+]
 
 ERASE_LINE = "\x1b[G\x1b[K"  # with a carriage return it would be written before the line that follows it
 RED, PLAIN = "\x1b[31m", "\x1b[m"
@@ -120,21 +129,21 @@ def progress_line(
     goal = expected if expected and expected >= over else None
     done = f"{totals.done:,}" if goal is None else f"{totals.done:,} of {goal:,}"
     fields = [
-        *_estimate(over, over - before.settled, seconds, goal),
+        *share_done(over, over - before.settled, seconds, goal),
         f"{done} tasks done",
         *([_count(totals.errors, "error")] if totals.errors else []),
         *([f"{totals.parked:,} parked"] if totals.parked else []),
         f"{(totals.steps - before.steps) / seconds:,.0f} steps/s",
         f"{totals.steps:,} steps",
     ]
-    line = _fit_fields(fields, width)
+    line = fit_fields(fields, width)
     if color and totals.errors:
         errors = _count(totals.errors, "error")
         line = line.replace(f"  {errors}", f"  {RED}{errors}{PLAIN}", 1)
     return line
 
 
-def _estimate(over: int, recent: int, seconds: float, goal: int | None) -> list[str]:
+def share_done(over: int, recent: int, seconds: float, goal: int | None) -> list[str]:
     """Return the share that is done, and an estimate for the rest; other supervisors may shorten it."""
     if goal is None:
         return []
@@ -147,7 +156,8 @@ def _estimate(over: int, recent: int, seconds: float, goal: int | None) -> list[
     return [share, f"~{clock} left"]
 
 
-def _fit_fields(fields: list[str], width: int) -> str:
+def fit_fields(fields: list[str], width: int) -> str:
+    """Join fields, without those at the end that do not fit into `width` columns."""
     line = fields[0][:width]
     for field in fields[1:]:
         if len(line) + 2 + len(field) > width:

@@ -5,47 +5,36 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 cdef bytes COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\x00"
 cdef enum:
     COPY_HEADER = 19  # bytes: the signature, the flags, and the length of an extension
-    COPY_FIELDS = 3
+    MAX_COPY_FIELDS = 4
 
 
 cdef inline int read_int(const unsigned char* at) noexcept nogil:
     return (<int>at[0] << 24) | (<int>at[1] << 16) | (<int>at[2] << 8) | <int>at[3]
 
 
-@cython.final
-cdef class RowReader:
-    """A reader of rows (id, step, error) in the binary format of COPY.
+cdef class CopyReader:
+    """A reader of rows in the binary format of COPY. `rows` counts them."""
 
-    It decodes each step by the first of its tables that has the step, and returns the rows to look at again: those that
-    it cannot decode, and those of workflows. `rows` counts all of them.
-    """
-
-    cdef dict by_name
     cdef bytes rest  # of a row that is not complete
     cdef bint has_begun
+    cdef int fields  # of a row
     cdef readonly Py_ssize_t rows
 
-    def __init__(self, tables):
-        cdef Table table
-        self.by_name = {}
-        for table in reversed(tables):
-            self.by_name.update(table.by_name)
+    def __cinit__(self):
         self.rest = b""
 
-    def feed(self, bytes chunk):
-        """Take some bytes; return the rows to look at as tuples of an id (bytes), a step and an error (text or
-        None)."""
+    cdef int parse(self, bytes chunk, list found) except -1:
+        """Read the rows that some more bytes complete."""
         cdef bytes data = self.rest + chunk if self.rest else chunk
         cdef const unsigned char* raw = <const unsigned char*>PyBytes_AS_STRING(data)
         cdef Py_ssize_t size = len(data), at = 0, start
-        cdef list found = []
-        cdef Py_ssize_t[COPY_FIELDS] starts
-        cdef Py_ssize_t[COPY_FIELDS] lengths
+        cdef Py_ssize_t[MAX_COPY_FIELDS] starts
+        cdef Py_ssize_t[MAX_COPY_FIELDS] lengths
         cdef int field
         if not self.has_begun:
             if size < COPY_HEADER:
                 self.rest = data
-                return found
+                return 0
             if data[:11] != COPY_SIGNATURE:
                 raise ValueError("these bytes are not a binary COPY")
             at = COPY_HEADER + read_int(raw + 15)
@@ -55,7 +44,7 @@ cdef class RowReader:
                 at = size
                 break
             start = at + 2
-            for field in range(COPY_FIELDS):
+            for field in range(self.fields):
                 if size - start < 4:
                     break
                 starts[field] = start + 4
@@ -63,15 +52,43 @@ cdef class RowReader:
                 start = starts[field] + max(lengths[field], 0)
             else:
                 if start <= size:
+                    self.rows += 1
                     self.read_row(<const char*>raw, starts, lengths, found)
                     at = start
                     continue
             break
         self.rest = data[at:]
+        return 0
+
+    cdef int read_row(self, const char* raw, Py_ssize_t* starts, Py_ssize_t* lengths, list found) except -1:
+        raise NotImplementedError
+
+
+@cython.final
+cdef class RowReader(CopyReader):
+    """A reader of rows (id, step, error).
+
+    It decodes each step by the first of its tables that has the step, and returns the rows to look at again: those that
+    it cannot decode, and those of workflows.
+    """
+
+    cdef dict by_name
+
+    def __init__(self, tables):
+        cdef Table table
+        self.fields = 3
+        self.by_name = {}
+        for table in reversed(tables):
+            self.by_name.update(table.by_name)
+
+    def feed(self, bytes chunk):
+        """Take some bytes; return the rows to look at as tuples of an id (bytes), a step and an error (text or
+        None)."""
+        cdef list found = []
+        self.parse(chunk, found)
         return found
 
     cdef int read_row(self, const char* raw, Py_ssize_t* starts, Py_ssize_t* lengths, list found) except -1:
-        self.rows += 1
         if lengths[1] >= 0 and self.can_decode(raw + starts[1], lengths[1]):
             return 0
         found.append((

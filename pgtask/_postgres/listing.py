@@ -42,7 +42,7 @@ _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A choice of tasks. `states` in the order of `STATES`; `queues`: any of them; `task` and `step` are names of the
     envelope; `error` is a pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any. With a
-    `key` there is a `task`."""
+    `key` there is a `task`. `where`: paths of fields of the step, each with the text that it has."""
 
     states: tuple[str, ...] = STATES
     queues: tuple[str, ...] | None = None
@@ -51,16 +51,22 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     older_than: timedelta | None = None
     key: str | None = None
+    where: tuple[tuple[str, str], ...] = ()
 
     @property
     def args(self) -> tuple[Any, ...]:
         """The parameters of shared/matching.sql."""
         age = None if self.older_than is None else self.older_than.total_seconds()
-        return list(self.states), self.pattern, self.queue_array, self.error, age
+        return list(self.states), self.pattern, self.queue_array, self.error, age, self.fields
 
     @property
     def queue_array(self) -> list[str] | None:
         return None if self.queues is None else list(self.queues)
+
+    @property
+    def fields(self) -> list[str] | None:
+        """The parameter of pg_task_has: each path and its text; None: any."""
+        return [part for pair in self.where for part in pair] or None
 
     @property
     def stored_keys(self) -> list[str]:
@@ -72,7 +78,7 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_selective(self) -> bool:
         """Whether it may leave out rows of the states that it reads."""
-        return any(part is not None for part in (self.pattern, self.queues, self.error, self.older_than))
+        return any(part is not None for part in (self.pattern, self.queues, self.error, self.older_than, self.fields))
 
     @property
     def pattern(self) -> str | None:
@@ -234,7 +240,17 @@ async def _read_section(
         since, place = (now, _LAST_PLACE) if start is None else (since, place)
     lane = (queues, section.priority, until if before is None else min(until, before))
     rows: list[Any] = await connection.fetch(
-        statement("list_tasks"), kind, wanted.pattern, *lane, since, place, scan, limit, wanted.error, before
+        statement("list_tasks"),
+        kind,
+        wanted.pattern,
+        *lane,
+        since,
+        place,
+        scan,
+        limit,
+        wanted.error,
+        before,
+        wanted.fields,
     )
     return rows
 

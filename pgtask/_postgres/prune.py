@@ -97,9 +97,22 @@ async def _prune_range(
         yield count, frees
 
 
+async def _prune_actions(connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
+    """Remove old rows of pg_task_actions."""
+    following: int | None = 0
+    is_more = True
+    while is_more:
+        async with transaction(connection):
+            count, following, is_more = await connection.fetchrow(
+                statement("prune_actions"), before, batch, following or 0
+            )
+        yield count
+
+
 KINDS: dict[str, Callable[[Any, datetime, int], AsyncIterator[int]]] = {
     "archive": _prune_archive,
     "runs": _prune_runs,
     "parked": _prune_parked,
+    "actions": _prune_actions,
 }
 """The kinds of rows that can be pruned; each generator yields the number of rows that a batch has removed."""

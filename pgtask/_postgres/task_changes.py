@@ -37,6 +37,7 @@ __all__ = [
     "Retry",
     "apply_change",
     "change_portion",
+    "count_portion",
     "fix_time",
 ]
 
@@ -132,6 +133,19 @@ async def change_portion(
     if not ids:
         return 0, following
     return await retry_on_deadlock(connection, partial(_change_chosen, connection, ids, wanted, change)), following
+
+
+async def count_portion(
+    connection: Any, wanted: TaskFilter, change: Change, *, limit: int, after: Cursor | None
+) -> tuple[int, Cursor | None]:
+    """Return how many of up to `limit` tasks that the filter chooses would be changed now, and the place of the next
+    portion."""
+    ids, following = await find_tasks(connection, wanted, limit=limit, after=after)
+    if not ids:
+        return 0, following
+    args = (change.force,) if isinstance(change, Cancel) else change.args
+    async with transaction(connection, readonly=True):
+        return await connection.fetchval(statement(f"bulk/count_{change.name}"), ids, *wanted.args, *args), following
 
 
 async def _change_chosen(connection: Any, ids: Sequence[UUID], wanted: TaskFilter, change: Change) -> int:

@@ -17,6 +17,7 @@ from pgtask._postgres.store import statement
 
 __all__ = [
     "MANIFEST",
+    "OPERATOR",
     "READER",
     "WORKER",
     "Difference",
@@ -56,8 +57,15 @@ WORKER: Privileges = {
 }
 """The privileges of a role of workers and clients, without an archive."""
 
+OPERATOR: Privileges = {
+    **WORKER,
+    "pg_task_pauses": ("SELECT", "INSERT", "DELETE"),
+    "pg_task_actions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+}
+"""The privileges of a person who changes tasks in bulk, pauses and prunes, without an archive."""
+
 REPAIR = "pgtask verify --repair"
-_FUNCTIONS = ("pg_task_workflow", "pg_task_paused_until", "pg_task_family", "pg_task_scoped_key")
+_FUNCTIONS = ("pg_task_workflow", "pg_task_paused_until", "pg_task_family", "pg_task_scoped_key", "pg_task_has")
 _BODY, _NOT_NULL, _IDENTITY = " MD5 ", " NOT NULL", " GENERATED AS IDENTITY"
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from fix_commands import EXPIRED, FILL, LEASED, PARKED, UNKNOWN_ID, Command, Said, insert, query, with_connection
 
-from pgtask._cli import change_tasks
+from pgtask._cli import bulk
 from pgtask._cli.commands import stats
 from pgtask._postgres import listing, statistics
 
@@ -78,7 +78,7 @@ def test_retry_wakes_workers(columns: dict[str, str], database: str, command: Co
 def test_retry_parked_takes_filters_and_limits(
     words: str, condition: str, database: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(change_tasks, "PORTION", 7)
+    monkeypatch.setattr(bulk, "PORTION", 7)
     monkeypatch.setattr(listing, "SCAN_LIMIT", 5)
     query(
         database,
@@ -105,7 +105,7 @@ def test_retry_parked_takes_filters_and_limits(
 def test_retry_parked_ends_while_tasks_park_again(
     database: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(change_tasks, "PORTION", 3)
+    monkeypatch.setattr(bulk, "PORTION", 3)
     for _ in range(10):
         insert(database, **PARKED)
     query(

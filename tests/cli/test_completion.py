@@ -50,7 +50,7 @@ bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash
     ("line", "expected"),
     [
         ("pgtask li", ["list"]),
-        ("pgtask re", ["retry", "resume"]),
+        ("pgtask re", ["retry", "resume", "reschedule"]),
         ("pgtask --d", ["--dsn"]),
         ("pgtask --dsn x li", ["list"]),
         ("pgtask --dsn = postgresql://h/x li", ["list"]),

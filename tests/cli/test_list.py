@@ -267,7 +267,7 @@ def test_show_takes_the_beginning_of_an_id(database: str, command: Command) -> N
 NOTHING_TO_SORT = re.compile(r"->  Sort [^>]*->  Result [^>]*One-Time Filter: false")
 
 
-MATCHING = (["parked", "ready"], "^x", ["q"], "E%", 1.5)
+MATCHING = (["parked", "ready"], "^x", ["q"], "E%", 1.5, ["a", "1"])
 
 
 def test_statements_never_scan_or_sort_the_table(database: str) -> None:
@@ -275,9 +275,9 @@ def test_statements_never_scan_or_sort_the_table(database: str) -> None:
     never, long_ago, now = datetime.max, datetime.min, datetime.now(UTC)
     ids = [UUID(int=number) for number in range(3)]
     statements: list[tuple[Any, ...]] = [
-        ("list_tasks", "parked", "^x", ["q"], 0, now, never, (0, 1), 10, 5, "E%", now),
-        ("list_tasks", "leased", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now),
-        ("list_tasks", "waiting", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now),
+        ("list_tasks", "parked", "^x", ["q"], 0, now, never, (0, 1), 10, 5, "E%", now, ["a", "1"]),
+        ("list_tasks", "leased", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["a", "1"]),
+        ("list_tasks", "waiting", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["a", "1"]),
         ("describe", ids, 100),
         ("find_prefix", ids[0], ids[1], 3),
         ("find_ending", "01234567", 3),
@@ -291,6 +291,10 @@ def test_statements_never_scan_or_sort_the_table(database: str) -> None:
         ("bulk/reschedule", ids, *MATCHING, now),
         ("bulk/move", ids, *MATCHING, "other", 1),
         ("bulk/lock", ids, *MATCHING, False),
+        ("bulk/count_retry", ids, *MATCHING),
+        ("bulk/count_reschedule", ids, *MATCHING, now),
+        ("bulk/count_move", ids, *MATCHING, "other", 1),
+        ("bulk/count_cancel", ids, *MATCHING, False),
         ("count_lanes", ["a"], [1], 10),
         ("count_held", 10),
     ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pgtask._cli.change_tasks import change_tasks
-from pgtask._cli.options import ID_HELP
+from pgtask._cli.bulk import add_bulk, bulk_usage, change_named_or_chosen
 from pgtask._cli.parser import Parser
 from pgtask._postgres.task_changes import Cancel
 
@@ -13,17 +12,22 @@ __all__ = ["HELP", "SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "remove tasks"
 HELP = """\
-Remove waiting or parked tasks from the table. A task that a worker is running is left alone and named.
+Remove waiting or parked tasks from the table. A task that a worker is running is left alone; one that you named by its
+id is named. A run is cancelled with its children.
 
 With --force it is removed as well. Its worker keeps running the step until its next renewal and then drops the
 outcome; side effects are not undone.
+
+    pgtask cancel --task Report --where customer=42 --dry-run
 """
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("ids", nargs="+", metavar="ID", help=ID_HELP)
+    parser.usage = bulk_usage("cancel", "[--force]")
+    add_bulk(parser)
     parser.add_argument("--force", action="store_true", help="also those that a worker is running")
 
 
 def run(args: argparse.Namespace) -> int:
-    return change_tasks(args, Cancel(force=args.force), "cancelled")
+    words = "--force" if args.force else ""
+    return change_named_or_chosen(args, Cancel(force=args.force), "cancelled", words=words)

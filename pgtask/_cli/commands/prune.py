@@ -23,14 +23,14 @@ SUMMARY = "remove old archived tasks and ended runs"
 HELP = """\
 Remove archived tasks, and runs of workflows with their checkpoints, that ended longer ago than AGE, in batches that are
 transactions of their own. Parked tasks and failed runs wait for you: only --parked removes them, by the time of their
-parking. With flags, prune removes only the kinds that they name.
+parking. The rows of pgtask actions are removed too. With flags, prune removes only the kinds that they name.
 
     pgtask prune --older-than 30d
 """
 
 NOTE_INTERVAL = 5.0  # seconds
-_NAMES = {"archive": "archived task", "runs": "ended run", "parked": "parked task"}
-_HISTORY = ("archive", "runs")  # the kinds that are pruned unless one is named
+_NAMES = {"archive": "archived task", "runs": "ended run", "parked": "parked task", "actions": "action"}
+_HISTORY = ("archive", "runs", "actions")  # the kinds that are pruned unless one is named
 
 
 def add_arguments(parser: Parser) -> None:
@@ -38,9 +38,10 @@ def add_arguments(parser: Parser) -> None:
         "--older-than", type=parse_age, required=True, metavar="AGE", help=f"{TIME_HELP}, 8w; 0 is everything"
     )
     for kind, help in (
-        ("archive", "archived tasks (if nothing is named, these and the ended runs)"),
+        ("archive", "archived tasks (if nothing is named: these, ended runs, and actions)"),
         ("runs", "runs that succeeded or were cancelled"),
         ("parked", "parked tasks and failed runs"),
+        ("actions", "rows of what pgtask actions lists"),
     ):
         parser.add_argument(f"--{kind}", dest="kinds", action="append_const", const=kind, help=help)
     parser.add_argument(

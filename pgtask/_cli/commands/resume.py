@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from pgtask._cli.commands.pause import add_paused, paused_things
+from pgtask._cli.commands.pause import add_paused, paused_things, record_pause
 from pgtask._cli.database import with_connection
 from pgtask._cli.names import Name, resolve_names
 from pgtask._cli.options import ID_HELP
@@ -50,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
     async def resume(connection: Any) -> tuple[list[str], list[str]]:
         if args.all:
-            return _report(await unpause(connection, None)) or ["nothing was paused"], []
+            return _report(await _unpause(connection, None)) or ["nothing was paused"], []
         queues = {one.name for one in await read_pauses(connection) if one.kind == "queue"}
         things = named + [Paused("queue", word) for word in args.words if word in queues]
         ids = [word for word in args.words if word not in queues]
         names = [_parse(word) for word in ids]
-        done = await unpause(connection, things)
+        done = await _unpause(connection, things)
         refusals = [f"{thing} is not paused" for thing in things if thing not in done]
         lines = _report(done)
         if names:
@@ -67,6 +67,14 @@ def run(args: argparse.Namespace) -> int:
     lines, refusals = with_connection(args, resume)
     write_lines(lines)
     return note_failures(refusals) if refusals else 0
+
+
+async def _unpause(connection: Any, things: Sequence[Paused] | None) -> set[Paused]:
+    """Resume things, or all, and record it. Return those that were paused."""
+    async with connection.transaction():
+        done = await unpause(connection, things)
+        await record_pause(connection, "resume", done)
+    return done
 
 
 def _report(done: set[Paused]) -> list[str]:

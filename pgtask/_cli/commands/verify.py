@@ -16,6 +16,7 @@ from pgtask._cli.tables import Screen, detect_screen, printable, wrap_sentence
 from pgtask._postgres.migrate import check_version
 from pgtask._postgres.repair import repair_schema
 from pgtask._postgres.verify import (
+    OPERATOR,
     READER,
     REPAIR,
     WORKER,
@@ -45,7 +46,9 @@ _Row = tuple[str, str, str, bool]  # a thing, its problem, the remedy, whether -
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("--repair", action="store_true", help="repair what can be repaired safely")
     parser.add_argument("--role", metavar="ROLE", help="the role whose privileges to check (default: yours)")
-    parser.add_argument("--reader", action="store_true", help="the role only reads: list, stats, check")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--reader", action="store_true", help="the role only reads: list, stats, check")
+    kind.add_argument("--operator", action="store_true", help="the role also pauses, prunes, and changes tasks in bulk")
     add_json(parser)
 
 
@@ -69,7 +72,7 @@ async def _verify(connection: Any, args: argparse.Namespace) -> tuple[list[Diffe
     await check_version(connection)
     if args.role is not None and not await role_exists(connection, args.role):
         raise ConfigError(f"--role {args.role}: there is no such role")
-    needed = READER if args.reader else WORKER
+    needed = READER if args.reader else OPERATOR if args.operator else WORKER
     return await find_differences(connection), await find_missing_grants(connection, args.role, needed)
 
 

@@ -2,7 +2,7 @@
 -- or 'waiting', the tasks of the lane $3, $4 (its queue alone, and its priority) that are due up to the time $5, in claim order.
 --
 -- Returns the ids and places of up to $9 tasks that match the pattern $2 (of the step), the queues $3, the LIKE pattern $10
--- (of the error) and were due or parked before $11 (each null: any), and always the last row read, so that the caller
+-- (of the error), were due or parked before $11 and have the fields $12 in the step (each null: any), and always the last row read, so that the caller
 -- knows how many were read: `nth`.
 --
 -- Continues after the place $6, $7 (time and tid: rows of one time lie in the index in the order of their tids). Reads
@@ -17,7 +17,8 @@ FROM (
         ($2::text IS NULL OR left(step, 1024) ~ $2)
             AND ($3::text[] IS NULL OR queue = ANY ($3))
             AND ($10::text IS NULL OR coalesce(error LIKE $10, false))
-            AND ($11::timestamptz IS NULL OR wakeup_at < $11) AS matches,
+            AND ($11::timestamptz IS NULL OR wakeup_at < $11)
+            AND ($12::text[] IS NULL OR pg_task_has(step, $12)) AS matches,
         row_number() OVER () AS nth,
         lead(false, 1, true) OVER () AS is_last
     FROM (

@@ -1,4 +1,4 @@
--- Lock those of the tasks $1 that the filter $2 to $6 still chooses, to be cancelled; those under a live lease only if $7.
+-- Lock those of the tasks $1 that the filter $2 to $7 still chooses, to be cancelled; those under a live lease only if $8.
 -- Returns each, and whether it is a run of a workflow. Passes over rows that another session has locked.
 --
 -- Plan: OFFSET 0 looks up each record of a run by the primary key, with any statistics.
@@ -8,6 +8,6 @@ SELECT
 FROM pg_task
 WHERE id = ANY ($1::uuid[])
 -- include: shared/matching.sql
-      AND ($7::boolean OR locked_by IS NULL OR lock_expires_at < now())
+-- include: shared/cancellable.sql
 ORDER BY id
 FOR UPDATE SKIP LOCKED

@@ -1,4 +1,4 @@
--- Move those of the tasks $1 that the filter $2 to $6 still chooses to the queue $7 with the priority $8, as move.sql
+-- Move those of the tasks $1 that the filter $2 to $7 still chooses to the queue $8 with the priority $9, as move.sql
 -- does; returns the number. Passes over what is there already, what a worker holds, and rows that another session has
 -- locked.
 WITH free AS MATERIALIZED (
@@ -6,15 +6,14 @@ WITH free AS MATERIALIZED (
     FROM pg_task
     WHERE id = ANY ($1::uuid[])
 -- include: shared/matching.sql
--- include: shared/unleased.sql
-      AND (queue, priority) <> (coalesce($7::text, queue), coalesce($8::smallint, priority))
+-- include: shared/movable.sql
     ORDER BY id
     FOR NO KEY UPDATE SKIP LOCKED
 ),
 moved AS (
     UPDATE pg_task
-    SET queue = coalesce($7::text, queue),
-        priority = coalesce($8::smallint, priority)
+    SET queue = coalesce($8::text, queue),
+        priority = coalesce($9::smallint, priority)
     WHERE id = ANY (ARRAY (SELECT id FROM free))
     RETURNING id
 )

@@ -1,18 +1,15 @@
--- Make those of the tasks $1 due at the time $7 that the filter $2 to $6 still chooses, as reschedule.sql does; returns
+-- Make those of the tasks $1 due at the time $8 that the filter $2 to $7 still chooses, as reschedule.sql does; returns
 -- the number. Passes over what is due then already, what a worker holds, runs that pause, and rows that another session
 -- has locked.
 WITH target AS (
-    SELECT $7::timestamptz AS at
+    SELECT $8::timestamptz AS at
 ),
 free AS MATERIALIZED (
     SELECT id
     FROM pg_task
     WHERE id = ANY ($1::uuid[])
 -- include: shared/matching.sql
--- include: shared/unleased.sql
--- include: shared/not_paused.sql
-      AND behind IS NULL
-      AND (error IS NOT NULL OR locked_by IS NOT NULL OR wakeup_at <> (SELECT at FROM target))
+-- include: shared/reschedulable.sql
     ORDER BY id
     FOR NO KEY UPDATE SKIP LOCKED
 ),

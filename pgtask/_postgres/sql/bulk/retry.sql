@@ -1,13 +1,11 @@
--- Make those of the tasks $1 due that the filter $2 to $6 still chooses, as retry.sql does; returns the number. Passes
+-- Make those of the tasks $1 due that the filter $2 to $7 still chooses, as retry.sql does; returns the number. Passes
 -- over what is due with all its retries, what a worker holds, and rows that another session has locked.
 WITH free AS MATERIALIZED (
     SELECT id
     FROM pg_task
     WHERE id = ANY ($1::uuid[])
 -- include: shared/matching.sql
--- include: shared/unleased.sql
-      AND behind IS NULL
-      AND (error IS NOT NULL OR tried > 0 OR wakeup_at > now() OR locked_by IS NOT NULL)
+-- include: shared/retriable.sql
     ORDER BY id
     FOR NO KEY UPDATE SKIP LOCKED
 ),

@@ -83,6 +83,16 @@ COMMENT ON COLUMN pg_task_pauses.reason IS 'What the person who paused it wrote.
 COMMENT ON COLUMN pg_task_pauses.paused_at IS 'Since when.';
 COMMENT ON COLUMN pg_task_pauses.paused_by IS 'The role that paused it, and from where.';
 
+COMMENT ON TABLE pg_task_actions IS 'Who did what to how many tasks: the bulk commands of pgtask, pause and resume. Shown by pgtask actions.';
+COMMENT ON COLUMN pg_task_actions.id IS 'Number of the action.';
+COMMENT ON COLUMN pg_task_actions.began_at IS 'Time of its begin.';
+COMMENT ON COLUMN pg_task_actions.ended_at IS 'Time of its end; null: it goes on, or its process died.';
+COMMENT ON COLUMN pg_task_actions.done_by IS 'The user and the host of the command.';
+COMMENT ON COLUMN pg_task_actions.action IS 'The command: retry, cancel, move, reschedule, pause, resume.';
+COMMENT ON COLUMN pg_task_actions.filter IS 'The words of the command, as typed.';
+COMMENT ON COLUMN pg_task_actions.tasks IS 'How many tasks it has changed so far.';
+COMMENT ON COLUMN pg_task_actions.state IS 'running, done, stopped (by Ctrl-C) or failed.';
+
 COMMENT ON TABLE pg_task_schema IS 'Applied versions of the schema of pgtask. Written by pgtask migrate.';
 COMMENT ON COLUMN pg_task_schema.version IS 'Number of a migration; the greatest is the version of this schema.';
 COMMENT ON COLUMN pg_task_schema.applied_at IS 'Time of its application.';

@@ -17,6 +17,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (4, 'table', 'pg_task_archive', 'pg_task_archive', ''),
         (7, 'table', 'pg_task_stops', 'pg_task_stops', ''),
         (15, 'table', 'pg_task_pauses', 'pg_task_pauses', ''),
+        (16, 'table', 'pg_task_actions', 'pg_task_actions', ''),
 
         (2, 'index', 'pg_task', 'pg_task_ready_idx', ''),
         (2, 'index', 'pg_task', 'pg_task_lease_idx', ''),
@@ -38,6 +39,11 @@ wanted (since, kind, on_table, name, definition) AS (
         (7, 'constraint', 'pg_task_stops', 'pg_task_stops_pkey', 'PRIMARY KEY (id)'),
         (15, 'constraint', 'pg_task_pauses', 'pg_task_pauses_pkey', 'PRIMARY KEY (kind, name)'),
         (15, 'constraint', 'pg_task_pauses', 'pg_task_pauses_kind_check', 'CHECK (kind IN (''queue'', ''task'', ''step''))'),
+        (16, 'constraint', 'pg_task_actions', 'pg_task_actions_pkey', 'PRIMARY KEY (id)'),
+        (
+            16, 'constraint', 'pg_task_actions', 'pg_task_actions_state_check',
+            'CHECK (state IN (''running'', ''done'', ''stopped'', ''failed''))'
+        ),
 
         (
             1, 'default', 'pg_task', 'id',
@@ -64,6 +70,9 @@ wanted (since, kind, on_table, name, definition) AS (
         (7, 'default', 'pg_task_stops', 'given_by', 'session_user'),
         (15, 'default', 'pg_task_pauses', 'paused_at', 'now()'),
         (15, 'default', 'pg_task_pauses', 'paused_by', 'session_user'),
+        (16, 'default', 'pg_task_actions', 'began_at', 'now()'),
+        (16, 'default', 'pg_task_actions', 'tasks', '0'),
+        (16, 'default', 'pg_task_actions', 'state', '''running'''),
 
         (2, 'function', 'pg_task', 'pg_task_notify()', ''),
         (6, 'function', 'pg_task', 'pg_task_workflow(text)', ''),
@@ -87,6 +96,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (14, 'function', 'pg_task', 'pgtask_depth(text)', 'search_path'),
         (14, 'function', 'pg_task', 'pgtask_backlog(text)', 'search_path'),
         (15, 'function', 'pg_task_pauses', 'pg_task_notify_paused()', ''),
+        (16, 'function', 'pg_task', 'pg_task_has(text,text[])', ''),
 
         (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),
         (2, 'trigger', 'pg_task', 'pg_task_rescheduled', 'pg_task_notify'),

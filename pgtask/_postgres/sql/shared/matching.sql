@@ -1,5 +1,5 @@
--- The tasks that a filter chooses: states $2, pattern of the step $3, queues $4, LIKE pattern of the error $5, and at least
--- $6 seconds since they fell due or were parked (each null: any). As list_tasks.sql has it, for rows that are locked.
+-- The tasks that a filter chooses: states $2, pattern of the step $3, queues $4, LIKE pattern of the error $5, at least $6
+-- seconds since they fell due or were parked, and fields of the step $7, each a path and its text (each null: any). As list_tasks.sql has it, for rows that are locked.
       AND CASE
           WHEN error IS NOT NULL THEN 'parked'
           WHEN locked_by IS NOT NULL THEN 'leased'
@@ -10,3 +10,4 @@
       AND ($4::text[] IS NULL OR queue = ANY ($4))
       AND ($5::text IS NULL OR error LIKE $5)
       AND ($6::float8 IS NULL OR wakeup_at < now() - make_interval(secs => $6))
+      AND ($7::text[] IS NULL OR pg_task_has(step, $7))

@@ -1,0 +1,6 @@
+-- Count those of the tasks $1 that the filter $2 to $7 chooses and a reschedule in bulk would change for the time $8.
+SELECT count(*)
+FROM pg_task
+WHERE id = ANY ($1::uuid[])
+-- include: shared/matching.sql
+-- include: shared/reschedulable.sql

@@ -7,9 +7,10 @@ each of its tasks. A span that cannot be made or ended harms no step.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from asyncio import CancelledError
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from opentelemetry import context, trace
@@ -26,6 +27,7 @@ __all__ = ["StepSpans"]
 
 log = EventLog("pgtask.dispatch")
 
+FLUSH_TIME = 2.0  # seconds for the export of what is left when a worker ends
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -94,9 +96,9 @@ class StepSpans:
 
     def end(self, lease: TaskLease, outcome: Any, error: BaseException | None) -> None:
         """End the span of a try."""
-        if lease.was_stopped and isinstance(error, CancelledError):
+        if lease.was_stopped and isinstance(error, asyncio.CancelledError):
             self.end_span(lease.span, "released", None)
-        elif lease.has_timed_out and isinstance(error, CancelledError):
+        elif lease.has_timed_out and isinstance(error, asyncio.CancelledError):
             self.end_span(lease.span, None, error, kind="StepTimeout")
         else:
             self.end_span(lease.span, outcome, error)
@@ -119,3 +121,12 @@ class StepSpans:
             span.end()
         except Exception as broken:
             self._failed_log.log_or_count(error=repr(broken)[:200])
+
+    async def flush(self) -> None:
+        """Have the provider export what is left. A worker does not run the handlers of atexit of its parent, which may
+        have set the provider before the fork."""
+        force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+        if force_flush is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_TIME):
+                    await asyncio.to_thread(force_flush, int(1000 * FLUSH_TIME))

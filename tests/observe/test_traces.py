@@ -48,9 +48,9 @@ def produce(dsn: str, act: str) -> None:
     subprocess.run(command, check=True, timeout=60, env={**os.environ, "PYTHONPATH": PYTHONPATH})
 
 
-def work(dsn: str) -> None:
-    with Fleet(dsn, "--burst", app="traced:app") as fleet:
-        fleet.ends()
+def work(dsn: str, path: str = PYTHONPATH) -> None:
+    with Fleet(dsn, "--burst", app="traced:app", path=path) as fleet:
+        assert fleet.ends() in (0, 1)  # 1: a task is parked
 
 
 @pytest.fixture
@@ -209,6 +209,15 @@ def test_worker_that_does_not_trace_ignores_traces(
     work(dsn)
     assert rows("SELECT FROM pg_task") == []
     assert '"process' not in file.read_text()
+
+
+def test_provider_from_before_the_fork_exports_all(dsn: str, file: Path, tmp_path: Path) -> None:
+    """As opentelemetry-instrument sets it."""
+    (tmp_path / "sitecustomize.py").write_text("from traced import set_provider\nset_provider()\n")
+    produce(dsn, "plain")
+    work(dsn, path=f"{tmp_path}:{PYTHONPATH}")
+    names = [json.loads(line)["name"] for line in file.read_text().splitlines()]
+    assert sorted(names) == ["inside", "process q", "request", "send q"]
 
 
 @pytest.mark.parametrize("module", ["pgtask", "pgtask.client", "pgtask.sync_client", "pgtask._worker.boot"])

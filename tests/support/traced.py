@@ -160,7 +160,7 @@ async def count(ctx: WorkflowContext, number: int) -> int:
 
 @asynccontextmanager
 async def lifespan() -> AsyncIterator[None]:
-    if "SPANS" in os.environ:
+    if "SPANS" in os.environ and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         set_provider()
     yield
 

@@ -13,6 +13,7 @@ from uuid import UUID
 from pgtask._client_store import ClientStore
 from pgtask._ids import TaskIds, first_id
 from pgtask._placement import check_delay, check_one_time, check_time, choose_lane, scoped_key
+from pgtask._traces import sending
 from pgtask._validate import check_run_id, encode_input
 from pgtask.runs import Run, RunStatus, send_signal
 from pgtask.workflow import RunState, Workflow
@@ -52,7 +53,10 @@ class ClientRuns:
         check_one_time(after, at)
         due = (None if at is None else check_time(at), None if after is None else check_delay(after, "after"))
         stored = None if key is None else scoped_key(workflow.name, key)
-        id = await self._store.insert_run(workflow.name, text, *due, lane, stored, conn)
+        with sending(lane[0], workflow.name) as span:
+            id = await self._store.insert_run(workflow.name, text, *due, lane, stored, conn)
+            if span is not None:
+                span.set_attribute("messaging.message.id", str(id))
         return Run(self._store, id, workflow)
 
     async def trigger_many(
@@ -68,7 +72,10 @@ class ClientRuns:
         lane = choose_lane(workflow.policy, queue, priority)
         texts = [encode_input(workflow, value, self._max_step_bytes) for value in inputs]
         ids = TaskIds(UUID(int=first_id()), len(texts))
-        await self._store.insert_runs(ids, workflow.name, texts, lane, conn)
+        with sending(lane[0], workflow.name) as span:
+            await self._store.insert_runs(ids, workflow.name, texts, lane, conn)
+            if span is not None:
+                span.set_attribute("messaging.batch.message_count", len(ids))
         return ids
 
     @overload

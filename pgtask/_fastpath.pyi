@@ -77,6 +77,7 @@ class TaskLease:
     is_running: bool
     is_ready: bool
     was_stopped: bool
+    has_timed_out: bool
     kept: str | None
     is_executing: bool
     batch: Any
@@ -84,10 +85,13 @@ class TaskLease:
     transaction: Any
     has_locked_row: bool
     in_turn: bool
+    trace: tuple[str, str] | None
+    span: Any
     def clear_claims(self) -> None: ...
 
 class Leases:
     notes_due: bool
+    has_traces: bool
     releasing: int
     def __len__(self) -> int: ...
     def add_claimed(self, rows: list[Any], token: UUID, sent: float) -> tuple[list[TaskLease], list[TaskLease]]: ...
@@ -138,6 +142,7 @@ class NewTask(NamedTuple):
     queue: str
     priority: int
     key: str | None
+    trace: str | None = None
 
 class Outcomes:
     done: list[TaskLease]
@@ -250,6 +255,7 @@ class Dispatcher:
     db: Any
     resources: Any
     tools: Any
+    spans: Any
     steps: int
     batched: int
     ended: int
@@ -333,6 +339,7 @@ class CopyRows:
     TRAILER: bytes
     count: int
     has_keys: bool
-    def __init__(self, first: int, has_keys: bool = False) -> None: ...
+    has_trace: bool
+    def __init__(self, first: int, has_keys: bool = False, trace: str | None = None) -> None: ...
     def add(self, codec: Codec, payload: bytes, queue: str, priority: int, key: str | None = None) -> int: ...
     def take(self) -> bytes: ...

@@ -32,6 +32,7 @@ from pgtask._postgres.embedded import start
 from pgtask._postgres.failures import ParkedTask
 from pgtask._postgres.migrate import migrate
 from pgtask._project import project_directory
+from pgtask._traces import sending
 from pgtask._validate import (
     ItemEncoder,
     NewRow,
@@ -285,9 +286,12 @@ class Client(ClientRuns, AsyncWithOnly):
         self._store.check_connection(conn)  # before anything is read
         encode = ItemEncoder(queue, priority, check_expires(expires), rule, self._max_step_bytes)
         try:
-            if key is None:
-                return await self._store.copy_tasks(source, encode, conn)
-            return await self._store.insert_keyed_tasks(source, encode, conn)
+            with sending(queue or DEFAULT_QUEUE, None) as span:
+                insert = self._store.copy_tasks if key is None else self._store.insert_keyed_tasks
+                ids = await insert(source, encode, conn)
+                if span is not None:
+                    span.set_attribute("messaging.batch.message_count", len(ids))
+                return ids
         except Exception:
             if source.error is not None:
                 raise source.error from None
@@ -368,4 +372,8 @@ class Client(ClientRuns, AsyncWithOnly):
         codec, payload, lane = encode_step(queue, priority, self._max_step_bytes, step)
         stored = None if key is None else scoped_key(name_of(step), key)
         place = Placement(*lane, *due, stored, rule, *check_expires(expires, *due))
-        return await self._store.insert_task(NewRow(codec, payload, place), conn)
+        with sending(place.queue, codec.label) as span:
+            id = await self._store.insert_task(NewRow(codec, payload, place), conn)
+            if span is not None:
+                span.set_attribute("messaging.message.id", str(id))
+        return id

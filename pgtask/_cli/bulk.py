@@ -49,11 +49,12 @@ def add_bulk(parser: Parser, *, queue_flags: Sequence[str] = ("-q", "--queue")) 
 
 def bulk_usage(command: str, options: str = "", queue: str = "-q NAMES") -> str:
     """Return the usage of a command that has `add_bulk`."""
-    indent = " " * (len(command) + 14)
+    indent = " " * 16
     options = options and f" {options}"
     return (
         f"pgtask {command}{options} ID...\n"
-        f"       pgtask {command}{options} [--parked] [{queue}]\n"
+        f"       pgtask {command}{options}\n"
+        f"{indent}[--parked] [{queue}]\n"
         f"{indent}[--task TASK] [--step STEP] [--key KEY]\n"
         f"{indent}[--error PATTERN] [--age TIME]\n"
         f"{indent}[--where FIELD=TEXT] [--all] [-n N]\n"

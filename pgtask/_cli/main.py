@@ -92,8 +92,8 @@ migrate create a database where there is none.
 
 exit code:
     0   done
-    1   some of the tasks named were not found or changed; check, verify: they
-        have found something
+    1   some of the tasks named were not found or changed;
+        check, verify: they have found something
     2   wrong usage, or no command
     4   the app cannot be loaded
     5   the database refuses, is unavailable or missing

@@ -20,23 +20,30 @@ cdef inline char* put_bytes(char* into, const char* data, Py_ssize_t size) noexc
 
 @cython.final
 cdef class CopyRows:
-    """A builder of COPY's binary format for the columns id, step, queue, priority and, if it has keys, key.
+    """A builder of COPY's binary format for the columns id, step, queue, priority and, if it has them, key and trace.
 
-    Ids count up from `first` (an int of 128 bits), so that ten million of them are a range and not a list.
+    Ids count up from `first` (an int of 128 bits), so that ten million of them are a range and not a list. All
+    rows have the same trace.
     """
 
     cdef readonly Py_ssize_t count
     cdef readonly bint has_keys
     cdef bytearray buffer
     cdef unsigned long long high, low  # the halves of the next id
+    cdef bytes trace  # the text of the last column, None without one
 
     HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
     TRAILER = b"\xff\xff"
 
-    def __init__(self, first, bint has_keys=False):
+    def __init__(self, first, bint has_keys=False, trace=None):
         self.high, self.low = first >> 64, first & 0xFFFFFFFFFFFFFFFF
         self.has_keys = has_keys
+        self.trace = None if trace is None else trace.encode()
         self.buffer = bytearray(self.HEADER)
+
+    @property
+    def has_trace(self):
+        return self.trace is not None
 
     def add(self, Codec codec, bytes payload, str queue, int priority, str key=None):
         """Add a row, and return the bytes built since the last `take`."""
@@ -50,9 +57,11 @@ cdef class CopyRows:
         if self.has_keys:
             key_text = PyUnicode_AsUTF8AndSize(key, &key_size)
             size += 4 + key_size
+        if self.trace is not None:
+            size += 4 + len(self.trace)
         PyByteArray_Resize(self.buffer, before + size)
         into = PyByteArray_AS_STRING(self.buffer) + before
-        into = put_number(into, 5 if self.has_keys else 4, 2)
+        into = put_number(into, 4 + self.has_keys + (self.trace is not None), 2)
         into = put_number(into, 16, 4)
         into = put_number(put_number(into, self.high, 8), self.low, 8)
         into = put_number(into, step_size, 4)
@@ -66,6 +75,9 @@ cdef class CopyRows:
         if self.has_keys:
             into = put_number(into, key_size, 4)
             into = put_bytes(into, key_text, key_size)
+        if self.trace is not None:
+            into = put_number(into, len(self.trace), 4)
+            into = put_bytes(into, PyBytes_AS_STRING(self.trace), len(self.trace))
         self.low += 1
         if self.low == 0:
             self.high += 1

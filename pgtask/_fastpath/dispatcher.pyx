@@ -39,6 +39,7 @@ cdef class Dispatcher:
     cdef public object db
     cdef public object resources
     cdef public object tools
+    cdef public object spans  # of steps whose leases have a trace; None if this worker does not trace
     cdef readonly long long steps  # steps started
     cdef readonly long long batched  # those of them that run in batches
     cdef readonly long long ended  # steps ended

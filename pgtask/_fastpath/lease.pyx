@@ -58,6 +58,8 @@ cdef class TaskLease:
     cdef public object batch  # that its step runs in, or None
     cdef readonly object progress  # that its step has reported, or None
     cdef object written  # the progress that its row has, or None
+    cdef readonly object trace  # trace context of the producer and queue, if the worker traces and the row has one
+    cdef public object span  # of its last try, or None
     cdef Py_ssize_t mark  # index in `Marks` of a step that executes beside the one that has the loop; else 0
 
     def __repr__(self):
@@ -82,6 +84,11 @@ cdef class TaskLease:
         return self.reason == STOP
 
     @property
+    def has_timed_out(self):
+        """True if its step was cancelled since its timeout has passed."""
+        return self.reason == TIMEOUT
+
+    @property
     def is_ready(self):
         """True while it waits for its turn in this worker."""
         return self.state == READY
@@ -98,6 +105,7 @@ cdef class Leases:
     cdef dict by_id
     cdef list suspects
     cdef public bint notes_due  # whether to keep when tasks fell due
+    cdef public bint has_traces  # whether rows have two more columns: trace, and then the queue
     cdef readonly Py_ssize_t releasing  # leases that the renewing thread has taken, until the loop learns of the release
 
     def __init__(self):
@@ -132,6 +140,8 @@ cdef class Leases:
             leases.append(lease)
             if self.notes_due:
                 lease.due_at = row[5]
+            if self.has_traces and row[6] is not None:
+                lease.trace = row[6], row[7]
             if lease.claims > 1:
                 lease.due = row[5] if len(row) > 5 else 0.0
                 self.suspects.append(lease)
@@ -157,6 +167,8 @@ cdef class Leases:
             lease.in_turn = True
             if self.notes_due:
                 lease.due_at = row[5]
+            if self.has_traces and row[6] is not None:
+                lease.trace = row[6], row[7]
             leases.append(lease)
             if self.by_id and lease.id in self.by_id:
                 displaced.append(self.by_id[lease.id])

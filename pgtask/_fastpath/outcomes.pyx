@@ -29,6 +29,7 @@ class NewTask(NamedTuple):
     queue: str
     priority: int
     key: object
+    trace: object = None
 
 
 cdef Py_ssize_t KEY_COLUMN = NewTask._fields.index("key")
@@ -46,7 +47,7 @@ cdef class Outcomes:
     - `rescheduled`, see `Rescheduled`.
 
     `new_tasks`, by lease: the tasks that its outcome enqueues. Such outcomes are written by statements of their own,
-    flush_enqueue.sql and archive_enqueue.sql.
+    flush_enqueue.sql and archive_enqueue.sql; if one of the tasks has a trace, by those of the traced variant.
     """
 
     cdef readonly list done
@@ -118,7 +119,8 @@ cdef class Outcomes:
     def statement(self):
         """The statement that writes the buffer, one of `parts`."""
         if self.new_tasks:
-            return "archive_enqueue" if self.archived else "flush_enqueue"
+            name = "archive_enqueue" if self.archived else "flush_enqueue"
+            return f"{name}:traced" if are_traced(self.new_tasks) else name
         return "flush" if not self.archived else "archive_as" if keeps_others(self.archived) else "archive"
 
     def parameters(self, position=0):
@@ -224,7 +226,13 @@ cdef list columns_of_new_tasks(dict new_tasks):
     cdef TaskLease lease
     cdef list rows = [(lease.id, *task[1:]) for lease, tasks in new_tasks.items() for task in tasks]
     rows.sort(key=lambda row: row[KEY_COLUMN] or "")
-    return [list(column) for column in zip(*rows)]
+    columns = [list(column) for column in zip(*rows)]
+    return columns if are_traced(new_tasks) else columns[:-1]
+
+
+cdef bint are_traced(dict new_tasks):
+    """Return whether one of these tasks has a trace."""
+    return any([task.trace is not None for tasks in new_tasks.values() for task in tasks])
 
 
 cdef list columns_after_lease(list rows):

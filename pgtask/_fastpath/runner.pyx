@@ -287,6 +287,8 @@ cdef class Runner:
         try:
             if entry.unsuspended < PROVEN:
                 PyContextVar_Set(current, lease)
+            if lease.trace is not None:
+                self.dispatcher.spans.begin(lease)
             coroutine = entry.run(lease.step, context)
             how[0] = PyIter_Send(coroutine, None, value)
             if how[0] == PYGEN_NEXT:
@@ -308,6 +310,8 @@ cdef class Runner:
         dispatcher.marks.leave_loop()
         dispatcher.wanted_runners = max(1, dispatcher.wanted_runners - 1)
         dispatcher.count_ended(lease)
+        if lease.span is not None:
+            dispatcher.spans.end(lease, outcome, error)
         finish_step(dispatcher, lease, outcome, error)
 
     cdef void keep_suspended(self, TaskLease lease, variables):
@@ -357,6 +361,8 @@ cdef class Runner:
         # Runner and Task hold each other: drop what they hold for the step now, not when the collector runs.
         lease, self.lease, self.task, self.coroutine, self.context = self.lease, None, None, None, None
         self.over = True
+        if lease.span is not None:
+            self.dispatcher.spans.end(lease, outcome, raised)
         self.dispatcher.end_step(lease, outcome, raised)
         raise StopIteration
 

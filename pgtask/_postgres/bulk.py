@@ -16,6 +16,7 @@ from pgtask._ids import TaskId, TaskIds, first_id, ids_of_keys
 from pgtask._postgres.many_inserts import CHUNK_BYTES, CHUNK_TASKS, copy_rows, insert_keyed, insert_keyless, is_plain
 from pgtask._postgres.refusals import refusals
 from pgtask._postgres.transactions import atomically
+from pgtask._traces import trace_to_write
 from pgtask._validate import ItemEncoder, NewRow
 from pgtask.outcome import Enqueue
 
@@ -65,7 +66,7 @@ class _Bulk:
 
     async def _copy(self) -> None:
         """Copy plain steps until the source is over, or a chunk of others is full."""
-        rows = CopyRows(self._first + self._copied)
+        rows = CopyRows(self._first + self._copied, trace=trace_to_write())
         await copy_rows(self._connection, rows, self._build(rows))
         self._copied += rows.count
 

@@ -20,7 +20,7 @@ __all__ = [
     "MAX_CHECKPOINTS",
     "MAX_CHILDREN",
     "MAX_FOLDED",
-    "ParkedCause",
+    "ParkedGroup",
     "StepCount",
     "WorkerLeases",
     "count_steps",
@@ -47,7 +47,7 @@ class WorkerLeases(msgspec.Struct, frozen=True):
     seen_at: datetime
 
 
-class ParkedCause(msgspec.Struct, frozen=True):
+class ParkedGroup(msgspec.Struct, frozen=True):
     """Parked tasks of one step and one cause; `read` counts those of all causes that were read."""
 
     task: str
@@ -83,10 +83,10 @@ async def read_leases(connection: Any) -> list[WorkerLeases]:
     return [WorkerLeases(**plain_values(row)) for row in rows]
 
 
-async def fold_causes(connection: Any) -> list[ParkedCause]:
+async def fold_causes(connection: Any) -> list[ParkedGroup]:
     """Return the causes of the tasks that were parked last, the most frequent first."""
     rows = await connection.fetch(statement("web/causes"), MAX_FOLDED)
-    return [ParkedCause(**plain_values(row)) for row in rows]
+    return [ParkedGroup(**plain_values(row)) for row in rows]
 
 
 async def count_steps(connection: Any) -> list[StepCount]:

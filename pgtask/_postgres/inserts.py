@@ -11,10 +11,11 @@ from uuid import UUID
 
 from pgtask._ids import TaskId, first_id
 from pgtask._placement import KEEP
-from pgtask._postgres.many_inserts import arrays_of, insert_onto
+from pgtask._postgres.many_inserts import arrays_of, insert_onto, traced
 from pgtask._postgres.refusals import KEPT_OUT, MAX_KEY_TRIES, check_count, refusals
 from pgtask._postgres.store import statement
 from pgtask._postgres.transactions import atomically, planned_by_index
+from pgtask._traces import trace_to_write
 from pgtask._validate import NewRow
 from pgtask.errors import DataRefused
 
@@ -31,10 +32,10 @@ def task_insert(id: UUID, row: NewRow) -> tuple[str, list[Any]]:
     """Return the statement that inserts a task, or does to one that has its key what its rule says, and its values."""
     key = row.place.key
     if row.place.rule != KEEP:
-        return statement("enqueue_onto"), [*arrays_of([id], [row]), *row.place.rule]
+        return statement("enqueue_onto"), [*arrays_of([id], [row]), *row.place.rule, trace_to_write()]
     if key is None:
-        return statement("enqueue_keyless"), [id, *_columns(row)]
-    return statement("enqueue"), [id, *_columns(row), key]
+        return traced("enqueue_keyless", [id, *_columns(row)])
+    return traced("enqueue", [id, *_columns(row), key])
 
 
 async def insert_task(connection: Any, row: NewRow) -> TaskId:
@@ -59,8 +60,10 @@ async def insert_run(connection: Any, name: str, columns: Sequence[Any], key: st
 
     async def insert(id: UUID) -> Any:
         if key is None:
-            return await connection.fetchval(statement("runs/trigger_keyless"), id, name, *columns)
-        return await connection.fetchval(statement("runs/trigger"), id, name, *columns, key)
+            text, args = traced("runs/trigger_keyless", [id, name, *columns])
+        else:
+            text, args = traced("runs/trigger", [id, name, *columns, key])
+        return await connection.fetchval(text, *args)
 
     async def find() -> Any:
         return (await connection.fetchrow(statement("find_keys"), [key]) or (None, None))[1]
@@ -95,5 +98,5 @@ async def insert_runs(
         async with atomically(connection):
             for at in range(0, len(texts), chunk):
                 part = slice(at, at + chunk)
-                some = (ids[part], name, texts[part], *lane)
-                check_count(await connection.fetchval(statement("runs/trigger_many"), *some), len(some[0]))
+                text, some = traced("runs/trigger_many", [ids[part], name, texts[part], *lane])
+                check_count(await connection.fetchval(text, *some), len(some[0]))

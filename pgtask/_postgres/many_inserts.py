@@ -18,15 +18,31 @@ from pgtask._placement import KEEP, Placement
 from pgtask._postgres.refusals import KEPT_OUT, MAX_KEY_TRIES, check_count, refusals
 from pgtask._postgres.store import statement
 from pgtask._postgres.transactions import atomically, planned_by_index
+from pgtask._traces import trace_to_write
 from pgtask._validate import NewRow
 from pgtask.errors import DataRefused
 
-__all__ = ["CHUNK_TASKS", "arrays_of", "copy_rows", "insert_keyed", "insert_keyless", "insert_onto", "is_plain"]
+__all__ = [
+    "CHUNK_TASKS",
+    "arrays_of",
+    "copy_rows",
+    "insert_keyed",
+    "insert_keyless",
+    "insert_onto",
+    "is_plain",
+    "traced",
+]
 
 CHUNK_TASKS = 1000  # tasks in a statement,
 CHUNK_ONTO = 200  # and in one that may change others
 MAX_COPIED = 64_000  # tasks of a COPY that fails if another task has one of their keys
 CHUNK_BYTES = 128 * 1024  # of a COPY
+
+
+def traced(name: str, args: Sequence[Any]) -> tuple[str, list[Any]]:
+    """Return a statement that inserts tasks and its values: with the trace of the current span, if that is sampled."""
+    trace = trace_to_write()
+    return (statement(name), list(args)) if trace is None else (statement(f"{name}:traced"), [*args, trace])
 
 
 def is_plain(place: Placement) -> bool:
@@ -37,7 +53,8 @@ def is_plain(place: Placement) -> bool:
 
 async def copy_rows(connection: Any, rows: CopyRows, source: AsyncIterator[bytes]) -> None:
     """Copy rows, which `source` builds, into the table."""
-    columns = ["id", "step", "queue", "priority", *(["key"] if rows.has_keys else [])]
+    columns = ["id", "step", "queue", "priority"]
+    columns += ["key"] * rows.has_keys + ["trace"] * rows.has_trace
     status = await connection.copy_to_table("pg_task", source=source, columns=columns, format="binary")
     check_count(int(status.rpartition(" ")[2]), rows.count)
 
@@ -46,7 +63,8 @@ async def insert_keyless(connection: Any, rows: Sequence[NewRow]) -> list[TaskId
     """Insert tasks without keys in one statement, and return their ids."""
     ids = _make_ids(len(rows))
     with refusals():
-        inserted = await connection.fetch(statement("enqueue_keyed"), *arrays_of(ids, rows))
+        text, args = traced("enqueue_keyed", arrays_of(ids, rows))
+        inserted = await connection.fetch(text, *args)
     check_count(len(inserted), len(rows))
     return [TaskId(id.int, "new") for id in ids]
 
@@ -81,7 +99,9 @@ async def _copy_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str,
     first = first_id()
     try:
         async with atomically(connection):
-            await copy_rows(connection, rows := CopyRows(first, has_keys=True), _build(rows, chunk))
+            await copy_rows(
+                connection, rows := CopyRows(first, has_keys=True, trace=trace_to_write()), _build(rows, chunk)
+            )
     except (asyncpg.UniqueViolationError, asyncpg.FeatureNotSupportedError):  # the second: row security
         return {}
     return {key: TaskId(first + number, "new") for number, key in enumerate(chunk)}
@@ -100,7 +120,8 @@ async def _insert_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[st
     missing = list(chunk)
     for _ in range(MAX_KEY_TRIES):
         rows = [chunk[key] for key in missing]
-        some = await connection.fetch(statement("enqueue_keyed"), *arrays_of(_make_ids(len(rows)), rows))
+        text, args = traced("enqueue_keyed", arrays_of(_make_ids(len(rows)), rows))
+        some = await connection.fetch(text, *args)
         found.update((row[0], TaskId(row[1].int, "new")) for row in some)
         missing = [key for key in missing if key not in found]
         if missing:
@@ -118,7 +139,7 @@ async def insert_onto(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str,
     rows = list(chunk.values())
     rule = rows[0].place.rule
     arrays = arrays_of(_make_ids(len(rows)), rows)
-    some = await connection.fetch(statement("enqueue_onto"), *arrays, *rule)
+    some = await connection.fetch(statement("enqueue_onto"), *arrays, *rule, trace_to_write())
     found = {row[1]: TaskId(row[0].int, row[2]) for row in some}
     if len(found) < len(chunk):
         raise _kept_out(next(key for key in chunk if key not in found))

@@ -51,6 +51,7 @@ _FILES = {
     path.relative_to(_SQL).with_suffix("").as_posix(): path.read_text(encoding="utf-8") for path in _SQL.rglob("*.sql")
 }
 _INCLUDE = re.compile(r"^ *-- include: (\S+)\.sql\n", re.MULTILINE)
+_TRACED = re.compile(r"^( *)-- traced: ", re.MULTILINE)
 
 
 def _with_includes(text: str) -> str:
@@ -66,10 +67,14 @@ def _with_includes(text: str) -> str:
 
 
 _STATEMENTS = {name: _with_includes(text) for name, text in _FILES.items()}
+_STATEMENTS |= {
+    f"{name}:traced": _TRACED.sub(r"\1", text) for name, text in _STATEMENTS.items() if _TRACED.search(text)
+}
 
 
 def statement(name: str) -> str:
-    """Return the text of `sql/<name>.sql`, with what it includes."""
+    """Return the text of `sql/<name>.sql`, with what it includes. That of `<name>:traced` also has what its lines
+    `-- traced: ` say, for the trace of a task: who does not trace does not name the column."""
     return _STATEMENTS[name]
 
 

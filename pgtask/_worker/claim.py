@@ -96,11 +96,16 @@ class Claim:
         """True if another lane was known to be due when the last claim returned."""
         self._under_way: list[tuple[UUID, float]] = []  # the claim that was sent and has no answer yet, and since when
         self.foreign = Foreign(link, families)
+        self._variant = ""  # of the statements that take tasks
         self._paused_queues: frozenset[str] = frozenset()
         self.next_poll = 0.0
         """The time of the next poll (monotonic seconds), unless a hint comes first."""
         self.next_due: float | None = None
         """The time at which the next waiting task of the served queues falls due (monotonic), as of the last poll."""
+
+    def read_traces(self) -> None:
+        """Have the rows of all claims end with two more columns: trace, and the queue if there is one."""
+        self._variant = ":traced"
 
     def poll_soon(self) -> None:
         """Poll at once, since a task may have become due; a known lane is drained first."""
@@ -152,7 +157,9 @@ class Claim:
         self.has_more = False
         limit = self._lower(limit)
         try:
-            rows = await hold("turn_lock", lane.queue, lane.priority, limit, self._max_step_bytes, lane.floor)
+            rows = await hold(
+                "turn_lock" + self._variant, lane.queue, lane.priority, limit, self._max_step_bytes, lane.floor
+            )
         except StatementTimeout:
             self._max_limit = max(1, limit // 2)
             raise
@@ -246,8 +253,10 @@ class Claim:
         else:
             self.foreign.remember_claim(token, lane.queue, lane.priority)
         if pattern is not None or lane.until < float("inf"):
-            return await self._link.once("claim_known", *parameters, pattern, READ_LIMIT, suspects, lane.until)
-        return await self._link.once("claim" if suspects else "claim_unsuspected", *parameters)
+            known = (*parameters, pattern, READ_LIMIT, suspects, lane.until)
+            return await self._link.once("claim_known" + self._variant, *known)
+        name = "claim" if suspects else "claim_unsuspected"
+        return await self._link.once(name + self._variant, *parameters)
 
     def abandon_stalled(self, seconds: float) -> UUID | None:
         """Give up a claim that has been under way for `seconds`, and return its token, or None.

@@ -34,6 +34,7 @@ from pgtask._fastpath import (
 from pgtask._log import EventLog
 from pgtask._postgres.connection import is_connection_loss
 from pgtask._sparing import SparingLog
+from pgtask._traces import written
 from pgtask._worker.batches import Batches
 from pgtask._worker.forked import end_if_copy
 from pgtask._worker.new_tasks import encode_new_tasks
@@ -69,9 +70,13 @@ class _StepCall:
         except BaseException as error:
             self._error = error
         end_if_copy(self._error)
+        if self._lease.span is not None:
+            self._dispatch.spans.end(self._lease, self._outcome, self._error)
 
     def _enter(self) -> Any:
         current_lease.set(self._lease)
+        if self._lease.trace is not None:
+            self._dispatch.spans.begin(self._lease)
         return self._call.run_timed(self._run, self._lease.step, self._context)
 
     def end(self) -> None:
@@ -199,7 +204,8 @@ class Dispatch(Dispatcher):
         return is_connection_loss(error) or self._may_follow_interrupt()
 
     def encode_new_tasks(self, lease: TaskLease, items: Any) -> list[NewTask]:
-        return encode_new_tasks(lease.label, items, self._max_step_bytes)
+        trace = None if lease.span is None else written(lease.span)
+        return encode_new_tasks(lease.label, items, self._max_step_bytes, trace)
 
     def note_interrupt(self) -> None:
         """Note a Ctrl-C. The terminal interrupts the whole process group, with the programs and processes of steps."""

@@ -28,8 +28,9 @@ MAX_NEW_BYTES = 64 * 1024 * 1024
 """The bytes of all their steps. They are one statement, and stay in memory until it is written."""
 
 
-def encode_new_tasks(label: str, items: Any, max_step_bytes: int) -> list[NewTask]:
-    """Encode the items of an outcome as a client would. `label` is that of the step that has returned them.
+def encode_new_tasks(label: str, items: Any, max_step_bytes: int, trace: str | None = None) -> list[NewTask]:
+    """Encode the items of an outcome as a client would. `label` is that of the step that has returned them,
+    `trace` the context of its span.
 
     Raises `OutcomeError`, and what the iterable itself raises.
     """
@@ -47,7 +48,7 @@ def encode_new_tasks(label: str, items: Any, max_step_bytes: int) -> list[NewTas
                 f"{label} enqueues more than {MAX_NEW_BYTES} bytes, at item {number + 1}; store the data elsewhere and "
                 "enqueue references to it"
             )
-        tasks.append(task)
+        tasks.append(task if trace is None else task._replace(trace=trace))
     return tasks
 
 

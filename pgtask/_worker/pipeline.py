@@ -13,6 +13,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from pgtask._fastpath import CounterPage, Leases, Marks, Outcomes, TaskLease
@@ -22,6 +23,7 @@ from pgtask._postgres.store import Link
 from pgtask._postgres.times import allow_far_times
 from pgtask._postgres.writer import ASIDE_SETTINGS, SHARED_SETTINGS, Aside
 from pgtask._status import Reason, Totals, session_name
+from pgtask._traces import find_tracer
 from pgtask._worker.behind import Behind
 from pgtask._worker.burst import Burst
 from pgtask._worker.capacity import Capacity
@@ -209,6 +211,16 @@ class Pipeline:
                 stop=stopped,
                 obeys_notify=not self._config.ignore_stop_notify,
             )
+
+    def trace_steps(self, stack: AsyncExitStack) -> None:
+        """Make spans of the steps whose rows carry a trace, if this process traces; export the last ones at the end."""
+        if (tracer := find_tracer()) is not None:
+            from pgtask._worker.spans import StepSpans  # loads OpenTelemetry, which a worker that does not trace lacks
+
+            self._claim.read_traces()
+            self._leases.has_traces = True
+            self.dispatch.spans = spans = StepSpans(tracer)
+            stack.push_async_callback(spans.flush)
 
     # --- what may happen at any time
 

@@ -202,6 +202,7 @@ class _WorkerProcess:
             client=client.get, transactions=pipeline.transactions, progress=pipeline.dispatch.leases.report_progress
         )
         pipeline.dispatch.resources = await stack.enter_async_context(opened_resources(self._app))
+        pipeline.trace_steps(stack)  # the lifespan may have set the provider
 
     async def _run_pump(self) -> None:
         """Run the pump, and the services beside it."""

@@ -235,6 +235,8 @@ class RunningBatch:
         variables = self._dispatch.context.copy()
         described = _Call(entry.codec.label, leases)
         variables.run(current_lease.set, described)
+        spans = self._dispatch.spans
+        span = None if spans is None else variables.run(spans.begin_call, leases)
         call = self._call = loop.create_task(self._run(entry, leases, variables), context=variables)
         await asyncio.wait([call], timeout=entry.timeout or None)
         is_late = not call.done()
@@ -248,6 +250,8 @@ class RunningBatch:
         if is_late and (isinstance(error, asyncio.CancelledError) or not entry.is_async):
             late = StepTimeout(f"{entry.codec.label} ran longer than its timeout of {entry.timeout:g} s")
             error = late if error is None else late.with_traceback(error.__traceback__)
+        if span is not None:
+            spans.end_span(span, "released" if self._is_stopped else result, None if self._is_stopped else error)
         return result, error
 
     async def _run(self, entry: StepEntry, leases: list[TaskLease], variables: Any) -> tuple[Any, BaseException | None]:

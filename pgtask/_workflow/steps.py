@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 from pgtask._fastpath import Dispatcher, TaskLease
 from pgtask._json_types import JsonCodec, codec_of
+from pgtask._traces import checkpointing
 from pgtask._workflow.values import Checkpoint
 from pgtask.errors import DefinitionError, StepTimeout
 from pgtask.policy import Policy
@@ -153,9 +154,10 @@ class StepRunner:
         """Call a step, and return its result or its error as a value. A cancellation of this task is such an error, see
         `is_cancelled`; so is a GeneratorExit, but not that of a coroutine which is closed."""
         try:
-            if is_async and policy.timeout is None:
-                return await function(*args), None
-            return await self.call_step(name, function, args, policy, is_async=is_async), None
+            with checkpointing(name):
+                if is_async and policy.timeout is None:
+                    return await function(*args), None
+                return await self.call_step(name, function, args, policy, is_async=is_async), None
         except BaseException as error:
             return None, error
 

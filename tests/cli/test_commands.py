@@ -41,7 +41,7 @@ def test_commands_have_help_and_pgtask_a_version(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("frobnicate", "there is no command 'frobnicate'; there are migrate, psql, stop, completion, "),
+        ("frobnicate", "there is no command 'frobnicate'; there are migrate, verify, psql, stop, completion, "),
         ("list --limit 0", "0 is not from 1 to 10000 (see pgtask list --help)"),
         ("list --limit many", "many"),
         ("list --parked", "unrecognized arguments: --parked; did you mean --state parked? (see pgtask list --help)"),
@@ -53,9 +53,9 @@ def test_commands_have_help_and_pgtask_a_version(capsys: pytest.CaptureFixture[s
         ("show", "ID"),
         ("show 0192", "0192 is not an id"),
         ("show xyzxyzxyz", "xyzxyzxyz is not an id"),
-        ("retry", "either IDs or --parked"),
-        ("retry --limit 3 00000000-0000-4000-8000-000000000000", "either IDs or --parked"),
-        ("retry --parked 00000000-0000-4000-8000-000000000000", "either IDs or --parked"),
+        ("retry", "give IDs, a filter such as --task, or --all"),
+        ("retry --limit 3 00000000-0000-4000-8000-000000000000", "give either IDs or filters, not both"),
+        ("retry --parked 00000000-0000-4000-8000-000000000000", "give either IDs or filters, not both"),
         ("retry 0192345", "0192345 is not an id, nor the first 8 or more digits of one"),
         ("cancel xyzxyzxyz", "xyzxyzxyz is not an id, nor the first 8 or more digits of one"),
         ("cancel", "ID"),

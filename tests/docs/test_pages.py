@@ -1,4 +1,4 @@
-"""The programs of the pages on FastAPI and on pipelines: pasted into a file, they run."""
+"""The programs of the pages on FastAPI, on pipelines and on traces: pasted into a file, they run."""
 
 from __future__ import annotations
 
@@ -82,3 +82,12 @@ def test_the_pipelines_of_the_page_run(
     burst(tmp_path, dsn, "pipeline:app")
     assert rows.value(left) == 4
     assert rows.value("SELECT count(*) FROM pg_task WHERE error IS NOT NULL") == 0
+
+
+def test_the_programs_of_the_page_on_traces_make_one_trace(dsn: str, tmp_path: Path) -> None:
+    paste("docs/traces.md", 0, tmp_path / "orders.py")
+    paste("docs/traces.md", 1, tmp_path / "request.py")
+    said = said_by(tmp_path, dsn, "request.py") + burst(tmp_path, dsn, "orders:app")
+    names = re.findall(r'^    "name": "(.*)"', said, re.MULTILINE)
+    assert sorted(names) == ["POST /orders", "process default", "send default", "weigh"]
+    assert len(set(re.findall(r'"trace_id": "(.*)"', said))) == 1

@@ -77,7 +77,7 @@ def kept(buffer: Outcomes) -> list[reference.BufferedOutcome]:
     ]
     found = []
     for kind, lease, *columns in held:
-        new = tuple(reference.NewTask(*task[2:]) for task in buffer.new_tasks.get(lease, ()))
+        new = tuple(reference.NewTask(*task[2:-1]) for task in buffer.new_tasks.get(lease, ()))
         found.append(replace(reference.BufferedOutcome(kind, lease.id, lease.token, *columns), new=new))
     assert len(buffer.new_tasks) == len([entry for entry in found if entry.new]), "new tasks without their outcome"
     return found

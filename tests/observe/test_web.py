@@ -19,7 +19,7 @@ from paths import REPOSITORY
 
 from pgtask._observe.web.guard import host_of
 from pgtask._observe.web.sessions import WebSessions
-from pgtask._postgres.console import MAX_CHECKPOINTS, ParkedCause
+from pgtask._postgres.console import MAX_CHECKPOINTS, ParkedGroup
 from pgtask._postgres.tasks import transaction
 from pgtask.errors import DatabaseError, StatementTimeout
 
@@ -423,5 +423,5 @@ def test_other_commands_load_no_library_of_pages() -> None:
 
 def test_a_pattern_takes_the_text_as_it_is() -> None:
     moment: Any = None
-    cause = ParkedCause("T", "S", r"100%_\ #", 1, 1, moment, moment, UUID(int=0), moment)
+    cause = ParkedGroup("T", "S", r"100%_\ #", 1, 1, moment, moment, UUID(int=0), moment)
     assert cause.pattern == r"100\%\_\\ %%"

@@ -103,7 +103,7 @@ def calls(held: list[Any]) -> dict[str, Call]:
     never = (None, None)
     two: list[Any] = [None] * 2
     keyed = (fresh, ["{}"] * 2, two, two, ["a"] * 2, [0] * 2, ["key 3", "x"], two, two)
-    onto = (*keyed, "after", "revive", None, None)
+    onto = (*keyed, "after", "revive", None, None, None)
     now: tuple[Any, ...] = (None, None, "default", 0)
     known = ("default", 0, 100, uuid4(), LEASE, 10_000, 0.0)
     return {

@@ -38,7 +38,7 @@ __all__ = [
 
 def rows_of(outcomes: Outcomes) -> Iterator[reference.BufferedOutcome]:
     def new(lease: TaskLease) -> tuple[reference.NewTask, ...]:
-        return tuple(reference.NewTask(*task[2:]) for task in outcomes.new_tasks.get(lease, ()))
+        return tuple(reference.NewTask(*task[2:-1]) for task in outcomes.new_tasks.get(lease, ()))
 
     for lease in outcomes.done:
         yield reference.BufferedOutcome("done", lease.id, new=new(lease))

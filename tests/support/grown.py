@@ -132,7 +132,9 @@ def of_client(some: list[UUID]) -> dict[str, Call]:
     return {
         "enqueue": Call((uuid4(), "{}", None, None, "default", 0, None, None, key), 10),
         "enqueue_keyed": Call(new, 10 * MANY),
-        "enqueue_onto": Call((*new, "after", "keep", None, None), 8 * MANY**2),  # it compares the keys of its batch
+        "enqueue_onto": Call(
+            (*new, "after", "keep", None, None, None), 8 * MANY**2
+        ),  # it compares the keys of its batch
         "find_free": Call(("-infinity", UUID(int=0), 1000), 10),
         "promote": Call((fresh,), 10 * MANY),
         "find_keys": Call((keys,), 10 * MANY),

@@ -18,7 +18,7 @@ id is named. A run is cancelled with its children.
 With --force it is removed as well. Its worker keeps running the step until its next renewal and then drops the
 outcome; side effects are not undone.
 
-    pgtask cancel --task Report --where customer=42 --dry-run
+    pgtask cancel --task Report --where id=42 --dry-run
 """
 
 

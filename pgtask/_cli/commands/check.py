@@ -29,7 +29,7 @@ It names what would break, folded by cause, with the number of tasks, an example
 nothing would break, and 1 otherwise. Tasks that are parked already for the same error do not count. A role with SELECT
 alone will do, and so will a replica.
 
-    pgtask check --dsn postgresql://reader@replica/shop shop:app
+    pgtask check --dsn postgresql://replica/shop shop:app
 
 Name all apps that share the table, or the queues of one: a task that no app has would wait without end.
 """

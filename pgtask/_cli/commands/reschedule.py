@@ -17,7 +17,7 @@ Make tasks due at a time, or after one, by the clock of the database: all of the
 then, without an error and with all their retries. A task that a worker is running is left alone and named, and so is a
 run that pauses: what it waits for wakes it.
 
-    pgtask reschedule --after 2h --step Order.Charge --error 'BankDown%'
+    pgtask reschedule --after 2h --step Order.Charge
 """
 
 

@@ -20,7 +20,7 @@ With filters, or --all, retry the parked tasks that they choose (with --state, t
 2,000 in a transaction.
 (UPDATE pg_task SET error = NULL does the same, but leaves tried: the next failure parks the task again.)
 
-    pgtask retry --error 'TimeoutError%' --age 1h --rate 500/s
+    pgtask retry --error 'Timeout%' --age 1h --rate 500/s
 """
 
 

@@ -7,6 +7,7 @@
 --   $11  if it is parked: 'keep'; 'revive': it is due now, at the step where it was parked; 'replace'
 --   $12  debounce in seconds: one that waits is put off by that from now, and takes the new step,
 --   $13  but not later than so many seconds after it was enqueued (null: without end)
+--   $14  the trace of all, or null; a task that takes the new step takes it too
 --
 -- With 'replace', 'after' and a debounce, the new one waits behind one that runs; if a task waits there already, that
 -- takes the new step, also if the other one has just gone: then a worker makes it due.
@@ -36,12 +37,12 @@ WITH new AS MATERIALIZED (
         AS one (id, step, at, delay, queue, priority, key, expires_at, expires_in)
 ),
 put AS (
-    INSERT INTO pg_task AS task (id, step, wakeup_at, queue, priority, key, expires_at)
-    SELECT id, step, due, queue, priority, key, expires_at
+    INSERT INTO pg_task AS task (id, step, wakeup_at, queue, priority, key, expires_at, trace)
+    SELECT id, step, due, queue, priority, key, expires_at, $14::text
     FROM new
     WHERE NOT joins
     ON CONFLICT (key) WHERE key IS NOT NULL DO UPDATE
-    SET (step, queue, priority, wakeup_at, expires_at, tried, claims, error) = (
+    SET (step, queue, priority, wakeup_at, expires_at, tried, claims, error, trace) = (
         SELECT
             CASE WHEN takes THEN excluded.step ELSE task.step END,
             CASE WHEN takes THEN excluded.queue ELSE task.queue END,
@@ -62,7 +63,8 @@ put AS (
             END,
             CASE WHEN takes OR revives THEN 0 ELSE task.tried END,
             CASE WHEN takes OR revives THEN 0 ELSE task.claims END,
-            CASE WHEN takes OR revives THEN NULL ELSE task.error END
+            CASE WHEN takes OR revives THEN NULL ELSE task.error END,
+            CASE WHEN takes THEN excluded.trace ELSE task.trace END
         FROM (
             SELECT
                 CASE
@@ -76,8 +78,8 @@ put AS (
     RETURNING id, key, step, wakeup_at, locked_by IS NOT NULL AS runs, error IS NOT NULL AS is_parked
 ),
 behind AS (
-    INSERT INTO pg_task AS task (id, step, wakeup_at, queue, priority, key, behind, expires_at)
-    SELECT new.id, new.step, 'infinity', new.queue, new.priority, '/' || new.key, new.due, new.expires_at
+    INSERT INTO pg_task AS task (id, step, wakeup_at, queue, priority, key, behind, expires_at, trace)
+    SELECT new.id, new.step, 'infinity', new.queue, new.priority, '/' || new.key, new.due, new.expires_at, $14::text
     FROM new
     LEFT JOIN put ON put.key = new.key
     WHERE new.joins
@@ -92,6 +94,7 @@ behind AS (
         queue = excluded.queue,
         priority = excluded.priority,
         expires_at = excluded.expires_at,
+        trace = excluded.trace,
         behind = CASE
             WHEN $12::float8 IS NULL THEN least(task.behind, excluded.behind)
             ELSE least(excluded.behind, task.created_at + make_interval(secs => $13::float8))

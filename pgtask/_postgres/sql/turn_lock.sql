@@ -15,6 +15,7 @@ SELECT
         WHEN expires_at < statement_timestamp() AND tried = 0 THEN -1
     END,
     date_part('epoch', wakeup_at)
+    -- traced: , trace, CASE WHEN trace IS NOT NULL THEN queue END
 FROM pg_task
 WHERE queue = $1
   AND priority = $2

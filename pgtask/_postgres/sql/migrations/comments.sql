@@ -19,6 +19,7 @@ COMMENT ON COLUMN pg_task.position IS 'Number of the flush that last wrote the r
 COMMENT ON COLUMN pg_task.behind IS 'Set: the task waits until the one with its key (without the slash before it) is gone; then it is due at this time.';
 COMMENT ON COLUMN pg_task.expires_at IS 'No worker starts the task after this time. Null once it has begun.';
 COMMENT ON COLUMN pg_task.progress IS 'Progress that the running step has reported, as of the last renewal: {"done":3,"total":10,"lease":...}. It counts while lease is locked_by.';
+COMMENT ON COLUMN pg_task.trace IS 'Trace context of the producer, if that was traced and sampled: traceparent, space, tracestate.';
 
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
 COMMENT ON COLUMN pg_task_runs.id IS 'The run, and its task in pg_task until it has ended.';

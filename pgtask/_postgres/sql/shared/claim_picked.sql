@@ -22,3 +22,4 @@ RETURNING
         WHEN task.expires_at < now() AND task.claims = 1 AND task.tried = 0 THEN -1
     END,
     date_part('epoch', task.wakeup_at)
+    -- traced: , task.trace, CASE WHEN task.trace IS NOT NULL THEN task.queue END

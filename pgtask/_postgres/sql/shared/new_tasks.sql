@@ -1,6 +1,6 @@
 -- The rest of a flush, behind the CTE `done`, that inserts new tasks as well: $17 the task whose outcome enqueues it, $18
 -- its id, $19 step, $20 the time at which it is due, or $21 the seconds until then (both null: now), $22 queue, $23
--- priority, $24 key.
+-- priority, $24 key. Traced: $25 trace.
 --
 -- A new task is inserted if this very statement writes the outcome of its task. What an earlier copy of this statement
 -- has written, while its answer was lost, enqueues nothing again: a task that is done has no row, one that has left no
@@ -45,11 +45,21 @@ written AS MATERIALIZED (
     FROM rescheduled
 ),
 enqueued AS (
-    INSERT INTO pg_task (id, step, wakeup_at, queue, priority, key)
-    SELECT id, step, coalesce(due_at, clock_timestamp() + make_interval(secs => coalesce(delay, 0))), queue, priority, key
+    INSERT INTO pg_task (
+        id, step, wakeup_at, queue, priority, key
+        -- traced: , trace
+    )
+    SELECT
+        id, step, coalesce(due_at, clock_timestamp() + make_interval(secs => coalesce(delay, 0))), queue, priority, key
+        -- traced: , trace
     FROM unnest($17::uuid[], $18::uuid[], $19::text[], $20::timestamptz[], $21::float8[], $22::text[], $23::smallint[],
-        $24::text[])
-        AS new (parent, id, step, due_at, delay, queue, priority, key)
+        $24::text[]
+        -- traced: , $25::text[]
+        )
+        AS new (
+            parent, id, step, due_at, delay, queue, priority, key
+            -- traced: , trace
+        )
     WHERE (parent IN (SELECT id FROM written)) IS TRUE
     ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
     RETURNING key

@@ -1,0 +1,97 @@
+"""OpenTelemetry in a producer: its spans, and the trace context that a row carries to a worker.
+
+Invariants: a process traces once it has set a tracer provider of OpenTelemetry; before that nothing of OpenTelemetry is
+imported, and no statement names the column `trace`. Only a span that is sampled is written into a row.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["checkpointing", "find_tracer", "operation", "sending", "trace_to_write", "written"]
+
+_API = "opentelemetry.trace"
+_OFF: AbstractContextManager[None] = nullcontext()
+
+
+def find_tracer() -> Any:
+    """Return the tracer of pgtask, or None if this process does not trace."""
+    read_provider = getattr(sys.modules.get(_API), "get_tracer_provider", None)
+    return None if read_provider is None else _tracer_of(read_provider())
+
+
+@lru_cache(maxsize=2)
+def _tracer_of(provider: Any) -> Any:
+    return None if isinstance(provider, sys.modules[_API].ProxyTracerProvider) else provider.get_tracer("pgtask")
+
+
+def operation(name: str, queue: str, step: str | None) -> dict[str, Any]:
+    """Return the attributes of a span, by the conventions of OpenTelemetry for messaging. Without a step there are
+    several."""
+    attributes = {
+        "messaging.system": "pgtask",
+        "messaging.operation.name": name,
+        "messaging.operation.type": name,
+        "messaging.destination.name": queue,
+    }
+    return attributes if step is None else attributes | {"pgtask.step": step}
+
+
+def sending(queue: str, step: str | None) -> AbstractContextManager[Any]:
+    """Make a span of a producer the current one, if this process traces: it is the parent of what is enqueued inside.
+    Yields the span, or None."""
+    tracer = find_tracer()
+    return _OFF if tracer is None else _send(tracer, queue, step)
+
+
+@contextmanager
+def _send(tracer: Any, queue: str, step: str | None) -> Iterator[Any]:
+    kind = sys.modules[_API].SpanKind.PRODUCER
+    attributes = operation("send", queue, step)
+    with tracer.start_as_current_span(f"send {queue}", kind=kind, attributes=attributes) as span:
+        try:
+            yield span
+        except BaseException as error:
+            span.set_attribute("error.type", type(error).__qualname__)
+            raise
+
+
+def checkpointing(name: str) -> AbstractContextManager[Any]:
+    """Make a span of a step of a workflow the current one, below that of the try that runs it, if that is traced."""
+    tracer = find_tracer()
+    if tracer is None or not sys.modules[_API].get_current_span().is_recording():
+        return _OFF
+    return _checkpoint(tracer, name)
+
+
+@contextmanager
+def _checkpoint(tracer: Any, name: str) -> Iterator[Any]:
+    attributes = {"messaging.system": "pgtask", "pgtask.checkpoint": name}
+    with tracer.start_as_current_span(name, attributes=attributes) as span:
+        try:
+            yield span
+        except BaseException as error:
+            span.set_attribute("error.type", type(error).__qualname__)
+            raise
+
+
+def trace_to_write() -> str | None:
+    """Return the context of the current span as a row has it: traceparent, and after a space tracestate, if any.
+    None if there is no span, or it is not sampled."""
+    if find_tracer() is None:
+        return None
+    return written(sys.modules[_API].get_current_span())
+
+
+def written(span: Any) -> str | None:
+    """Return the context of a span as a row has it; None if it is not sampled."""
+    context = span.get_span_context()
+    if not (context.is_valid and context.trace_flags.sampled):
+        return None
+    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    state = context.trace_state.to_header()
+    return f"{parent} {state}" if state else parent

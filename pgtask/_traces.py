@@ -12,8 +12,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
+from pgtask._log import EventLog
+
 __all__ = ["checkpointing", "find_tracer", "operation", "sending", "trace_to_write", "written"]
 
+log = EventLog("pgtask.traces")
+
+MAX_STATE = 512  # characters of a tracestate, which comes from the header of a request; W3C lets us drop it
 _API = "opentelemetry.trace"
 _OFF: AbstractContextManager[None] = nullcontext()
 
@@ -51,13 +56,8 @@ def sending(queue: str, step: str | None) -> AbstractContextManager[Any]:
 @contextmanager
 def _send(tracer: Any, queue: str, step: str | None) -> Iterator[Any]:
     kind = sys.modules[_API].SpanKind.PRODUCER
-    attributes = operation("send", queue, step)
-    with tracer.start_as_current_span(f"send {queue}", kind=kind, attributes=attributes) as span:
-        try:
-            yield span
-        except BaseException as error:
-            span.set_attribute("error.type", type(error).__qualname__)
-            raise
+    with _current(tracer, f"send {queue}", kind=kind, attributes=operation("send", queue, step)) as span:
+        yield span
 
 
 def checkpointing(name: str) -> AbstractContextManager[Any]:
@@ -71,12 +71,39 @@ def checkpointing(name: str) -> AbstractContextManager[Any]:
 @contextmanager
 def _checkpoint(tracer: Any, name: str) -> Iterator[Any]:
     attributes = {"messaging.system": "pgtask", "pgtask.checkpoint": name}
-    with tracer.start_as_current_span(name, attributes=attributes) as span:
-        try:
+    with _current(tracer, name, attributes=attributes) as span:
+        yield span
+
+
+@contextmanager
+def _current(tracer: Any, name: str, **options: Any) -> Iterator[Any]:
+    """Make a span the current one. What a sampler, a processor or an exporter of the user's raises is logged: the
+    caller's work is done, or has failed, all the same."""
+    trace = sys.modules[_API]
+    span = trace.INVALID_SPAN
+    with _guarded():
+        span = tracer.start_span(name, **options)
+    try:
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
-        except BaseException as error:
+    except BaseException as error:
+        with _guarded():
             span.set_attribute("error.type", type(error).__qualname__)
-            raise
+            if isinstance(error, Exception):
+                span.record_exception(error)
+                span.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(error).__qualname__}: {error}"))
+        raise
+    finally:
+        with _guarded():
+            span.end()
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        log.warning("trace.failed", error=f"{type(error).__name__}: {error}")
 
 
 def trace_to_write() -> str | None:
@@ -94,4 +121,4 @@ def written(span: Any) -> str | None:
         return None
     parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
     state = context.trace_state.to_header()
-    return f"{parent} {state}" if state else parent
+    return f"{parent} {state}" if 0 < len(state) <= MAX_STATE else parent

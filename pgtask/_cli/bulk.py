@@ -195,11 +195,11 @@ def _filter_words(args: argparse.Namespace) -> str:
             case _, None:
                 continue
             case "queue", names:
-                words += ["--queue", ",".join(names)]
+                words += ["--from" if args.command == "move" else "--queue", ",".join(names)]
             case "where", pairs:
                 words += [word for path, text in pairs for word in ("--where", f"{path}={text}")]
             case "age", age:
-                words += ["--age", f"{age.total_seconds():g}s"]
+                words += ["--age", f"{age.total_seconds():f}".rstrip("0").rstrip(".") + "s"]
             case _:
                 words += [f"--{name}", value]
     words += ["--limit", str(args.limit)] if args.limit is not None else []

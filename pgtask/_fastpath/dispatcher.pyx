@@ -237,7 +237,7 @@ cdef class Dispatcher:
         cdef double now = clock()
         for lease in leases:
             if lease.state == ENDED:
-                if lease.entry is not None and lease.entry.is_paused:
+                if self.table.has_paused_queues or (lease.entry is not None and lease.entry.is_paused):
                     self.leave_unwanted(lease)
                     continue
                 lease.state = READY

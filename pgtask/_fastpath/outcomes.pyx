@@ -227,7 +227,7 @@ cdef list columns_of_new_tasks(dict new_tasks):
     cdef list rows = [(lease.id, *task[1:]) for lease, tasks in new_tasks.items() for task in tasks]
     rows.sort(key=lambda row: row[KEY_COLUMN] or "")
     columns = [list(column) for column in zip(*rows)]
-    return columns if are_traced(new_tasks) else columns[:-1]
+    return columns if are_traced(new_tasks) else columns[:len(columns) - 1]
 
 
 cdef bint are_traced(dict new_tasks):

@@ -152,8 +152,13 @@ cdef class CounterPage:
     def register(self, Table table):
         """Give each step of a table its row."""
         cdef StepEntry entry
+        table.page = self
         for entry in table.by_class.values():
-            entry.row = self.find_row(entry.family, entry.codec.label)
+            self.give_row(entry)
+
+    def give_row(self, StepEntry entry):
+        """Give a step its row."""
+        entry.row = self.find_row(entry.family, entry.codec.label)
 
     cdef StepRow* find_row(self, str task, str label) except NULL:
         """Return the row of a step: that of an earlier process, or a new one; the first one if there is no room."""
@@ -302,7 +307,7 @@ def read_page(memory):
     rows = []
     for at in range(count):
         row = <const StepRow*>(&view[HEAD_BYTES]) + at
-        task, _, step = (<const char*>row.name)[:row.name_bytes].decode("utf-8", "replace").partition("\0")
+        task, _, step = (<const char*>row.name)[:min(row.name_bytes, <uint64_t>NAME_BYTES)].decode("utf-8", "replace").partition("\0")
         rows.append({
             "task": task, "step": step, "run": histogram_of(&row.run), "wait": histogram_of(&row.wait),
             "done": row.done, "next": row.next, "retried": row.retried, "parked": row.parked,

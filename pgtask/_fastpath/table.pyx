@@ -60,11 +60,15 @@ cdef class Table:
     cdef dict finders  # by name of a task: finds its steps that no class has, with the definition that they are like
     cdef int found  # such steps
     cdef readonly frozenset families  # the names of its tasks
+    cdef tuple paused  # the tasks and steps of which no step starts
+    cdef bint has_paused_queues  # then no task goes on without a claim
+    cdef object page  # that counts its steps, or None
     cdef bytes payload  # that `find_entry` has found
 
     def __init__(self, definitions):
         self.by_name = {}
         self.by_class = {}
+        self.paused = (), ()
         self.finders = {}
         for definition in definitions:
             entry = StepEntry(definition)
@@ -74,10 +78,16 @@ cdef class Table:
                 self.finders.setdefault(definition.task, {})[definition.cls] = definition
         self.families = frozenset(entry.family for entry in self.by_class.values())
 
-    def pause(self, tasks, steps):
-        """Note of which tasks and steps (`Task.Step`) no step may start."""
-        for entry in self.by_class.values():
-            entry.is_paused = entry.family in tasks or entry.codec.label in steps
+    def pause(self, tasks, steps, bint has_queues):
+        """Note of which tasks and steps (`Task.Step`) no step may start, and whether there are queues of which none may.
+        """
+        self.has_paused_queues = has_queues
+        self.paused = tasks, steps
+        for entry in self.by_name.values():
+            self.note_pauses(entry)
+
+    cdef void note_pauses(self, StepEntry entry) except *:
+        entry.is_paused = entry.family in self.paused[0] or entry.codec.label in self.paused[1]
 
     def entry(self, cls):
         """Return the entry of a step class. Raises `KeyError`."""
@@ -115,9 +125,15 @@ cdef class Table:
         definitions = self.finders.get(task)
         if definitions is None or self.found >= MAX_FOUND:
             return None
-        cls, run = next(iter(definitions)).find_step(name)
+        found = next(iter(definitions)).find_step(name)
+        if found is None:
+            return None
+        cls, run = found
         entry = StepEntry(msgspec.structs.replace(definitions[cls], name=name))
         entry.run = run
+        self.note_pauses(entry)
+        if self.page is not None:
+            self.page.give_row(entry)
         self.by_name[key] = entry
         self.found += 1
         return entry

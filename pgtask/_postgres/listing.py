@@ -175,7 +175,7 @@ async def find_tasks(
     """Return the ids of such a page, and the place of the next one."""
     async with transaction(connection, readonly=True) as now:
         if wanted.key is not None:
-            return await _find_keyed(connection, wanted), None
+            return (await _find_keyed(connection, wanted))[:limit], None
         found, following, _ = await _scan_sections(connection, wanted, limit, after, now)
     return [task for task, _ in found], following
 

@@ -79,7 +79,7 @@ async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str,
     keys = sorted(rows)
     is_keeping = all(row.place.rule == KEEP for row in rows.values())
     insert, least = (_insert_chunk, CHUNK_TASKS) if is_keeping else (insert_onto, CHUNK_ONTO)
-    at, size = 0, least
+    at, size, may_copy = 0, least, is_keeping
     with refusals():
         async with atomically(connection):
             while at < len(keys):
@@ -87,8 +87,9 @@ async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str,
                 some = await (insert if size == least else _copy_chunk)(connection, chunk)
                 at += len(some)
                 found |= some
-                can_copy = is_keeping and some and all(id.outcome == "new" for id in some.values())
-                size = min(2 * size, MAX_COPIED) if can_copy else least
+                may_copy &= bool(some)  # each COPY that fails leaves an error in the log of the server
+                is_new = may_copy and all(id.outcome == "new" for id in some.values())
+                size = min(2 * size, MAX_COPIED) if is_new else least
     return found
 
 

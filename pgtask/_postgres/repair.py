@@ -15,6 +15,8 @@ from pgtask._postgres.verify import Difference, Thing
 
 __all__ = ["repair_schema"]
 
+SWAP_LOCK_TIMEOUT = "500ms"  # for the exchange of an index
+
 
 async def repair_schema(dsn: str, differences: Sequence[Difference]) -> None:
     """Repair the differences that can be repaired. Raises `SchemaError` and other `DatabaseError`s."""
@@ -58,5 +60,7 @@ async def _build_index(connection: Any, difference: Difference) -> None:
             await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {new}")
             await connection.execute(definition.replace(f" INDEX {name} ", f" INDEX CONCURRENTLY {new} ", 1))
             async with connection.transaction():
+                # Behind our wait for readers that stay, all workers would wait too.
+                await connection.execute(f"SET LOCAL lock_timeout = '{SWAP_LOCK_TIMEOUT}'")
                 await connection.execute(f"DROP INDEX {name}")
                 await connection.execute(f"ALTER INDEX {new} RENAME TO {name}")

@@ -59,10 +59,12 @@ WORKER: Privileges = {
 
 OPERATOR: Privileges = {
     **WORKER,
-    "pg_task_pauses": ("SELECT", "INSERT", "DELETE"),
+    "pg_task_runs": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pg_task_archive": ("SELECT", "UPDATE", "DELETE"),
+    "pg_task_pauses": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_actions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
-"""The privileges of a person who changes tasks in bulk, pauses and prunes, without an archive."""
+"""The privileges of a person who changes tasks in bulk, pauses and prunes."""
 
 REPAIR = "pgtask verify --repair"
 _FUNCTIONS = ("pg_task_workflow", "pg_task_paused_until", "pg_task_family", "pg_task_scoped_key", "pg_task_has")

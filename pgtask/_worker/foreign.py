@@ -107,6 +107,7 @@ class Foreign:
         self.pattern = self._of_others
         """A regular expression that matches the envelopes of foreign tasks; None if there are none."""
         self._is_everywhere = False
+        self._met: set[tuple[str, int]] = set()  # lanes that held tasks of other apps
         self._lanes: dict[tuple[str, int], _LaneSearch] = {}
         self._claims: dict[UUID, tuple[str, int]] = {}  # by token: the lane of a claim
 
@@ -119,6 +120,7 @@ class Foreign:
     def mark_lane(self, token: UUID) -> None:
         """Mark the lane from which the claim of `token` has brought a foreign task."""
         if (lane := self._claims.get(token)) is not None:
+            self._met.add(lane)
             self._lanes.setdefault(lane, _LaneSearch())
 
     def set_paused(self, tasks: Iterable[str], steps: Iterable[str]) -> None:
@@ -127,7 +129,7 @@ class Foreign:
         patterns = [pattern for pattern in (self._of_others, paused) if pattern is not None]
         self.pattern = "|".join(patterns) or None
         self._is_everywhere = paused is not None
-        self._lanes = {} if self.pattern is None else {lane: _LaneSearch() for lane in self._lanes}
+        self._lanes = {lane: _LaneSearch() for lane in self._met}
 
     def is_mixed(self, queue: str, priority: int) -> bool:
         """Return whether there may be foreign tasks in that lane, as far as this worker knows."""

@@ -1,10 +1,11 @@
 """pauses: learn what people have paused, and claim none of it.
 
 Theory of operation. The pauses are rows, which this stage reads at the start, when a notification says that they have
-changed, after each new connection of the listener, and each second without one. A paused queue has no lanes for the
-claims. Tasks of a paused task or step are passed over as those of other apps are (foreign.py).
+changed, after each new connection of the listener, and every ten seconds; each second without a listener. A paused
+queue has no lanes for the claims. Tasks of a paused task or step are passed over as those of other apps are
+(foreign.py).
 
-Invariants: no claim is sent before the pauses were read once; nothing is read while nothing changes, with a listener.
+Invariant: no claim is sent before the pauses were read once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ log = EventLog("pgtask.pauses")
 
 MAX_LABELS = 10
 INTERVAL = 1.0  # seconds between two looks without notifications, and after one that failed
+MAX_INTERVAL = 10.0  # the same with notifications, for a listener that has lost its connection and does not know
 
 
 class Pauses:
@@ -33,8 +35,10 @@ class Pauses:
         self._link = link
         self._claim = claim
         self._table = table
-        self._interval = float("inf") if listens else INTERVAL
+        self._interval = MAX_INTERVAL if listens else INTERVAL
         self._all: frozenset[Paused] = frozenset()
+        self.was_read = False
+        """Whether it has read the pauses at all."""
         self.due_at = 0.0
         """When to look again (monotonic seconds)."""
 
@@ -50,13 +54,15 @@ class Pauses:
         except DatabaseUnavailable:
             self.due_at = time.monotonic() + INTERVAL
             return False
+        self.was_read = True
         before, self._all = self._all, frozenset(Paused(*row[:2]) for row in rows)
         if self._all == before:
             return False
         tasks, steps = self._names("task"), self._names("step")
-        self._claim.obey_pauses(self._names("queue"), tasks, steps)
+        queues = self._names("queue")
+        self._claim.obey_pauses(queues, tasks, steps)
         if self._table is not None:
-            self._table.pause(tasks, steps)
+            self._table.pause(tasks, steps, bool(queues))
         for event, things in (("paused", self._all - before), ("resumed", before - self._all)):
             if things:
                 log.info(f"work.{event}", what=", ".join(map(str, sorted(things)))[:500])

@@ -412,7 +412,7 @@ class Pipeline:
         self._capacity.update()
         limit = self._capacity.claim_limit()
         same_lane_from = self._suspects.fills_from
-        if limit <= 0 or (same_lane_from is None and not self._claim.may_find_tasks):
+        if not self.pauses.was_read or limit <= 0 or (same_lane_from is None and not self._claim.may_find_tasks):
             return False
         if seconds := self._hold.seconds_to_slot():
             self._capacity.prefetch.pause_claims(seconds)

@@ -136,7 +136,8 @@ class Suspects:
         """Return all leases that have not started; none is held afterwards."""
         if self._started_at is None:
             self._unwanted += self._group
-            self._group = []
+            if self._group:
+                self._leave_exclusive(time.monotonic())
             self.is_filling = False
         return self.take_unwanted()
 

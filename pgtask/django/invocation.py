@@ -37,6 +37,8 @@ class Invocation(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     run_after: datetime | None = None
     failures: list[Failure] = []
+    path: str | None = None
+    """Of the function, in rows of a pgtask that did not name the step by it."""
 
     def failed_with(self, failure: Failure) -> Invocation:
         """Return the same invocation with one more failure."""

@@ -31,8 +31,10 @@ class DjangoTask(Task):
     call: Invocation
 
     @staticmethod
-    def find_step(path: str) -> tuple[type[DjangoTask], Callable[[Any, Context], Any]]:
-        """Return the class that the step of the function at a path is like, and what runs it."""
+    def find_step(path: str) -> tuple[type[DjangoTask], Callable[[Any, Context], Any]] | None:
+        """Return the class that the step of the function at a path is like, and what runs it; None if it is no path."""
+        if "." not in path:
+            return None
         return (AsyncCall, AsyncFunction(path).run) if is_async_at(path) else (Call, PlainFunction(path).run)
 
 
@@ -40,7 +42,7 @@ class Call(DjangoTask):
     """Calls a plain function, in a thread."""
 
     def run(self, ctx: Context) -> Done | Fail:
-        ended: Done | Fail = PlainFunction("Call").run(self, ctx)
+        ended: Done | Fail = PlainFunction(self.call.path or "Call").run(self, ctx)
         return ended
 
 
@@ -48,5 +50,5 @@ class AsyncCall(DjangoTask):
     """Calls an async function, on the loop of the worker."""
 
     async def run(self, ctx: Context) -> Done | Fail:
-        ended: Done | Fail = await AsyncFunction("AsyncCall").run(self, ctx)
+        ended: Done | Fail = await AsyncFunction(self.call.path or "AsyncCall").run(self, ctx)
         return ended

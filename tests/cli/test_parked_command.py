@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from fix_commands import PARKED, Command, insert, query
 
 FILL = """
@@ -51,6 +52,17 @@ def test_parked_takes_filters(database: str, command: Command) -> None:
     assert command("parked", "--task", "Shop", "--key", "a").code == 2
 
 
+def test_command_of_a_cause_has_the_filters_and_stays_on_a_line(
+    database: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query(database, FILL)
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = command("parked", "-q", "slow", "--age", "0").out.splitlines()
+    found = [line for line in lines if line.startswith("retry")]
+    assert len(found) == 2
+    assert all("--queue slow --age 0s --error " in line and line.endswith(" --dry-run") for line in found)
+
+
 def test_parked_shows_causes_for_people(database: str, command: Command) -> None:
     assert command("parked") == (0, "", "pgtask: no parked tasks\n")
     task = insert(database, **(PARKED | {"error": "'KeyError: ''\x1b[31m'' 7 (at a.py:1 in f)'"}))
@@ -61,6 +73,6 @@ def test_parked_shows_causes_for_people(database: str, command: Command) -> None
         ["error", "KeyError: # #"],
         ["place", "a.py:1 in f"],
         ["example", task],
-        ["retry", "pgtask retry --step Greeter.SayHello --error 'KeyError: % % (at a.py:1 in f)%'"],
+        ["retry", "pgtask retry --step Greeter.SayHello --error 'KeyError: % % (at a.py:1 in f)%' --dry-run"],
     ]
     assert said.err == "pgtask: 1 parked task of 1 cause\n"

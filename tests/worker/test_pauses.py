@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import flows
 import pytest
-from fleet import Rows, burst, put, ready
+from fleet import Fleet, Rows, burst, put, ready
 from pausing import Nap
 from shifts import Begin, Put, Tell, told
 
 from pgtask import Client
+from pgtask._worker.foreign import Foreign
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -154,6 +156,36 @@ def test_paused_workflow_waits(dsn: str, rows: Rows) -> None:
     resume(rows)
     burst(dsn, app="flows:app")
     assert rows.value(ROWS) == 0
+
+
+def test_lanes_are_claimed_as_before_once_a_task_is_resumed() -> None:
+    """But for those that held tasks of other apps."""
+    foreign = Foreign(None, ["Ours"])  # type: ignore[arg-type]
+    foreign.remember_claim(UUID(int=1), "shared", 0)
+    foreign.mark_lane(UUID(int=1))
+    before = foreign.pattern
+    foreign.set_paused(["Ours"], [])
+    assert all(foreign.is_mixed(queue, 0) for queue in ("shared", "own"))
+    foreign.set_paused([], [])
+    assert [foreign.is_mixed(queue, 0) for queue in ("shared", "own")] == [True, False]
+    assert foreign.pattern == before
+
+
+def test_nothing_is_claimed_before_the_pauses_were_read(dsn: str, rows: Rows) -> None:
+    put(dsn, Tell("a"))
+    rows("ALTER TABLE pg_task_pauses RENAME COLUMN reason TO motive")
+    with Fleet(dsn, app="shifts:app") as fleet:
+        fleet.until("database.refused")
+    assert rows.value(ROWS + " WHERE claims = 0") == 1
+
+
+def test_task_in_a_paused_queue_does_not_go_on_to_its_next_step(dsn: str, rows: Rows) -> None:
+    with ready(dsn, app="shifts:app") as fleet:
+        pause(rows, "queue", "other")
+        fleet.until("work.paused")
+        put(dsn, *(Begin() for _ in range(5)))
+        rows.until(ROWS, holds=none)
+    assert told(rows) == ["went on"] * 6
 
 
 # --- consumers

@@ -311,6 +311,7 @@ def test_leaving_worker_stops_filling_its_group(monkeypatch: pytest.MonkeyPatch)
         assert stand.suspects.seconds_to_wait() == 0
         assert [lease.id.int for lease in stand.suspects.take_unstarted()] == [11]
         assert stand.suspects.seconds_to_wait() == float("inf")
+        assert not stand.dispatch.quarantined, "a worker that goes on, since a pause released them, starts others"
 
     play(scenario)
 

@@ -24,7 +24,8 @@ SUMMARY = "fold parked tasks by the causes of their errors"
 HELP = f"""\
 Fold the parked tasks by cause: the step, the first line of the error without its numbers, ids and quoted values (# for
 each), and the place in your code. For each cause, that of most tasks first: how many, since when, the latest one, and
-the command that retries them. No more than {MAX_CAUSES:,} causes are told apart.
+a command that says how many it would retry; without --dry-run it retries them. No more than {MAX_CAUSES:,} causes are
+told apart.
 
     pgtask parked --task Shop --age 1h
 """
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_lines(json_line(_fields(cause)) for cause in causes)
         return 0
-    write_lines(cause_lines(causes, detect_screen(sys.stdout)))
+    write_lines(cause_lines(causes, detect_screen(sys.stdout), filters=_filters(args)))
     tasks = sum(cause.tasks for cause in causes)
     if tasks:
         count = f"{tasks:,} parked task{'' if tasks == 1 else 's'}"
@@ -62,8 +63,17 @@ def _fields(cause: ParkedCause) -> dict[str, object]:
     return fields | {"pattern": _pattern(cause)}
 
 
-def cause_lines(causes: Sequence[ParkedCause], screen: Screen) -> Iterator[str]:
-    """Yield the causes for people, a paragraph each."""
+def _filters(args: argparse.Namespace) -> list[str]:
+    """Return the filters of the call as words of a command."""
+    words = [] if args.queue is None else ["--queue", ",".join(args.queue)]
+    words += [word for path, text in args.where or () for word in ("--where", f"{path}={text}")]
+    words += [] if args.error is None else ["--error", args.error]
+    return words + ([] if args.age is None else ["--age", f"{args.age.total_seconds():.0f}s"])
+
+
+def cause_lines(causes: Sequence[ParkedCause], screen: Screen, *, filters: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the causes for people, a paragraph each. The command goes on one line, to be copied. It has the `filters`,
+    and says first how many tasks it would retry: the text of an error may fit others too."""
     for number, cause in enumerate(causes):
         if number:
             yield ""
@@ -76,9 +86,10 @@ def cause_lines(causes: Sequence[ParkedCause], screen: Screen) -> Iterator[str]:
         first, last = (relative_time(time, cause.seen_at) for time in (cause.first_at, cause.last_at))
         yield from labelled_lines("when", last if first == last else f"{first} to {last}", screen)
         yield from labelled_lines("example", str(cause.example), screen)
-        if (pattern := _pattern(cause)) is not None:
-            words = ["pgtask", "retry", "--step", cause.step, "--error", pattern]
-            yield from labelled_lines("retry", printable(shlex.join(words)), screen)
+        if (pattern := _pattern(cause)) is not None and cause.step != "?" and "\\" not in cause.step:
+            words = ["pgtask", "retry", "--step", cause.step, *filters]
+            words += [] if "--error" in filters else ["--error", pattern]
+            yield f"{'retry':<12}{printable(shlex.join([*words, '--dry-run']))}"
 
 
 def _pattern(cause: ParkedCause) -> str | None:
@@ -86,4 +97,5 @@ def _pattern(cause: ParkedCause) -> str | None:
     if not cause.text:
         return None
     text, place = cause.text.translate(LIKE_SPECIAL), (cause.place or "").translate(LITERAL)
-    return f"{text} (at {place})%" if place else f"{text}%"
+    pattern = f"{text} (at {place})%" if place else f"{text}%"
+    return "".join(character if character.isprintable() else "_" for character in pattern)

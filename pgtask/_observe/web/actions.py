@@ -16,6 +16,7 @@ from starlette.responses import RedirectResponse, Response
 
 from pgtask._observe.web.questions import FILTERS, BadQuestion, parse_filter, parse_id
 from pgtask._observe.web.site import ActionKeys, Site
+from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.listing import TaskFilter, find_tasks
 from pgtask._postgres.pauses import Paused, pause, unpause
 from pgtask._postgres.runs import read_statuses, resume_runs
@@ -129,7 +130,9 @@ async def act(request: Request, site: Site, form: Mapping[str, str]) -> Response
     async with site.writing.session() as connection:
         if "id" not in form:
             wanted, number = _parse_bulk(form, do), _parse_number(form)
+            action = await begin_action(connection, site.operator, do, f"console, up to {number:,} parked tasks")
             done, _ = await change_portion(connection, wanted, CHANGES[do], limit=number, after=None)
+            await note_action(connection, action, done, "done")
             asked = number
         elif do == "resume":
             done, asked = len((await resume_runs(connection, [parse_id(form["id"])])).runs), 1
@@ -156,9 +159,12 @@ async def pause_or_resume(request: Request, site: Site, form: Mapping[str, str])
     assert site.writing is not None
     async with site.writing.session() as connection:
         if form.get("do") == "resume":
-            await unpause(connection, [thing])
+            changed = await unpause(connection, [thing])
         else:
-            await pause(connection, [thing], form.get("reason", "").strip() or None, site.operator)
+            changed = await pause(connection, [thing], form.get("reason", "").strip() or None, site.operator)
+        if changed:
+            action = await begin_action(connection, site.operator, form.get("do", ""), f"console, {thing}")
+            await note_action(connection, action, 0, "done")
     return RedirectResponse("/", status_code=303)
 
 

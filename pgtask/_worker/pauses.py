@@ -63,9 +63,10 @@ class Pauses:
         self._claim.obey_pauses(queues, tasks, steps)
         if self._table is not None:
             self._table.pause(tasks, steps, bool(queues))
-        for event, things in (("paused", self._all - before), ("resumed", before - self._all)):
-            if things:
-                log.info(f"work.{event}", what=", ".join(map(str, sorted(things)))[:500])
+        if paused := self._all - before:
+            log.info("work.paused", what=_list(paused))
+        if resumed := before - self._all:
+            log.info("work.resumed", what=_list(resumed))
         return not self._all <= before
 
     @property
@@ -75,3 +76,7 @@ class Pauses:
 
     def _names(self, kind: str) -> frozenset[str]:
         return frozenset(thing.name for thing in self._all if thing.kind == kind)
+
+
+def _list(things: frozenset[Paused]) -> str:
+    return ", ".join(map(str, sorted(things)))[:500]

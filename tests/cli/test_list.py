@@ -168,7 +168,7 @@ def test_list_json_holds_the_whole_row_on_one_line(database: str, command: Comma
     rows = {row["id"]: row for row in command("list", "--json").objects}
     row = rows[task]
     columns = query(database, "SELECT attname FROM pg_attribute WHERE attrelid = 'pg_task'::regclass AND attnum > 0")
-    assert set(row) == {*(name for (name,) in columns), "state", "label", "cursor", "behind_id"}
+    assert set(row) == {*(name for (name,) in columns if name != "trace"), "state", "label", "cursor", "behind_id"}
     assert row["step"] == {"Greeter": {"SayHello": {"name": "é\0"}}}
     assert (row["state"], row["label"], row["error"], row["tried"]) == ("parked", "Greeter.SayHello", "boom", 6)
     assert (row["key"], row["queue"], row["priority"], row["claims"]) == ("k", "q", -1, 1)

@@ -81,7 +81,7 @@ def test_old_ended_runs_are_pruned_with_their_records(dsn: str, made: Made, caps
     made.add("revived", "ERROR", 40, live=True)
     made.rows("UPDATE pg_task SET error = NULL WHERE id = $1", made.ids["revived"])
     assert prune(dsn) == 0
-    assert capsys.readouterr().out == "0 archived tasks removed\n2 ended runs removed\n"
+    assert capsys.readouterr().out == "0 archived tasks removed\n2 ended runs removed\n0 actions removed\n"
     assert made.left() == "CANCELLED-20 SUCCESS-20 failed paused revived"
     assert made.rows.value("SELECT count(*) FROM pg_task") == 3
 

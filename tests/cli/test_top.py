@@ -238,7 +238,11 @@ def test_one_look_at_a_fleet_for_people_and_programs(database: str, command: Com
             (frame,) = command("top", "--once", "--json", "--interval", "0.2").objects
             return frame
 
-        frame = until(look, lambda frame: {("slow", 5)} <= {(row["queue"], row["leased"]) for row in frame["queues"]})
+        def is_whole(frame: Any) -> bool:  # a worker fills in its page once a second
+            leased = {(row["queue"], row["leased"]) for row in frame["queues"]}
+            return ("slow", 5) in leased and all(row["state"] == "ready" for row in frame["workers"])
+
+        frame = until(look, is_whole)
         assert frame["database"] is None
         assert fleet.process.pid in frame["supervisors"]
         steps = {row["step"]: row for row in frame["steps"]}
@@ -269,7 +273,7 @@ def test_a_fleet_of_another_database_is_left_out(database: str, command: Command
                 fleet.process.pid in command("top", "--once", "--json", "--interval", "0.2").objects[0]["supervisors"]
             )
 
-        assert not seen()
+        until(seen, lambda is_seen: not is_seen)  # as soon as its workers are known
         fleet.send(signal.SIGTERM)
         assert fleet.ends() == 0
 

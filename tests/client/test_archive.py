@@ -201,11 +201,11 @@ def prune(dsn: str, *words: str) -> int:
 def test_prune_removes_the_archived_tasks_that_are_older(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
     fill(dsn)
     assert prune(dsn, "--older-than", "30d") == 0
-    assert capsys.readouterr().out == "70 archived tasks removed\n0 ended runs removed\n"
+    assert capsys.readouterr().out == "70 archived tasks removed\n0 ended runs removed\n0 actions removed\n"
     assert counts(dsn) == (30, 102)
     assert Rows(dsn).value("SELECT max(now() - finished_at) < '30 days' FROM pg_task_archive")
     assert prune(dsn, "--older-than", "30d") == 0
-    assert capsys.readouterr().out == "0 archived tasks removed\n0 ended runs removed\n"
+    assert capsys.readouterr().out == "0 archived tasks removed\n0 ended runs removed\n0 actions removed\n"
 
 
 def test_prune_removes_parked_tasks_only_on_request(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,6 +154,7 @@ def test_burst_summary() -> None:
         "parked_left": 4,
         "parked_others": 0,
         "put_back": 2,
+        "paused": [],
         "seconds": 0.0,
         "steps_per_second": 0,
     }

@@ -62,8 +62,12 @@ OUR_FUNCTIONS = {
     *(
         "pg_task_check_json",
         "pg_task_check_name",
+        "pg_task_estimate",
         "pg_task_family",
+        "pg_task_has",
         "pg_task_is_printable",
+        "pg_task_lanes",
+        "pg_task_notify_paused",
         "pg_task_run_parked",
         "pg_task_run_revived",
         "pg_task_scoped_key",

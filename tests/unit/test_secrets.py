@@ -210,7 +210,7 @@ def test_word_after_password_flag_is_not_quoted(words: list[str]) -> None:
         (["list", "--dsn", "e"], "use postgresql://USER@HOST/DATABASE, or postgresql:///DATABASE?host=/tmp for"),
         (["list", "--db", "a"], "unrecognized arguments: --db ***; did you mean --dsn? (see pgtask list --help)"),
         (["list", "--database", "list"], "unrecognized arguments: --database list"),
-        (["list", "--secret", "see"], "unrecognized arguments: --secret *** (see pgtask list --help)"),
+        (["list", "--secret", "see"], "unrecognized arguments: --secret ***; did you mean --where? (see pgtask list"),
         (["--db", "list"], "unrecognized arguments: --db"),
         (["show", "@"], "is not an id, nor the first 8 or more digits of one"),
         (["show", "://"], "is not an id, nor the first 8 or more digits of one"),

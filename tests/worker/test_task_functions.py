@@ -39,4 +39,4 @@ def test_command_names_the_functions_of_an_app(dsn: str, command: Command) -> No
     said = command("enqueue", "calls:app", "nots", '{"text": "Ada"}', "--dsn", dsn)
     assert "it has note.Call, note in thread.Call, refuse.Call; did you mean note?" in said.err
     said = command("enqueue", "calls:app", "note", '{"txt": "Ada"}', "--dsn", dsn)
-    assert "step note.Call cannot be decoded: Object missing required field `text`" in said.err
+    assert "step note.Call has no field 'txt'; its fields: text, times; did you mean text?" in said.err

@@ -84,7 +84,9 @@ class StatementQueue:
         if time.monotonic() >= self.pauses.due_at:
             async with self._sending:
                 await self.pauses.look()
-        taken = await self._claim_lanes(limit) if self.pauses.was_read else []
+        if not self.pauses.was_read:
+            return []
+        taken = await self._claim_lanes(limit)
         if polls and not taken:
             self._claim.next_poll = 0.0
             taken = await self._claim_lanes(limit)

@@ -290,10 +290,13 @@ def read_page(memory):
     """Return the head of a page and its rows, as dictionaries; None for a page that no process has begun. `memory` is a
     copy of its bytes, or of those of its first rows."""
     cdef const unsigned char[::1] view = memory
-    cdef const Head* head = <const Head*>&view[0]
+    cdef const Head* head
     cdef const StepRow* row
     cdef Py_ssize_t at
-    if view.shape[0] < HEAD_BYTES or head.magic != MAGIC or head.layout != LAYOUT:
+    if view.shape[0] < HEAD_BYTES:  # its supervisor is about to give it its size
+        return None
+    head = <const Head*>&view[0]
+    if head.magic != MAGIC or head.layout != LAYOUT:
         return None
     fields = {
         "pid": head.pid, "number": head.number, "started": head.started, "heard": head.heard,
@@ -319,4 +322,6 @@ def read_page(memory):
 def bytes_in_use(memory):
     """Return the bytes of a page that hold its rows, from the bytes of its head."""
     cdef const unsigned char[::1] view = memory
+    if view.shape[0] < HEAD_BYTES:
+        return 0
     return min(PAGE_BYTES, HEAD_BYTES + (<const Head*>&view[0]).rows * sizeof(StepRow))

@@ -180,7 +180,7 @@ class Pages:
 
 
 def find(looks_at: Callable[[int], bool] = lambda pid: True) -> Iterator[Path]:
-    """Yield the files of all supervisors on this host that this user may read. Linux only; none elsewhere. A
+    """Yield the files of all supervisors of this user on this host. Linux only; none elsewhere. A
     caller that searches often may leave out processes."""
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
@@ -193,7 +193,8 @@ def _files_of(process: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for name in os.listdir(process / "fd"):
             link = f"{process}/fd/{name}"
-            if os.readlink(link).startswith(f"/memfd:{_NAME}") and _owner(link) == int(process.name):
+            is_named = os.readlink(link).startswith(f"/memfd:{_NAME}")
+            if is_named and os.stat(link).st_uid == os.geteuid() and _owner(link) == int(process.name):
                 yield Path(link)
                 return
 

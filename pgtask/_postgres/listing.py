@@ -42,7 +42,8 @@ _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A choice of tasks. `states` in the order of `STATES`; `queues`: any of them; `task` and `step` are names of the
     envelope; `error` is a pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any. With a
-    `key` there is a `task`. `where`: paths of fields of the step, each with the text that it has."""
+    `key` there is a `task`. `where`: paths of fields of the step, each with the text that it has. `created_before`: for
+    changes of many, which end though others enqueue meanwhile."""
 
     states: tuple[str, ...] = STATES
     queues: tuple[str, ...] | None = None
@@ -52,6 +53,7 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     older_than: timedelta | None = None
     key: str | None = None
     where: tuple[tuple[str, str], ...] = ()
+    created_before: datetime | None = None
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -78,7 +80,8 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_selective(self) -> bool:
         """Whether it may leave out rows of the states that it reads."""
-        return any(part is not None for part in (self.pattern, self.queues, self.error, self.older_than, self.fields))
+        parts = (self.pattern, self.queues, self.error, self.older_than, self.fields, self.created_before)
+        return any(part is not None for part in parts)
 
     @property
     def pattern(self) -> str | None:
@@ -251,6 +254,7 @@ async def _read_section(
         wanted.error,
         before,
         wanted.fields,
+        wanted.created_before,
     )
     return rows
 

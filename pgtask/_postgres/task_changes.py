@@ -29,6 +29,7 @@ from pgtask._postgres.tasks import (
 )
 
 __all__ = [
+    "begin_bulk",
     "PORTION",
     "Cancel",
     "Change",
@@ -38,7 +39,6 @@ __all__ = [
     "apply_change",
     "change_portion",
     "count_portion",
-    "fix_time",
 ]
 
 PORTION = 2_000
@@ -94,8 +94,15 @@ class Move(Change, frozen=True):
         return (self.queue, self.priority)
 
 
-async def fix_time(connection: Any, change: Change) -> Change:
-    """Return the change with a time in place of a delay, so that all portions get the same one."""
+async def begin_bulk(connection: Any, wanted: TaskFilter, change: Change) -> tuple[TaskFilter, Change]:
+    """Return the filter and the change for all portions: it leaves out tasks that are created from now on, and has a
+    time in place of a delay."""
+    now = aware(await connection.fetchval(statement("server_time"), 0.0))
+    return msgspec.structs.replace(wanted, created_before=now), await _fix_time(connection, change)
+
+
+async def _fix_time(connection: Any, change: Change) -> Change:
+    """Return the change with a time in place of a delay."""
     if not isinstance(change, Reschedule) or change.at is not None:
         return change
     return Reschedule(at=aware(await connection.fetchval(statement("server_time"), change.delay)))
@@ -105,7 +112,7 @@ async def apply_change(connection: Any, ids: Sequence[UUID], change: Change) -> 
     """Change the tasks, in the order of `ids`; in the caller's transaction, if the connection is in one."""
     if isinstance(change, Cancel):
         return await _cancel(connection, ids, force=change.force)
-    fixed = await fix_time(connection, change)
+    fixed = await _fix_time(connection, change)
     return await change_tasks(connection, ids, fixed.name, ids, *fixed.args)
 
 
@@ -126,7 +133,7 @@ async def change_portion(
     connection: Any, wanted: TaskFilter, change: Change, *, limit: int, after: Cursor | None
 ) -> tuple[int, Cursor | None]:
     """Change up to `limit` tasks that the filter chooses. Returns how many were changed, and the place of the next
-    portion, None at the end. A delay must have been fixed.
+    portion, None at the end. Both are those of `begin_bulk`.
 
     A task is changed once: each bulk statement passes over those that are already as it makes them."""
     ids, following = await find_tasks(connection, wanted, limit=limit, after=after)

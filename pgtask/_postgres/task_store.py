@@ -14,7 +14,7 @@ from uuid import UUID
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.listing import Cursor, TaskFilter, find_tasks, list_tasks
 from pgtask._postgres.statistics import Statistics, gather_statistics
-from pgtask._postgres.task_changes import PORTION, Change, apply_change, change_portion, fix_time
+from pgtask._postgres.task_changes import PORTION, Change, apply_change, begin_bulk, change_portion
 from pgtask._postgres.task_status import TaskStatus, status_of
 from pgtask._postgres.tasks import TaskChange, show_tasks
 
@@ -64,7 +64,7 @@ class PostgresTasks:
             async with self._connection(None) as connection:
                 with map_errors():
                     if is_first:
-                        change = await fix_time(connection, change)
+                        wanted, change = await begin_bulk(connection, wanted, change)
                     is_first = False
                     done, after = await change_portion(connection, wanted, change, limit=PORTION, after=after)
             total += done

@@ -466,7 +466,7 @@ class Pipeline:
         """Seconds until a claim may bring tasks, as far as this worker knows, or until it checks for free slots."""
         if pace := self._capacity.prefetch.seconds_to_claim():
             return pace
-        if self._capacity.claim_limit() <= 0:
+        if self._capacity.claim_limit() <= 0 or not self.pauses.was_read:
             return CHECK_INTERVAL
         return 0.0 if self._claim.may_find_tasks else max(0.0, self._claim.next_poll - time.monotonic())
 
@@ -474,7 +474,7 @@ class Pipeline:
         """Wake the pump."""
         self._capacity.late = time.monotonic() - due
         if CHECKS_INVARIANTS and self.leaving is None and not self._work.is_set():
-            may_claim = self._capacity.claim_limit() > 0 and self._claim.may_find_tasks
+            may_claim = self._capacity.claim_limit() > 0 and self._claim.may_find_tasks and self.pauses.was_read
             expected = expected_slots and self._claim.next_poll >= next_poll
             if error := self._invariants.find_missed_wakeup(may_claim=may_claim, expected_claim=expected):
                 self.fail(error)

@@ -11,6 +11,7 @@ import pytest
 from fix_commands import LEASED, PARKED, Command, insert, process, query, with_connection
 
 from pgtask._cli import bulk, bulk_progress
+from pgtask._postgres import task_changes
 
 FILL = """
     INSERT INTO pg_task (step, queue, error, tried, wakeup_at)
@@ -138,6 +139,34 @@ def test_wrong_bulk_words_are_refused(words: list[str], says: str, database: str
     assert (said.code, said.out) == (2, "")
     assert says in said.err
     assert query(database, "SELECT id::text FROM pg_task WHERE error IS NOT NULL") == [(task,)]
+
+
+def test_limit_holds_for_the_two_tasks_of_a_key(database: str, command: Command) -> None:
+    for key in ("'Greeter/k'", "'/Greeter/k'"):
+        insert(database, key=key)
+    words = ("cancel", "--task", "Greeter", "--key", "k", "-n", "1")
+    assert "1 task would be" in command(*words, "--dry-run").out
+    assert command(*words).out == "1 task cancelled\n"
+    assert query(database, "SELECT count(*) FROM pg_task") == [(1,)]
+
+
+def test_change_leaves_out_what_is_enqueued_after_its_start(
+    database: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends, though others enqueue as fast as it goes."""
+    monkeypatch.setattr(bulk, "PORTION", 5)
+    for _ in range(12):
+        insert(database)
+
+    async def change_and_enqueue(connection: Any, *args: Any, **options: Any) -> Any:
+        done = await task_changes.change_portion(connection, *args, **options)
+        await connection.execute("INSERT INTO pg_task (step) SELECT step FROM pg_task_new, generate_series(1, 5)")
+        return done
+
+    query(database, "CREATE TABLE pg_task_new AS SELECT step FROM pg_task LIMIT 1")
+    monkeypatch.setattr(bulk, "change_portion", change_and_enqueue)
+    assert command("cancel", "-q", "default").out == "12 tasks cancelled\n"
+    assert query(database, "SELECT count(*) FROM pg_task") == [(15,)]
 
 
 def test_rate_paces_a_change(database: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,9 +275,9 @@ def test_statements_never_scan_or_sort_the_table(database: str) -> None:
     never, long_ago, now = datetime.max, datetime.min, datetime.now(UTC)
     ids = [UUID(int=number) for number in range(3)]
     statements: list[tuple[Any, ...]] = [
-        ("list_tasks", "parked", "^x", ["q"], 0, now, never, (0, 1), 10, 5, "E%", now, ["a", "1"]),
-        ("list_tasks", "leased", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["a", "1"]),
-        ("list_tasks", "waiting", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["a", "1"]),
+        ("list_tasks", "parked", "^x", ["q"], 0, now, never, (0, 1), 10, 5, "E%", now, ["a", "1"], now),
+        ("list_tasks", "leased", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["a", "1"], now),
+        ("list_tasks", "waiting", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["a", "1"], now),
         ("describe", ids, 100),
         ("find_prefix", ids[0], ids[1], 3),
         ("find_ending", "01234567", 3),

@@ -60,7 +60,7 @@ def test_command_of_a_cause_has_the_filters_and_stays_on_a_line(
     lines = command("parked", "-q", "slow", "--age", "0").out.splitlines()
     found = [line for line in lines if line.startswith("retry")]
     assert len(found) == 2
-    assert all("--queue slow --age 0s --error " in line and line.endswith(" --dry-run") for line in found)
+    assert all("--queue slow --age 0s --step Shop." in line and line.endswith(" --dry-run") for line in found)
 
 
 def test_parked_shows_causes_for_people(database: str, command: Command) -> None:

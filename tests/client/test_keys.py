@@ -16,6 +16,7 @@ from post import Numbered, Send, Sweep, Write, doubled
 from sessions import connected, until, until_blocked
 
 from pgtask import Client
+from pgtask._postgres import many_inserts
 from pgtask._postgres.many_inserts import CHUNK_TASKS
 
 HOUR = timedelta(hours=1)
@@ -179,6 +180,26 @@ def test_keys_of_many_that_other_tasks_have_are_found(dsn: str, taken: Iterable[
         assert await count(db) == 7000
         rows = await in_order(db, ids)
         assert [row["key"] for row in rows] == [f"Post/{n:04}" for n in range(7000)]
+
+    play(dsn, scenario)
+
+
+def test_copy_that_met_a_key_of_another_task_is_not_tried_again(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one that fails leaves an error in the log of the server."""
+    copies = []
+    copy = many_inserts._copy_chunk
+
+    async def count(*args: Any) -> Any:
+        copies.append(copied := await copy(*args))
+        return copied
+
+    monkeypatch.setattr(many_inserts, "_copy_chunk", count)
+
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue(Numbered(-1), key="2500")
+        await client.enqueue_many(numbered(9000), key=lambda step: f"{step.n:04}")
+        assert [bool(copied) for copied in copies] == [False]
+        assert await db.fetchval("SELECT count(*) FROM pg_task") == 9000
 
     play(dsn, scenario)
 

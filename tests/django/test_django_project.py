@@ -261,6 +261,16 @@ def test_failure_and_its_parking_are_one_write(name: str, site: Any, dsn: str) -
     assert '"failures":[{' in step
 
 
+@pytest.mark.parametrize("step", ["Call", "AsyncCall"])
+def test_row_that_names_its_function_by_a_path_runs(step: str, site: Any, dsn: str) -> None:
+    """As those of the commit before, whose web processes may still run."""
+    path = f"django_site.tasks.{'aadd' if step == 'AsyncCall' else 'add'}"
+    rows = Rows(dsn)
+    rows("INSERT INTO pg_task (step) VALUES ($1)", f'{{"DjangoTask":{{"{step}":{{"path":"{path}","args":[1,2]}}}}}}')
+    burst(dsn, app="pgtask.django:app")
+    assert rows.value("SELECT count(*) FROM pg_task") == 0
+
+
 def test_lists_and_logs_name_the_function(site: Any, dsn: str) -> None:
     site.boom.enqueue("x")
     waiting = site.note.using(queue_name="mail").enqueue("x")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pgtask._fastpath import bytes_in_use, read_page
 from pgtask._observe import pages
 from pgtask._observe.pages import BOUNDS, Histogram, Pages
 
@@ -29,6 +30,12 @@ def test_a_page_keeps_its_counters_for_the_next() -> None:
     snapshot = pages.read(fleet.fd)
     assert (snapshot.claims, snapshot.claimed) == (2, 15)
     assert [(worker.number, worker.pid) for worker in snapshot.workers] == [(7, os.getpid())]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095])
+def test_file_that_has_no_page_yet_is_none(size: int) -> None:
+    assert read_page(bytes(size)) is None
+    assert bytes_in_use(bytes(size)) == 0
 
 
 def test_two_living_processes_share_no_page() -> None:

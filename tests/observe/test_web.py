@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html import unescape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import httpx
@@ -19,7 +19,7 @@ from paths import REPOSITORY
 
 from pgtask._observe.web.guard import host_of
 from pgtask._observe.web.sessions import WebSessions
-from pgtask._postgres.console import MAX_CHECKPOINTS, ParkedGroup
+from pgtask._postgres.console import MAX_CHECKPOINTS
 from pgtask._postgres.tasks import transaction
 from pgtask.errors import DatabaseError, StatementTimeout
 
@@ -334,6 +334,7 @@ def test_an_action_shows_the_number_first(dsn: str, unlocked: Console) -> None:
     text = send(unlocked, "/act", question, do="retry", state="parked", queue="reports", number="3")
     assert "<b>3 tasks</b> made due" in text
     assert query(dsn, "SELECT queue, count(*) FROM pg_task WHERE error IS NULL GROUP BY 1") == [("reports", 3)]
+    assert query(dsn, "SELECT action, tasks, state FROM pg_task_actions") == [("retry", 3, "done")]
 
 
 def test_a_task_is_cancelled_unless_it_runs(dsn: str, unlocked: Console) -> None:
@@ -355,6 +356,8 @@ def test_a_pause_and_its_end_leave_the_name(dsn: str, unlocked: Console) -> None
     assert who.endswith("(web)")
     send(unlocked, "/pause", text, do="resume", kind="queue", name="reports")
     assert query(dsn, "SELECT FROM pg_task_pauses") == []
+    actions = query(dsn, "SELECT action, filter, done_by FROM pg_task_actions ORDER BY id")
+    assert actions == [("pause", "queue reports", who), ("resume", "queue reports", who)]
 
 
 def test_no_action_without_token_and_mark(dsn: str, writer: Console, unlocked: Console) -> None:
@@ -419,9 +422,3 @@ def test_other_commands_load_no_library_of_pages() -> None:
     code = f"import sys, pgtask._cli.main; print([name for name in {names} if name in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "[]\n"
-
-
-def test_a_pattern_takes_the_text_as_it_is() -> None:
-    moment: Any = None
-    cause = ParkedGroup("T", "S", r"100%_\ #", 1, 1, moment, moment, UUID(int=0), moment)
-    assert cause.pattern == r"100\%\_\\ %%"

@@ -164,6 +164,28 @@ def test_grants_that_verify_names_are_enough_for_a_worker(database: str, command
         query(database, "DROP ROLE works")
 
 
+def test_grants_of_an_operator_are_enough_for_each_command(database: str, command: Command) -> None:
+    query(database, "CREATE ROLE operates LOGIN")
+    try:
+        for one in command("verify", "--operator", "--role", "operates", "--json").objects:
+            query(database, one["remedy"])
+        assert command("verify", "--operator", "--role", "operates").code == 0
+        dsn = database.replace("postgres@", "operates@")
+        for words in (
+            ("pause", "reports"),
+            ("resume", "reports"),
+            ("retry", "--all"),
+            ("cancel", "--all"),
+            ("prune", "--older-than", "0"),
+            ("prune", "--older-than", "0", "--runs", "--parked"),
+        ):
+            said = command(*words, "--dsn", dsn)
+            assert (said.code, said.err) == (0, ""), words
+    finally:
+        query(database, "DROP OWNED BY operates")
+        query(database, "DROP ROLE operates")
+
+
 def test_reader_needs_less_than_a_worker(database: str, command: Command) -> None:
     query(database, "CREATE ROLE reads")
     try:

@@ -11,6 +11,7 @@ import flows
 import pytest
 from fleet import Fleet, Rows, burst, put, ready
 from pausing import Nap
+from sessions import connected
 from shifts import Begin, Put, Tell, told
 
 from pgtask import Client
@@ -177,6 +178,28 @@ def test_nothing_is_claimed_before_the_pauses_were_read(dsn: str, rows: Rows) ->
     with Fleet(dsn, app="shifts:app") as fleet:
         fleet.until("database.refused")
     assert rows.value(ROWS + " WHERE claims = 0") == 1
+
+
+def test_worker_that_cannot_read_the_pauses_waits_at_rest(dsn: str, rows: Rows) -> None:
+    """And goes on by itself, as does a consumer."""
+    put(dsn, *(Tell("a") for _ in range(3)))
+
+    async def main() -> None:
+        async with connected(dsn) as db:
+            await db.execute("BEGIN; LOCK TABLE pg_task_pauses")
+            with Fleet(dsn, app="shifts:app") as fleet:
+                await asyncio.to_thread(fleet.until, "worker.ready")
+                worker = max(fleet.family(), key=lambda process: process.create_time())
+                before = worker.cpu_times()
+                async with Client(dsn) as client, client.consumer() as consumer:
+                    assert await consumer.claim(wait=timedelta(seconds=2)) == []
+                used = worker.cpu_times().user - before.user
+                assert used < 0.5, "seconds of CPU in two seconds"
+                assert await asyncio.to_thread(rows.value, ROWS + " WHERE claims = 0") == 3
+                await db.execute("ROLLBACK")
+                await asyncio.to_thread(rows.until, ROWS, holds=none)
+
+    asyncio.run(main())
 
 
 def test_task_in_a_paused_queue_does_not_go_on_to_its_next_step(dsn: str, rows: Rows) -> None:

@@ -20,12 +20,12 @@ from pgtask._cli.bulk_progress import BulkProgress
 from pgtask._cli.change_tasks import change_tasks, count_tasks
 from pgtask._cli.database import with_connection
 from pgtask._cli.operator import operator_name
-from pgtask._cli.options import FILTERS, ID_HELP, add_filters, has_filters, parse_rate, task_filter, whole_number
+from pgtask._cli.options import ID_HELP, add_filters, filter_words, has_filters, parse_rate, task_filter, whole_number
 from pgtask._cli.output import note, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.listing import STATES, Cursor, TaskFilter
-from pgtask._postgres.task_changes import PORTION, Change, change_portion, count_portion, fix_time
+from pgtask._postgres.task_changes import PORTION, Change, begin_bulk, change_portion, count_portion
 from pgtask._status import ExitCode
 from pgtask.errors import ConfigError, PgtaskError
 
@@ -97,7 +97,7 @@ async def _count(
     connection: Any, wanted: TaskFilter, change: Change, limit: int | None, stop: asyncio.Event | None = None
 ) -> int:
     """Count the tasks that the change would change, until `stop` is set."""
-    fixed = await fix_time(connection, change)
+    wanted, fixed = await begin_bulk(connection, wanted, change)
     total = 0
     after: Cursor | None = None
     while not (stop is not None and stop.is_set()) and (limit is None or total < limit):
@@ -117,7 +117,7 @@ class _BulkChange:
         self._rate: float | None = args.rate
         self._done = done
         self._action = action
-        self._filter = _filter_words(args)
+        self._filter = _chosen_by(args)
         self._stop = asyncio.Event()
         self.tasks = 0
 
@@ -133,7 +133,8 @@ class _BulkChange:
             number = await begin_action(connection, operator_name(), self._action, self._filter)
             progress = BulkProgress(total, self._done)
             try:
-                await self._change_portions(connection, await fix_time(connection, change), number, progress)
+                self._wanted, change = await begin_bulk(connection, self._wanted, change)
+                await self._change_portions(connection, change, number, progress)
             except BaseException:
                 with contextlib.suppress(PgtaskError, OSError):
                     await note_action(connection, number, self.tasks, "failed")
@@ -184,23 +185,11 @@ def _stopped_by_interrupt(stop: asyncio.Event) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def _filter_words(args: argparse.Namespace) -> str:
-    """Return the filters as words of a shell."""
+def _chosen_by(args: argparse.Namespace) -> str:
+    """Return what the command has chosen by, as words of a shell."""
     words = ["--parked"] if args.parked else []
     words += ["--state", args.state] if args.state is not None else []
     words += ["--all"] if args.all else []
-    for name in FILTERS:
-        value = getattr(args, name)
-        match name, value:
-            case _, None:
-                continue
-            case "queue", names:
-                words += ["--from" if args.command == "move" else "--queue", ",".join(names)]
-            case "where", pairs:
-                words += [word for path, text in pairs for word in ("--where", f"{path}={text}")]
-            case "age", age:
-                words += ["--age", f"{age.total_seconds():f}".rstrip("0").rstrip(".") + "s"]
-            case _:
-                words += [f"--{name}", value]
+    words += filter_words(args, queue_flag="--from" if args.command == "move" else "--queue")
     words += ["--limit", str(args.limit)] if args.limit is not None else []
     return shlex.join(words)

@@ -25,6 +25,7 @@ __all__ = [
     "add_json",
     "add_page",
     "add_traceback",
+    "filter_words",
     "has_filters",
     "parse_age",
     "parse_queues",
@@ -120,6 +121,15 @@ def _check_scope(key: str, task: str | None) -> str:
     except EnqueueError as error:
         raise ConfigError(f"--{error}") from None
     return key
+
+
+def filter_words(args: argparse.Namespace, *, queue_flag: str = "--queue") -> list[str]:
+    """Return the filters as the words of a command that has the same."""
+    words = [] if args.queue is None else [queue_flag, ",".join(args.queue)]
+    for name in ("task", "step", "key", "error"):
+        words += [] if getattr(args, name) is None else [f"--{name}", getattr(args, name)]
+    words += [] if args.age is None else ["--age", f"{args.age.total_seconds():.12g}s"]
+    return words + [word for path, text in args.where or () for word in ("--where", f"{path}={text}")]
 
 
 def has_filters(args: argparse.Namespace) -> bool:

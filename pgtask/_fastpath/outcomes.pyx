@@ -231,8 +231,12 @@ cdef list columns_of_new_tasks(dict new_tasks):
 
 
 cdef bint are_traced(dict new_tasks):
-    """Return whether one of these tasks has a trace."""
-    return any([task.trace is not None for tasks in new_tasks.values() for task in tasks])
+    """Return whether one of these tasks has a trace: those of one outcome have the same."""
+    cdef list tasks
+    for tasks in new_tasks.values():
+        if tasks and tasks[0].trace is not None:
+            return True
+    return False
 
 
 cdef list columns_after_lease(list rows):

@@ -19,9 +19,11 @@ from pgtask._postgres.listing import TaskFilter
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import TaskRow, describe
 
-__all__ = ["MAX_CAUSES", "ParkedCause", "find_causes"]
+__all__ = ["MAX_CAUSES", "ParkedCause", "find_causes", "fold_causes"]
 
 MAX_CAUSES = 1_000
+_LITERAL = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_"})
+_LIKE_SPECIAL = _LITERAL | {ord("#"): "%"}
 _CLASS = re.compile(r"(?:[a-z_]\w*\.)*[A-Z_]\w*(?=: |$)")
 _Found = tuple[str, str, str, int, bytes, bytes]
 
@@ -42,22 +44,38 @@ class ParkedCause(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     seen_at: datetime
 
+    @property
+    def pattern(self) -> str | None:
+        """The pattern of LIKE that fits the errors of these tasks, and perhaps others; None without a text."""
+        if not self.text:
+            return None
+        text, place = self.text.translate(_LIKE_SPECIAL), (self.place or "").translate(_LITERAL)
+        pattern = f"{text} (at {place})%" if place else f"{text}%"
+        return "".join(character if character.isprintable() else "_" for character in pattern)
+
 
 async def find_causes(connection: Any, wanted: TaskFilter) -> list[ParkedCause]:
     """Return the causes of the parked tasks that the filter chooses, those of most tasks first.
 
     Those beyond the first thousand count as one, with an empty step and text."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        await connection.execute("SET LOCAL statement_timeout = 0")
+        return await fold_causes(connection, wanted)
+
+
+async def fold_causes(connection: Any, wanted: TaskFilter, *, last: int | None = None) -> list[ParkedCause]:
+    """Return such causes in the caller's snapshot, of the `last` tasks to be parked at most."""
     reader = CauseReader(MAX_CAUSES)
 
     async def take_chunk(chunk: bytes) -> None:
         reader.feed(bytes(chunk))
 
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        await connection.execute("SET LOCAL statement_timeout = 0")
-        await connection.copy_from_query(statement("causes"), True, *wanted.args, output=take_chunk, format="binary")
-        found: list[_Found] = sorted(reader.found(), key=lambda one: (-one[3], one[:3]))
-        ids = {UUID(bytes=raw) for one in found for raw in one[4:]}
-        rows = {row.id: row for row in await describe(connection, sorted(ids), None)}
+    name, more = ("causes", ()) if last is None else ("web/last_causes", (last,))
+    values = True, *wanted.args, *more
+    await connection.copy_from_query(statement(name), *values, output=take_chunk, format="binary")
+    found: list[_Found] = sorted(reader.found(), key=lambda one: (-one[3], one[:3]))
+    ids = {UUID(bytes=raw) for one in found for raw in one[4:]}
+    rows = {row.id: row for row in await describe(connection, sorted(ids), None)}
     return list(_join(found, rows))
 
 

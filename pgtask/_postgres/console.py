@@ -1,4 +1,4 @@
-"""The statements of the console: leases by worker, parked tasks by cause, tasks by step, and the parts of a run.
+"""The statements of the console: leases by worker, tasks by step, and the parts of a run.
 
 Invariant: each reads a bounded number of index entries, and changes and locks nothing.
 """
@@ -20,11 +20,9 @@ __all__ = [
     "MAX_CHECKPOINTS",
     "MAX_CHILDREN",
     "MAX_FOLDED",
-    "ParkedGroup",
     "StepCount",
     "WorkerLeases",
     "count_steps",
-    "fold_causes",
     "read_children",
     "read_last_checkpoints",
     "read_leases",
@@ -47,26 +45,6 @@ class WorkerLeases(msgspec.Struct, frozen=True):
     seen_at: datetime
 
 
-class ParkedGroup(msgspec.Struct, frozen=True):
-    """Parked tasks of one step and one cause; `read` counts those of all causes that were read."""
-
-    task: str
-    step: str
-    cause: str
-    tasks: int
-    read: int
-    first_at: datetime
-    last_at: datetime
-    example: UUID
-    seen_at: datetime
-
-    @property
-    def pattern(self) -> str:
-        """The pattern of LIKE that finds these tasks by their error."""
-        escaped = self.cause.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        return escaped.replace("#", "%") + "%"
-
-
 class StepCount(msgspec.Struct, frozen=True):
     """The tasks of a step in one state. `is_cut`: more tasks of this state were not read."""
 
@@ -81,12 +59,6 @@ async def read_leases(connection: Any) -> list[WorkerLeases]:
     """Return the leases of each worker, those with the most tasks first."""
     rows = await connection.fetch(statement("web/leases"), MAX_FOLDED)
     return [WorkerLeases(**plain_values(row)) for row in rows]
-
-
-async def fold_causes(connection: Any) -> list[ParkedGroup]:
-    """Return the causes of the tasks that were parked last, the most frequent first."""
-    rows = await connection.fetch(statement("web/causes"), MAX_FOLDED)
-    return [ParkedGroup(**plain_values(row)) for row in rows]
 
 
 async def count_steps(connection: Any) -> list[StepCount]:

@@ -1,6 +1,7 @@
 """Pauses: queues, tasks and steps of which no worker or consumer starts a task, as rows.
 
-Invariant: a thing that is paused twice is resumed by one call.
+Invariants: a thing that is paused twice is resumed by one call; whatever changes a pause leaves a row of who did it, in
+the same transaction.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.store import statement
 
-__all__ = ["Pause", "Paused", "pause", "read_pauses", "unpause"]
+__all__ = ["Pause", "Paused", "pause", "read_pauses", "resume"]
 
 Kind = Literal["queue", "task", "step"]
 
@@ -49,13 +51,26 @@ async def read_pauses(connection: Any) -> list[Pause]:
     return [Pause(*row) for row in await connection.fetch(statement("pauses"))]
 
 
-async def pause(connection: Any, things: Collection[Paused], reason: str | None, by: str | None) -> set[Paused]:
-    """Pause things. Return those that were not paused."""
-    kinds, names = [thing.kind for thing in things], [thing.name for thing in things]
-    return {Paused(*row) for row in await connection.fetch(statement("pause"), kinds, names, reason, by)}
+async def pause(connection: Any, things: Collection[Paused], reason: str | None, by: str) -> set[Paused]:
+    """Pause things in the name of `by`. Return those that were not paused."""
+    return await _change(connection, "pause", _columns(things), (reason, by), by)
 
 
-async def unpause(connection: Any, things: Collection[Paused] | None) -> set[Paused]:
-    """Resume things, or all that are paused. Return those that were paused."""
-    both = (None, None) if things is None else ([one.kind for one in things], [one.name for one in things])
-    return {Paused(*row) for row in await connection.fetch(statement("unpause"), *both)}
+async def resume(connection: Any, things: Collection[Paused] | None, by: str) -> set[Paused]:
+    """Resume things, or all that are paused, in the name of `by`. Return those that were paused."""
+    return await _change(connection, "resume", (None, None) if things is None else _columns(things), (), by)
+
+
+def _columns(things: Collection[Paused]) -> tuple[list[str], list[str]]:
+    return [thing.kind for thing in things], [thing.name for thing in things]
+
+
+async def _change(
+    connection: Any, action: str, columns: tuple[Any, Any], more: tuple[Any, ...], by: str
+) -> set[Paused]:
+    async with connection.transaction():
+        changed = {Paused(*row) for row in await connection.fetch(statement(action), *columns, *more)}
+        if changed:
+            number = await begin_action(connection, by, action, ", ".join(map(str, sorted(changed))))
+            await note_action(connection, number, 0, "done")
+    return changed

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from pgtask._cli.database import with_connection
-from pgtask._cli.options import add_filters, add_json, has_filters, task_filter
+from pgtask._cli.options import add_filters, add_json, filter_words, has_filters, task_filter
 from pgtask._cli.output import json_line, note, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import relative_time
@@ -30,9 +30,6 @@ told apart.
     pgtask parked --task Shop --age 1h
 """
 
-LITERAL = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_"})
-LIKE_SPECIAL = LITERAL | {ord("#"): "%"}
-
 
 def add_arguments(parser: Parser) -> None:
     add_filters(parser)
@@ -47,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_lines(json_line(_fields(cause)) for cause in causes)
         return 0
-    write_lines(cause_lines(causes, detect_screen(sys.stdout), filters=_filters(args)))
+    write_lines(cause_lines(causes, detect_screen(sys.stdout), filters=filter_words(args)))
     tasks = sum(cause.tasks for cause in causes)
     if tasks:
         count = f"{tasks:,} parked task{'' if tasks == 1 else 's'}"
@@ -60,15 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def _fields(cause: ParkedCause) -> dict[str, object]:
     fields = msgspec.structs.asdict(cause)
     del fields["seen_at"]
-    return fields | {"pattern": _pattern(cause)}
-
-
-def _filters(args: argparse.Namespace) -> list[str]:
-    """Return the filters of the call as words of a command."""
-    words = [] if args.queue is None else ["--queue", ",".join(args.queue)]
-    words += [word for path, text in args.where or () for word in ("--where", f"{path}={text}")]
-    words += [] if args.error is None else ["--error", args.error]
-    return words + ([] if args.age is None else ["--age", f"{args.age.total_seconds():.0f}s"])
+    return fields | {"pattern": cause.pattern}
 
 
 def cause_lines(causes: Sequence[ParkedCause], screen: Screen, *, filters: Sequence[str] = ()) -> Iterator[str]:
@@ -86,16 +75,6 @@ def cause_lines(causes: Sequence[ParkedCause], screen: Screen, *, filters: Seque
         first, last = (relative_time(time, cause.seen_at) for time in (cause.first_at, cause.last_at))
         yield from labelled_lines("when", last if first == last else f"{first} to {last}", screen)
         yield from labelled_lines("example", str(cause.example), screen)
-        if (pattern := _pattern(cause)) is not None and cause.step != "?" and "\\" not in cause.step:
-            words = ["pgtask", "retry", "--step", cause.step, *filters]
-            words += [] if "--error" in filters else ["--error", pattern]
+        if (pattern := cause.pattern) is not None and cause.step != "?" and "\\" not in cause.step:
+            words = ["pgtask", "retry", *filters, "--step", cause.step, "--error", pattern]  # the last of a flag counts
             yield f"{'retry':<12}{printable(shlex.join([*words, '--dry-run']))}"
-
-
-def _pattern(cause: ParkedCause) -> str | None:
-    """Return the `--error` that chooses the tasks of a cause: the text, with the place if the error has one."""
-    if not cause.text:
-        return None
-    text, place = cause.text.translate(LIKE_SPECIAL), (cause.place or "").translate(LITERAL)
-    pattern = f"{text} (at {place})%" if place else f"{text}%"
-    return "".join(character if character.isprintable() else "_" for character in pattern)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -16,12 +16,11 @@ from pgtask._cli.output import json_line, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import relative_time
 from pgtask._cli.tables import Column, Screen, detect_screen, table_lines
-from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.pauses import Pause, Paused, pause, read_pauses
 from pgtask.errors import ConfigError
 from pgtask.policy import check_queue
 
-__all__ = ["HELP", "SUMMARY", "add_arguments", "add_paused", "paused_things", "record_pause", "run"]
+__all__ = ["HELP", "SUMMARY", "add_arguments", "add_paused", "paused_things", "run"]
 
 SUMMARY = "start no tasks of a queue, task or step"
 HELP = """\
@@ -73,11 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--reason is of a new pause: name a queue, a --task or a --step")
 
     async def pause_and_read(connection: Any) -> tuple[set[Paused], list[Pause]]:
-        new = set()
-        if things:
-            async with connection.transaction():
-                new = await pause(connection, things, args.reason, operator_name())
-                await record_pause(connection, "pause", new)
+        new = await pause(connection, things, args.reason, operator_name()) if things else set()
         return new, await read_pauses(connection)
 
     new, pauses = with_connection(args, pause_and_read)
@@ -90,13 +85,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         write_lines(_table(pauses, detect_screen(sys.stdout)))
     return 0
-
-
-async def record_pause(connection: Any, action: str, things: Collection[Paused]) -> None:
-    """Record who paused or resumed things, if there are any."""
-    if things:
-        number = await begin_action(connection, operator_name(), action, ", ".join(map(str, sorted(things))))
-        await note_action(connection, number, 0, "done")
 
 
 def _was_paused(before: dict[Paused, Pause], thing: Paused) -> str:

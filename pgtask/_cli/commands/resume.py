@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from pgtask._cli.commands.pause import add_paused, paused_things, record_pause
+from pgtask._cli.commands.pause import add_paused, paused_things
 from pgtask._cli.database import with_connection
 from pgtask._cli.names import Name, resolve_names
+from pgtask._cli.operator import operator_name
 from pgtask._cli.options import ID_HELP
 from pgtask._cli.output import note_failures, write_lines
 from pgtask._cli.parser import Parser
-from pgtask._postgres.pauses import Paused, read_pauses, unpause
+from pgtask._postgres.pauses import Paused, read_pauses, resume
 from pgtask._postgres.runs import resume_runs
 from pgtask.errors import ConfigError
 
@@ -48,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     if not (args.all or named or args.words):
         raise ConfigError("name a paused queue, --task or --step, or the id of a run (see pgtask resume --help)")
 
-    async def resume(connection: Any) -> tuple[list[str], list[str]]:
+    async def resume_named(connection: Any) -> tuple[list[str], list[str]]:
         if args.all:
-            return _report(await _unpause(connection, None)) or ["nothing was paused"], []
+            return _report(await resume(connection, None, operator_name())) or ["nothing was paused"], []
         queues = {one.name for one in await read_pauses(connection) if one.kind == "queue"}
         things = named + [Paused("queue", word) for word in args.words if word in queues]
         ids = [word for word in args.words if word not in queues]
         names = [_parse(word) for word in ids]
-        done = await _unpause(connection, things)
+        done = await resume(connection, things, operator_name())
         refusals = [f"{thing} is not paused" for thing in things if thing not in done]
         lines = _report(done)
         if names:
@@ -64,17 +65,9 @@ def run(args: argparse.Namespace) -> int:
             refusals += refused
         return lines, refusals
 
-    lines, refusals = with_connection(args, resume)
+    lines, refusals = with_connection(args, resume_named)
     write_lines(lines)
     return note_failures(refusals) if refusals else 0
-
-
-async def _unpause(connection: Any, things: Sequence[Paused] | None) -> set[Paused]:
-    """Resume things, or all, and record it. Return those that were paused."""
-    async with connection.transaction():
-        done = await unpause(connection, things)
-        await record_pause(connection, "resume", done)
-    return done
 
 
 def _report(done: set[Paused]) -> list[str]:

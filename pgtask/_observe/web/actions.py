@@ -18,7 +18,7 @@ from pgtask._observe.web.questions import FILTERS, BadQuestion, parse_filter, pa
 from pgtask._observe.web.site import ActionKeys, Site
 from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.listing import TaskFilter, find_tasks
-from pgtask._postgres.pauses import Paused, pause, unpause
+from pgtask._postgres.pauses import Paused, pause, resume
 from pgtask._postgres.runs import read_statuses, resume_runs
 from pgtask._postgres.task_changes import PORTION, Cancel, Change, Retry, apply_change, change_portion
 from pgtask.policy import check_queue
@@ -159,12 +159,9 @@ async def pause_or_resume(request: Request, site: Site, form: Mapping[str, str])
     assert site.writing is not None
     async with site.writing.session() as connection:
         if form.get("do") == "resume":
-            changed = await unpause(connection, [thing])
+            await resume(connection, [thing], site.operator)
         else:
-            changed = await pause(connection, [thing], form.get("reason", "").strip() or None, site.operator)
-        if changed:
-            action = await begin_action(connection, site.operator, form.get("do", ""), f"console, {thing}")
-            await note_action(connection, action, 0, "done")
+            await pause(connection, [thing], form.get("reason", "").strip() or None, site.operator)
     return RedirectResponse("/", status_code=303)
 
 

@@ -16,18 +16,18 @@ from starlette.responses import Response
 from pgtask._observe.database import QueueDepth
 from pgtask._observe.web.questions import FILTERS, parse_cursor, parse_filter, parse_id, parse_run_state
 from pgtask._observe.web.site import Site
+from pgtask._postgres.causes import fold_causes
 from pgtask._postgres.console import (
     MAX_CHECKPOINTS,
     MAX_CHILDREN,
     MAX_FOLDED,
     StepCount,
     count_steps,
-    fold_causes,
     read_children,
     read_last_checkpoints,
     read_leases,
 )
-from pgtask._postgres.listing import SCAN_LIMIT, STATES, list_tasks
+from pgtask._postgres.listing import SCAN_LIMIT, STATES, TaskFilter, list_tasks
 from pgtask._postgres.pauses import read_pauses
 from pgtask._postgres.runs import CheckpointRow, RunStatus, list_runs, read_statuses
 from pgtask._postgres.store import statement
@@ -169,8 +169,9 @@ async def parked(request: Request) -> Response:
     """Show parked tasks by their cause."""
     site = _site(request)
     async with site.reading.reading() as connection:
-        causes = await fold_causes(connection)
-    return site.render(request, "parked.html", causes=causes, most=MAX_FOLDED)
+        causes = await fold_causes(connection, TaskFilter(states=("parked",)), last=MAX_FOLDED)
+    is_cut = sum(one.tasks for one in causes) >= MAX_FOLDED
+    return site.render(request, "parked.html", causes=causes, most=MAX_FOLDED, is_cut=is_cut)
 
 
 async def machine(request: Request) -> Response:

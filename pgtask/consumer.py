@@ -171,8 +171,11 @@ class Consumer(AsyncWithOnly):
             self._check_open()
             self._hinted.clear()
             leases = await self._claim_until(limit, polls, deadline)
-            if leases or time.monotonic() >= deadline:
+            if leases:
                 return leases
+            if time.monotonic() >= deadline:
+                self._check_available()
+                return []
             polls = False
             if not self._claim.may_find_tasks:
                 looks = min(self._statements.behind.due_at, self._statements.pauses.due_at)
@@ -195,14 +198,18 @@ class Consumer(AsyncWithOnly):
         try:
             while not taking.done():
                 await asyncio.wait({taking}, timeout=max(0.1, deadline - time.monotonic()))
-                if not taking.done() and self._link.is_unavailable and time.monotonic() >= deadline:
-                    raise DatabaseUnavailable(
-                        "the database is unavailable; tasks that the claim may have taken will be released"
-                    )
+                if not taking.done() and time.monotonic() >= deadline:
+                    self._check_available()
         except BaseException:
             taking.add_done_callback(self._release_taken)
             raise
         return taking.result()
+
+    def _check_available(self) -> None:
+        if self._link.is_unavailable:
+            raise DatabaseUnavailable(
+                "the database is unavailable; tasks that the claim may have taken will be released"
+            )
 
     def _release_taken(self, taking: asyncio.Task[list[Lease]]) -> None:
         """Release what a claim has taken whose caller was cancelled."""

@@ -81,9 +81,9 @@ class StatementQueue:
             async with self._sending:
                 if await self.behind.promote():
                     self._claim.poll_soon()
-        if time.monotonic() >= self.pauses.due_at:
+        if not self.pauses.was_read or time.monotonic() >= self.pauses.due_at:
             async with self._sending:
-                await self.pauses.look()
+                await self.pauses.look(waits=not self.pauses.was_read)
         if not self.pauses.was_read:
             return []
         taken = await self._claim_lanes(limit)

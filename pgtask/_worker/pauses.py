@@ -17,7 +17,7 @@ from pgtask._log import EventLog
 from pgtask._postgres.pauses import Paused
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
-from pgtask.errors import DatabaseUnavailable
+from pgtask.errors import DatabaseUnavailable, RowsLocked, StatementTimeout
 
 __all__ = ["Pauses"]
 
@@ -46,11 +46,15 @@ class Pauses:
         """Look at once, since something may have been paused or resumed."""
         self.due_at = 0.0
 
-    async def look(self) -> bool:
-        """Read the pauses. Return whether something is paused that was not before."""
+    async def look(self, *, waits: bool = False) -> bool:
+        """Read the pauses. Return whether something is paused that was not before. If they cannot be read, look again
+        later; with `waits`, wait for a database that is unavailable."""
         self.due_at = time.monotonic() + self._interval
         try:
-            rows = await self._link.once("pauses")
+            if waits:
+                rows = await self._link.run("pauses", raises=(RowsLocked, StatementTimeout))
+            else:
+                rows = await self._link.once("pauses")
         except DatabaseUnavailable:
             self.due_at = time.monotonic() + INTERVAL
             return False

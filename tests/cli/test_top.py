@@ -204,7 +204,7 @@ def test_rates_are_of_the_last_seconds_and_unknown_at_first() -> None:
 def test_leases_are_counted_by_worker_and_age(database: str) -> None:
     holder = "00112233-4455-6677"
     now = int(time.time() * 1e6)
-    for age in (90, 30):
+    for age in (900, 300):
         token = f"{now - age * 1_000_000:016x}"
         old = {"created_at": "now() - interval '1 h'", "updated_at": "now() - interval '1 h'"}
         insert(database, **{**LEASED, **old, "locked_by": f"'{holder}-{token[:4]}-{token[4:]}'"})
@@ -222,8 +222,8 @@ def test_leases_are_counted_by_worker_and_age(database: str) -> None:
     found = asyncio.run(look())
     assert found.error is None
     assert found.leases == {"0011223344556677": 2, "ffffffffffff4fff": 1}
-    ages = sorted((task.worker[:4], round(task.seconds, -1)) for task in found.longest)
-    assert ages == [("0011", 30.0), ("0011", 90.0), ("ffff", 600.0)]
+    ages = sorted((task.worker[:4], round(task.seconds, -2)) for task in found.longest)
+    assert ages == [("0011", 300.0), ("0011", 900.0), ("ffff", 600.0)]
 
 
 # --- a fleet at work ----------------------------------------------------------------------------------------
@@ -240,7 +240,8 @@ def test_one_look_at_a_fleet_for_people_and_programs(database: str, command: Com
 
         def is_whole(frame: Any) -> bool:  # a worker fills in its page once a second
             leased = {(row["queue"], row["leased"]) for row in frame["queues"]}
-            return ("slow", 5) in leased and all(row["state"] == "ready" for row in frame["workers"])
+            ours = [row for row in frame["workers"] if row["worker"].startswith(f"{fleet.process.pid}/")]
+            return ("slow", 5) in leased and all(row["state"] == "ready" for row in ours)
 
         frame = until(look, is_whole)
         assert frame["database"] is None

@@ -22,7 +22,17 @@ from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import TaskRow, aware, describe, transaction
 from pgtask._postgres.times import from_microseconds, to_microseconds
 
-__all__ = ["SCAN_LIMIT", "STATES", "Cursor", "Page", "TaskFilter", "find_tasks", "list_tasks"]
+__all__ = [
+    "SCAN_LIMIT",
+    "STATES",
+    "Cursor",
+    "Page",
+    "TaskFilter",
+    "check_error_pattern",
+    "filter_words",
+    "find_tasks",
+    "list_tasks",
+]
 
 STATES = ("leased", "ready", "scheduled", "parked")
 """The states of a task, in the order of lists: running, next to run, waiting for a person.
@@ -90,6 +100,26 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
             return None
         inner = "" if self.step is None else rf"{_quote_name(self.step)}\s*:"
         return rf"^\s*\{{\s*{_quote_name(self.task)}\s*:\s*\{{\s*{inner}"
+
+
+def filter_words(wanted: TaskFilter, *, queue_flag: str = "--queue") -> list[str]:
+    """Return the filter, but for its states, as the words of a command that has the same."""
+    words = [] if wanted.queues is None else [queue_flag, ",".join(wanted.queues)]
+    if wanted.step is not None:
+        words += ["--step", wanted.step if wanted.task is None else f"{wanted.task}.{wanted.step}"]
+    elif wanted.task is not None:
+        words += ["--task", wanted.task]
+    for flag, text in (("--key", wanted.key), ("--error", wanted.error)):
+        words += [] if text is None else [flag, text]
+    words += [] if wanted.older_than is None else ["--age", f"{wanted.older_than.total_seconds():.12g}s"]
+    return words + [word for path, text in wanted.where for word in ("--where", f"{path}={text}")]
+
+
+def check_error_pattern(pattern: str) -> str:
+    """Return a pattern of LIKE. Raises `ValueError` for one that Postgres refuses."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise ValueError("the backslash at its end quotes nothing: write \\\\ for the sign itself")
+    return pattern
 
 
 def _quote_name(name: str | None) -> str:

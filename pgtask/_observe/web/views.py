@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pgtask._observe.database import QueueDepth
-from pgtask._observe.web.questions import FILTERS, parse_cursor, parse_filter, parse_id, parse_run_state
+from pgtask._observe.web.questions import FILTERS, parse_cursor, parse_fields, parse_filter, parse_id, parse_run_state
 from pgtask._observe.web.site import Site
 from pgtask._postgres.causes import fold_causes
 from pgtask._postgres.console import (
@@ -82,10 +82,11 @@ def _oldest(states: dict[str, QueueDepth]) -> float:
 async def tasks(request: Request) -> Response:
     """List tasks, by the filters of the address."""
     site = _site(request)
-    wanted, after = parse_filter(request.query_params), parse_cursor(request.query_params.get("after"))
+    query = parse_fields(request.scope["query_string"], (*FILTERS, "after"))
+    wanted, after = parse_filter(query), parse_cursor(query.get("after"))
     async with site.reading.reading() as connection:
         page = await list_tasks(connection, wanted, limit=PAGE, after=after, characters=CHARACTERS)
-    filters = {name: request.query_params.get(name, "") for name in FILTERS}
+    filters = {name: query.get(name, "") for name in FILTERS}
     return site.render(
         request, "tasks.html", page=page, filters=filters, states=STATES, scan=SCAN_LIMIT, after=after is not None
     )
@@ -104,8 +105,8 @@ async def task(request: Request) -> Response:
 
 async def runs(request: Request) -> Response:
     """List the runs of workflows, latest first."""
-    site, query = _site(request), request.query_params
-    name, state = query.get("name", "").strip(), parse_run_state(query.get("state", ""))
+    site, query = _site(request), parse_fields(request.scope["query_string"], ("name", "state", "before"))
+    name, state = query.get("name", ""), parse_run_state(query.get("state", ""))
     before = parse_id(query["before"]) if query.get("before") else None
     async with site.reading.reading() as connection:
         found, following = await list_runs(connection, name=name or None, state=state, limit=PAGE, before=before)

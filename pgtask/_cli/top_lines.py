@@ -20,6 +20,7 @@ __all__ = ["PAGES", "HELP_LINES", "Line", "TopView", "plain_lines", "screen_line
 
 Style = Literal["", "bar", "head", "bad", "dim"]
 MIN_COLUMNS = 20
+MAX_SILENT = 3
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -142,9 +143,9 @@ HELP_LINES = (
     "q         quit",
     "",
     "Queues, leases and what runs longest are those of the whole table.",
-    "Steps, and all about workers that run here, are counted by supervisors of",
-    "yours on this host, if they have --metrics. Rates, percentiles and CPU are of",
-    "the last 5 s. ~ is an estimate, and - is unknown.",
+    "Steps, and all about workers, are counted by supervisors that have --metrics:",
+    "yours on this host, and those that --from names. Rates, percentiles and CPU are",
+    "of the last 5 s. ~ is an estimate, and - is unknown.",
 )
 
 
@@ -187,7 +188,9 @@ def _head_lines(frame: TopFrame, view: TopView | None) -> Iterator[Line]:
         about = "~" if any(row.estimated for row in frame.queues) else ""
         rates = f"in {_number(frame.added)}/s  out {_number(frame.removed)}/s"
         yield Line(f"{rates}  due {about}{due:,}  leased {leased:,}  parked {parked:,}", "bad" if parked else "")
-    if not frame.supervisors:
+    for reason in frame.silent[:MAX_SILENT]:
+        yield Line(printable(reason), "bad")
+    if not frame.supervisors and not frame.silent:
         yield Line("no supervisor of yours here counts: start it with --metrics PORT to see steps and CPU", "dim")
 
 

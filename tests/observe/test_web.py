@@ -195,7 +195,7 @@ def test_a_wrong_question_gets_one_clear_answer(reader: Console, path: str, expe
 def test_any_other_text_is_only_a_text(dsn: str, reader: Console, text: str) -> None:
     insert(dsn, **PARKED)
     for name in ("task", "step", "error"):
-        assert "No tasks match" in reader.page("/tasks", **{name: text})
+        assert "No tasks match" in reader.page("/tasks", 200, **{name: text})
     assert "No runs match" in reader.page("/runs", name=text)
 
 
@@ -373,7 +373,7 @@ def test_an_action_names_its_filter_as_a_command(dsn: str, unlocked: Console, co
     odd = "Error: 'a' $HOME%"
     insert(dsn, step='\'{"Mailer":{"Send":{}}}\'', error="'Error: ''a'' $HOME 7'")
     fields = {"do": "cancel", "state": "parked", "step": "Mailer.Send", "error": odd, "age": "0"}
-    question = unlocked.page("/confirm", **fields)
+    question = unlocked.page("/confirm", 200, **fields)
     insert(dsn, step='\'{"Mailer":{"Send":{}}}\'', error="'Error: ''a'' $HOME 8'")
     send(unlocked, "/act", question, **fields, number="1")
     ((chosen,),) = query(dsn, "SELECT filter FROM pg_task_actions")

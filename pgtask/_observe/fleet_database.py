@@ -17,7 +17,7 @@ from pgtask._postgres.store import Link
 from pgtask._postgres.task_status import step_label
 from pgtask.errors import DatabaseError
 
-__all__ = ["DatabaseSample", "FleetDatabase", "LeasedTask", "Session", "Traffic"]
+__all__ = ["MAX_LEASES", "DatabaseSample", "FleetDatabase", "LeasedTask", "Session", "Traffic"]
 
 MAX_LEASES = 5000
 MAX_TASKS = 20

@@ -45,7 +45,8 @@ class EdgeRates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepRates(msgspec.Struct, frozen=True, kw_only=True):
-    """A step in the fleets that are seen: what happens in a second, percentiles in seconds, and totals."""
+    """A step in the fleets that are seen: what happens in a second, percentiles in seconds, and totals. `done` counts
+    tries that ended well, `next` those of them that went on to another step."""
 
     step: str
     runs: float | None
@@ -55,6 +56,7 @@ class StepRates(msgspec.Struct, frozen=True, kw_only=True):
     wait_p50: float | None
     wait_p95: float | None
     done: int
+    next: int = 0
     parked: int
 
 
@@ -202,6 +204,7 @@ def _step_rates(earlier: FleetsSample, now: FleetsSample) -> Iterator[StepRates]
             wait_p50=wait.quantile(0.5),
             wait_p95=wait.quantile(0.95),
             done=counts.done + counts.next,
+            next=counts.next,
             parked=counts.parked,
         )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from html import unescape
 from typing import NamedTuple
@@ -14,8 +16,11 @@ from uuid import UUID
 
 import httpx
 import pytest
+from counted import First, Plain
+from exported import ANY_PORT, APP
 from fix_commands import LEASED, PARKED, Command, insert, process, query
 from fix_database import execute, run
+from fleet import Rows, put, working
 from paths import REPOSITORY
 
 from pgtask._observe.web.guard import host_of
@@ -59,10 +64,10 @@ class Console(NamedTuple):
         return answer.text
 
 
-def serve(*words: str) -> Iterator[Console]:
+def serve(*words: str, app: str = "greeter:app") -> Iterator[Console]:
     """Run the program at a port that is free, until the end of the module."""
     paths = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests/support'}"}
-    program = process("web", "greeter:app", "--port", "0", *words, environ=paths)
+    program = process("web", app, "--port", "0", *words, environ=paths)
     assert program.stdout is not None
     try:
         address = program.stdout.readline().strip()
@@ -121,10 +126,10 @@ def test_now_shows_depth_leases_and_pauses(dsn: str, reader: Console) -> None:
         )
     )
     text = reader.page("/")
-    worker = query(dsn, "SELECT left(locked_by::text, 18) FROM pg_task WHERE locked_by IS NOT NULL")[0][0]
+    worker = query(dsn, "SELECT left(locked_by::text, 8) FROM pg_task WHERE locked_by IS NOT NULL")[0][0]
     row = re.search(r"reports</a> <span class=\"state paused\">.*?</tr>", text, re.DOTALL)
     assert row
-    assert re.findall(r">([^<]+)</td>", row[0]) == [NONE, NONE, "1", "1", NONE]
+    assert re.findall(r">([^<]+)</td>", row[0])[:5] == [NONE, NONE, "1", "1", NONE]
     assert all(part in text for part in (worker, "queue reports", "why", "me"))
 
 
@@ -254,6 +259,33 @@ def test_the_machine_counts_tasks_at_each_step(dsn: str, reader: Console) -> Non
     assert box
     assert re.findall(r">(\d\+?)</tspan>", box[0]) == ["1", "1", "1", "2"]
     assert "Gone.Away" in text.partition("Steps that the app has not")[2]
+
+
+def test_pages_show_what_supervisors_count(dsn: str, rows: Rows) -> None:
+    """Rates, loop lag and the edges that tasks took: of a supervisor here, and of one that does not answer."""
+    put(dsn, *[First()] * 40, *[Plain()] * 10)
+    with working(dsn, *ANY_PORT, app=APP) as fleet:
+        rows.until("SELECT count(*) FROM pg_task", holds=lambda left: left == 0)
+        serving = serve("--dsn", dsn, "--from", "127.0.0.1:9", app=APP)
+        console = next(serving)
+        machine, deadline = "", time.monotonic() + 20
+        while "First to Second: 40 tasks" not in machine:
+            assert time.monotonic() < deadline, machine
+            machine = console.page("/machine")
+        assert re.search(r'class="end".*\s*<text class="flow"[^>]*>10</text>', machine)
+        assert "http://127.0.0.1:9: Connection refused" in machine
+        now = ""
+        while not re.search(
+            rf'{fleet.process.pid}/1</th><td>here</td><td>ready</td>(<td class="n">[^<]+</td>){{7}}', now
+        ):
+            assert time.monotonic() < deadline, now
+            now = console.page("/")
+        row = re.search(r"Counted.First</th>(.*)</tr>", now)
+        assert row
+        assert re.findall(r">([^<]+)</td>", row[1])[-2:] == ["40", "0"]
+        assert next(serving, None) is None
+        fleet.send(signal.SIGQUIT)
+        assert fleet.ends() == 0
 
 
 def test_counts_stop_and_say_so(dsn: str, reader: Console) -> None:

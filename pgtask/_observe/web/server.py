@@ -129,3 +129,4 @@ async def serve_site(site: Site, listening: socket.socket, *, is_loopback: bool)
         for sessions in (site.reading, site.writing):
             if sessions is not None:
                 await sessions.close()
+        await site.looks.aclose()

@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pgtask._observe.database import QueueDepth
+from pgtask._observe.fleet_database import MAX_LEASES
 from pgtask._observe.web.questions import FILTERS, parse_cursor, parse_fields, parse_filter, parse_id, parse_run_state
 from pgtask._observe.web.site import Site
 from pgtask._postgres.causes import fold_causes
@@ -25,12 +25,10 @@ from pgtask._postgres.console import (
     count_steps,
     read_children,
     read_last_checkpoints,
-    read_leases,
 )
 from pgtask._postgres.listing import SCAN_LIMIT, STATES, TaskFilter, list_tasks
 from pgtask._postgres.pauses import read_pauses
 from pgtask._postgres.runs import CheckpointRow, RunStatus, list_runs, read_statuses
-from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import show_tasks
 from pgtask.workflow import RunState
 
@@ -47,36 +45,27 @@ def _site(request: Request) -> Site:
 
 
 async def now(request: Request) -> Response:
-    """Show what waits and runs: the depth of each queue, leases by worker, and pauses."""
+    """Show what happens: queues, steps and workers as `pgtask top` has them, what runs longest, and pauses."""
     site = _site(request)
     async with site.reading.reading() as connection:
-        depth = [QueueDepth(*row) for row in await connection.fetch(statement("depth"))]
-        leases = await read_leases(connection)
         pauses = await read_pauses(connection)
-    queues: dict[str, dict[str, QueueDepth]] = {}
-    for one in depth:
-        queues.setdefault(one.queue, {})[one.state] = one
+    frame = await site.looks.look()
     # The queue whose oldest task has waited longest comes first.
-    order = sorted(queues, key=lambda name: (-_oldest(queues[name]), name))
-    totals = {state: sum(one.tasks for one in depth if one.state == state) for state in _DEPTH_STATES}
-    estimated = {one.state for one in depth if one.is_estimate}
+    queues = sorted(frame.queues, key=lambda row: (-(row.oldest_due or 0.0), row.queue))
     return site.render(
         request,
         "now.html",
-        queues=[(name, queues[name], _oldest(queues[name])) for name in order],
+        frame=frame,
+        queues=queues,
         states=_DEPTH_STATES,
-        totals=totals,
-        estimated=estimated,
-        oldest=max((one.oldest_due or 0.0 for one in depth), default=0.0),
-        leases=leases,
-        most=MAX_FOLDED,
+        totals={state: sum(getattr(row, state) for row in queues) for state in _DEPTH_STATES},
+        estimated={state for row in queues for state in row.estimated},
+        oldest=max((row.oldest_due or 0.0 for row in queues), default=0.0),
+        is_cut=sum(row.leases for row in frame.workers) >= MAX_LEASES,
+        most=MAX_LEASES,
         pauses=pauses,
         paused_queues={one.name for one in pauses if one.kind == "queue"},
     )
-
-
-def _oldest(states: dict[str, QueueDepth]) -> float:
-    return (states["due"].oldest_due or 0.0) if "due" in states else 0.0
 
 
 async def tasks(request: Request) -> Response:
@@ -176,15 +165,19 @@ async def parked(request: Request) -> Response:
 
 
 async def machine(request: Request) -> Response:
-    """Show the state machine of the app, with the tasks that are at each step."""
+    """Show the state machine of the app, with the tasks that are at each step, and those that took each edge."""
     site = _site(request)
     async with site.reading.reading() as connection:
         counts = await count_steps(connection)
+    frame = await site.looks.look()
     by_step: dict[str, dict[str, StepCount]] = {}
     for one in counts:
         by_step.setdefault(f"{one.task}.{one.step}", {})[one.state] = one
     charts = site.charts or ()
     known = {f"{box.task}.{box.step}" for chart in charts for box in chart.boxes}
     others = {label: states for label, states in sorted(by_step.items()) if label not in known}
-    values: dict[str, Any] = {"counts": by_step, "others": others, "states": _DEPTH_STATES, "most": MAX_FOLDED}
+    flows = {(one.task, one.step, one.next): one for one in frame.edges}
+    ends = {one.step: one for one in frame.steps}
+    values: dict[str, Any] = {"flows": flows, "ends": ends, "supervisors": frame.supervisors, "silent": frame.silent}
+    values |= {"counts": by_step, "others": others, "states": _DEPTH_STATES, "most": MAX_FOLDED}
     return site.render(request, "machine.html", charts=charts, has_app=site.charts is not None, **values)

@@ -19,7 +19,7 @@ def add_from(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="also read the counters at this --metrics port, as http://worker-7:9187; may be repeated",
+        help="also read the counters at this --metrics port, as http://worker-7:9464; may be repeated",
     )
 
 

@@ -20,11 +20,11 @@ __all__ = ["RemoteFleets", "parse_address"]
 
 PATIENCE = 2.0  # seconds
 MAX_BYTES = 32 * 1024 * 1024
-_EXAMPLE = "give the address of a --metrics port, as http://worker-7:9187"
+_EXAMPLE = "give the address of a --metrics port, as http://worker-7:9464"
 
 
 def parse_address(text: str) -> str:
-    """Return the address of an exporter without a path, from `worker-7:9187` or any address of one of its pages. Raises
+    """Return the address of an exporter without a path, from `worker-7:9464` or any address of one of its pages. Raises
     `ValueError`, which says what was expected."""
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")

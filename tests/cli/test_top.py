@@ -237,14 +237,14 @@ def test_rates_are_of_fleets_that_both_looks_have() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("worker-7:9187", "http://worker-7:9187"),
+        ("worker-7:9464", "http://worker-7:9464"),
         ("https://worker-7/metrics", "https://worker-7"),
-        ("[::1]:9187", "http://[::1]:9187"),
-        ("ftp://worker-7:9187", None),
+        ("[::1]:9464", "http://[::1]:9464"),
+        ("ftp://worker-7:9464", None),
         ("http://", None),
         ("worker-7:port", None),
         ("a b:1", None),
-        ("http://me:secret@worker-7:9187", None),
+        ("http://me:secret@worker-7:9464", None),
     ],
 )
 def test_an_address_of_from_is_checked(database: str, command: Command, text: str, expected: str | None) -> None:
@@ -253,7 +253,7 @@ def test_an_address_of_from_is_checked(database: str, command: Command, text: st
         return
     said = command("top", "--once", "--from", text)
     assert said.code == 2
-    assert "as http://worker-7:9187" in said.err
+    assert "as http://worker-7:9464" in said.err
 
 
 def test_leases_are_counted_by_worker_and_age(database: str) -> None:

@@ -208,7 +208,9 @@ def test_a_task_has_a_page(dsn: str, reader: Console) -> None:
     task = insert(dsn, key="'Greeter/k1'", **PARKED)
     text = reader.page(f"/tasks/{task}")
     assert all(part in text for part in (task, "Greeter.", "k1", "boom", "parked_at"))
+    assert "its run" not in text
     assert "never existed" in reader.page(f"/tasks/{UUID(int=0)}", 404)
+    assert f'href="/tasks/{task}"' in reader.page(f"/runs/{task}", 404)
 
 
 def test_a_run_is_a_timeline_with_children(dsn: str, reader: Console) -> None:

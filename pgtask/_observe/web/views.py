@@ -86,10 +86,15 @@ async def task(request: Request) -> Response:
     site, wanted = _site(request), parse_id(request.path_params["id"])
     async with site.reading.reading() as connection:
         rows = await show_tasks(connection, [wanted])
-        statuses = await read_statuses(connection, [wanted])
+        is_run = any(map(_is_of_workflow, await read_statuses(connection, [wanted])))
     if not rows:
-        return site.render(request, "gone.html", status=404, id=wanted, is_run=bool(statuses))
-    return site.render(request, "task.html", row=rows[0], is_run=bool(statuses))
+        return site.render(request, "gone.html", status=404, id=wanted, is_run=is_run, is_task=False)
+    return site.render(request, "task.html", row=rows[0], is_run=is_run)
+
+
+def _is_of_workflow(status: RunStatus) -> bool:
+    """Return whether a status is that of a run: a task without a workflow has one too, with no name."""
+    return status.name is not None
 
 
 async def runs(request: Request) -> Response:
@@ -117,11 +122,12 @@ async def run(request: Request) -> Response:
     """Show a run as a timeline of its checkpoints and children."""
     site, wanted = _site(request), parse_id(request.path_params["id"])
     async with site.reading.reading() as connection:
-        statuses = await read_statuses(connection, [wanted])
+        found = await read_statuses(connection, [wanted])
+        statuses = list(filter(_is_of_workflow, found))
         checkpoints = await read_last_checkpoints(connection, wanted, CHARACTERS) if statuses else []
         children = await read_statuses(connection, await read_children(connection, wanted)) if statuses else []
     if not statuses:
-        return site.render(request, "gone.html", status=404, id=wanted, is_run=False)
+        return site.render(request, "gone.html", status=404, id=wanted, is_run=False, is_task=bool(found))
     span = _span(statuses[0], checkpoints)
     return site.render(
         request,

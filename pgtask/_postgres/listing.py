@@ -186,10 +186,16 @@ class _Section(msgspec.Struct, frozen=True):
 
 
 async def list_tasks(
-    connection: Any, wanted: TaskFilter, *, limit: int, after: Cursor | None = None, characters: int | None = None
+    connection: Any,
+    wanted: TaskFilter,
+    *,
+    limit: int,
+    after: Cursor | None = None,
+    characters: int | None = None,
+    max_read: int = SCAN_LIMIT,
 ) -> Page:
     """Return a page of up to `limit` tasks, state by state; waiting ones lane by lane, in claim order. Of steps and
-    errors it holds the first `characters`.
+    errors it holds the first `characters`. With a filter it reads `max_read` tasks at most.
 
     Each page is a snapshot of its own: a task that changes its place in between may show twice, or not at all.
     """
@@ -197,7 +203,7 @@ async def list_tasks(
         if wanted.key is not None:
             rows = await describe(connection, (await _find_keyed(connection, wanted))[:limit], characters)
             return Page(rows, [], None, False)
-        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now)
+        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now, max_read)
         rows = await describe(connection, [task for task, _ in found], characters)
     return Page(rows, [place for _, place in found], following, is_cut)
 
@@ -209,7 +215,7 @@ async def find_tasks(
     async with transaction(connection, readonly=True) as now:
         if wanted.key is not None:
             return (await _find_keyed(connection, wanted))[:limit], None
-        found, following, _ = await _scan_sections(connection, wanted, limit, after, now)
+        found, following, _ = await _scan_sections(connection, wanted, limit, after, now, SCAN_LIMIT)
     return [task for task, _ in found], following
 
 
@@ -219,11 +225,11 @@ async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
 
 
 async def _scan_sections(
-    connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None, now: datetime
+    connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None, now: datetime, max_read: int
 ) -> tuple[list[tuple[UUID, Cursor]], Cursor | None, bool]:
     """Return the tasks of a page with their places, the place of the next page, and whether the scan was cut short."""
     found: list[tuple[UUID, Cursor]] = []
-    left = SCAN_LIMIT if wanted.is_selective else limit + 1
+    left = max_read if wanted.is_selective else limit + 1
     for section in await _list_sections(connection, wanted, after):
         start = after if after is not None and _section_of(after) == section else None
         rows = await _read_section(connection, section, wanted, start, left, limit + 1 - len(found), now)

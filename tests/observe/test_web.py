@@ -194,14 +194,12 @@ def test_a_wrong_question_gets_one_clear_answer(reader: Console, path: str, expe
     assert expected in unescape(reader.page(path, 400))
 
 
-@pytest.mark.parametrize(
-    "text", ["a\\\\", "%_\\%", "[", "(?<", "*+", '"', "\\d", "\N{SNOWMAN}\t\n", "'; --", "\\\\" * 200]
-)
-def test_any_other_text_is_only_a_text(dsn: str, reader: Console, text: str) -> None:
+def test_any_other_text_is_only_a_text(dsn: str, reader: Console) -> None:
     insert(dsn, **PARKED)
-    for name in ("task", "step", "error"):
-        assert "No tasks match" in reader.page("/tasks", 200, **{name: text})
-    assert "No runs match" in reader.page("/runs", name=text)
+    for text in ["a\\\\", "%_\\%", "[", "(?<", "*+", '"', "\\d", "\N{SNOWMAN}\t\n", "'; --", "\\\\" * 200]:
+        for name in ("task", "step", "error"):
+            assert "No tasks match" in reader.page("/tasks", 200, **{name: text})
+        assert "No runs match" in reader.page("/runs", name=text)
 
 
 def test_a_task_has_a_page(dsn: str, reader: Console) -> None:
@@ -270,7 +268,7 @@ def test_pages_show_what_supervisors_count(dsn: str, rows: Rows) -> None:
         rows.until("SELECT count(*) FROM pg_task", holds=lambda left: left == 0)
         serving = serve("--dsn", dsn, "--from", "127.0.0.1:9", app=APP)
         console = next(serving)
-        machine, deadline = "", time.monotonic() + 20
+        machine, deadline = "", time.monotonic() + 60
         while "First to Second: 40 tasks" not in machine:
             assert time.monotonic() < deadline, machine
             machine = console.page("/machine")
@@ -416,20 +414,19 @@ def test_an_action_names_its_filter_as_a_command(dsn: str, unlocked: Console, co
     assert said.out == "1 task would be cancelled\n"
 
 
-@pytest.mark.parametrize(
-    ("path", "fields"),
-    [
+def test_a_form_that_cannot_be_read_is_refused(unlocked: Console) -> None:
+    marked = mark(unlocked.page("/"))
+    forms: list[tuple[str, dict[str, str]]] = [
         ("/pause", {"kind": "task", "name": "a\0"}),
         ("/pause", {"kind": "queue", "name": "a", "reason": "\0"}),
         ("/act", {"do": "retry", "state": "parked", "error": "\\", "number": "1"}),
         ("/act", {"do": "retry", "state": "parked", "number": "-1"}),
         ("/act", {"do": "retry", "id": "\0"}),
-    ],
-)
-def test_a_form_that_cannot_be_read_is_refused(unlocked: Console, path: str, fields: dict[str, str]) -> None:
-    answer = unlocked.client.post(path, data={"mark": mark(unlocked.page("/")), **fields})
-    assert answer.status_code == 400
-    assert 'role="alert"' in answer.text
+    ]
+    for path, fields in forms:
+        answer = unlocked.client.post(path, data={"mark": marked, **fields})
+        assert answer.status_code == 400, fields
+        assert 'role="alert"' in answer.text
 
 
 def test_a_task_is_cancelled_unless_it_runs(dsn: str, unlocked: Console) -> None:

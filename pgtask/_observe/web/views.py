@@ -26,7 +26,7 @@ from pgtask._postgres.console import (
     read_children,
     read_last_checkpoints,
 )
-from pgtask._postgres.listing import SCAN_LIMIT, STATES, TaskFilter, list_tasks
+from pgtask._postgres.listing import STATES, TaskFilter, list_tasks
 from pgtask._postgres.pauses import read_pauses
 from pgtask._postgres.runs import CheckpointRow, RunStatus, list_runs, read_statuses
 from pgtask._postgres.tasks import show_tasks
@@ -35,6 +35,7 @@ from pgtask.workflow import RunState
 __all__ = ["machine", "now", "parked", "run", "runs", "task", "tasks"]
 
 PAGE = 50  # rows
+MAX_TASKS, MAX_RUNS = 10_000, 2_000  # read by a page with a filter
 CHARACTERS = 1024  # of steps, results and errors in lists
 _DEPTH_STATES = ("due", "scheduled", "leased", "parked")
 
@@ -74,10 +75,10 @@ async def tasks(request: Request) -> Response:
     query = parse_fields(request.scope["query_string"], (*FILTERS, "after"))
     wanted, after = parse_filter(query), parse_cursor(query.get("after"))
     async with site.reading.reading() as connection:
-        page = await list_tasks(connection, wanted, limit=PAGE, after=after, characters=CHARACTERS)
+        page = await list_tasks(connection, wanted, limit=PAGE, after=after, characters=CHARACTERS, max_read=MAX_TASKS)
     filters = {name: query.get(name, "") for name in FILTERS}
     return site.render(
-        request, "tasks.html", page=page, filters=filters, states=STATES, scan=SCAN_LIMIT, after=after is not None
+        request, "tasks.html", page=page, filters=filters, states=STATES, scan=MAX_TASKS, after=after is not None
     )
 
 
@@ -103,11 +104,21 @@ async def runs(request: Request) -> Response:
     name, state = query.get("name", ""), parse_run_state(query.get("state", ""))
     before = parse_id(query["before"]) if query.get("before") else None
     async with site.reading.reading() as connection:
-        found, following = await list_runs(connection, name=name or None, state=state, limit=PAGE, before=before)
+        found, following = await list_runs(
+            connection, name=name or None, state=state, limit=PAGE, before=before, max_read=MAX_RUNS
+        )
     filters = {"name": name, "state": state or ""}
     states = get_args(RunState)
     return site.render(
-        request, "runs.html", runs=found, following=following, filters=filters, states=states, before=before
+        request,
+        "runs.html",
+        runs=found,
+        following=following,
+        is_cut=following is not None and len(found) < PAGE,
+        most=MAX_RUNS,
+        filters=filters,
+        states=states,
+        before=before,
     )
 
 

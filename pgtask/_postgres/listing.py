@@ -192,10 +192,10 @@ async def list_tasks(
     limit: int,
     after: Cursor | None = None,
     characters: int | None = None,
-    max_read: int = SCAN_LIMIT,
+    max_read: int | None = None,
 ) -> Page:
     """Return a page of up to `limit` tasks, state by state; waiting ones lane by lane, in claim order. Of steps and
-    errors it holds the first `characters`. With a filter it reads `max_read` tasks at most.
+    errors it holds the first `characters`. With a filter it reads `max_read` tasks at most, by default `SCAN_LIMIT`.
 
     Each page is a snapshot of its own: a task that changes its place in between may show twice, or not at all.
     """
@@ -203,7 +203,7 @@ async def list_tasks(
         if wanted.key is not None:
             rows = await describe(connection, (await _find_keyed(connection, wanted))[:limit], characters)
             return Page(rows, [], None, False)
-        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now, max_read)
+        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now, max_read or SCAN_LIMIT)
         rows = await describe(connection, [task for task, _ in found], characters)
     return Page(rows, [place for _, place in found], following, is_cut)
 

@@ -104,7 +104,7 @@ def test_the_backlog_is_never_empty_while_a_task_runs(dsn: str, rows: Rows) -> N
 def test_an_unknown_page_names_the_others(dsn: str) -> None:
     with ready(dsn, *ANY_PORT, app=APP) as fleet:
         status, text = Exported(fleet).get("/")
-        assert (status, text) == (404, "there are /metrics /livez /readyz\n")
+        assert (status, text) == (404, "there are /metrics /livez /readyz /fleet\n")
 
 
 def test_a_port_in_use_is_one_clear_error(dsn: str) -> None:

@@ -234,6 +234,16 @@ def test_rates_are_of_fleets_that_both_looks_have() -> None:
     assert (anew.steps[0].runs, anew.steps[0].done) == (None, 7)
 
 
+def test_workers_with_one_pid_on_two_hosts_are_two() -> None:
+    sessions = (Session(7, "ab" * 8, "10.0.0.1"), Session(7, "cd" * 8, "10.0.0.2"))
+    found = DatabaseSample(sessions=sessions, leases={"cd" * 8: 3, "ef" * 8: 1})
+    frame = TopHistory().frame(found, FleetsSample(0.0), 1000.0)
+    rows = [(row.host, row.pid, row.leases, row.state) for row in frame.workers]
+    assert rows == [("10.0.0.1", 7, 0, ""), ("10.0.0.2", 7, 3, ""), ("?", None, 1, "no connection")]
+    hidden = TopHistory().frame(DatabaseSample(leases={"ef" * 8: 1}), FleetsSample(0.0), 1000.0)
+    assert [row.state for row in hidden.workers] == [""]  # behind a pooler nothing tells whether it is connected
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -29,7 +29,7 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "stall": ("0", 0.0),
     "max_tasks": ("1000", 1000),
     "max_rss": ("512", 512),
-    "metrics": ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+    "metrics": ("127.0.0.1:9187", ("127.0.0.1", 9187)),
     "pin": ("on", True),
     "preload": ("yes", True),
     "reload": ("1", True),

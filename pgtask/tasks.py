@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from pgtask._placement import check_delay, check_key, check_one_time, check_time
-from pgtask._postgres.listing import STATES, Cursor, TaskFilter
+from pgtask._postgres.listing import STATES, Cursor, TaskFilter, check_error_pattern
 from pgtask._postgres.statistics import LaneCount, OpenTransaction, Statistics
 from pgtask._postgres.task_changes import Cancel, Change, Move, Reschedule, Retry
 from pgtask._postgres.task_status import TaskState, TaskStatus
@@ -184,6 +184,10 @@ def choose_tasks(
     if queue is not None and "," in queue:
         raise EnqueueError(f"tasks(queue={queue!r:.80}): no queue has a comma in its name; choose one queue at a time")
     _check_text("error", error)
+    try:
+        check_error_pattern(error or "")
+    except ValueError as wrong:
+        raise EnqueueError(f"tasks(error={error!r:.80}): {wrong}") from None
     family, name = _names(task, step)
     if key is not None and family is None:
         raise EnqueueError(f"tasks(key={key!r:.80}): a key belongs to a task; give task= as well")

@@ -20,11 +20,11 @@ from pgtask._cli.bulk_progress import BulkProgress
 from pgtask._cli.change_tasks import change_tasks, count_tasks
 from pgtask._cli.database import with_connection
 from pgtask._cli.operator import operator_name
-from pgtask._cli.options import ID_HELP, add_filters, filter_words, has_filters, parse_rate, task_filter, whole_number
+from pgtask._cli.options import ID_HELP, add_filters, has_filters, parse_rate, task_filter, whole_number
 from pgtask._cli.output import note, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._postgres.actions import begin_action, note_action
-from pgtask._postgres.listing import STATES, Cursor, TaskFilter
+from pgtask._postgres.listing import STATES, Cursor, TaskFilter, filter_words
 from pgtask._postgres.task_changes import PORTION, Change, begin_bulk, change_portion, count_portion
 from pgtask._status import ExitCode
 from pgtask.errors import ConfigError, PgtaskError
@@ -117,7 +117,7 @@ class _BulkChange:
         self._rate: float | None = args.rate
         self._done = done
         self._action = action
-        self._filter = _chosen_by(args)
+        self._filter = _chosen_by(args, wanted)
         self._stop = asyncio.Event()
         self.tasks = 0
 
@@ -185,11 +185,11 @@ def _stopped_by_interrupt(stop: asyncio.Event) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def _chosen_by(args: argparse.Namespace) -> str:
+def _chosen_by(args: argparse.Namespace, wanted: TaskFilter) -> str:
     """Return what the command has chosen by, as words of a shell."""
     words = ["--parked"] if args.parked else []
     words += ["--state", args.state] if args.state is not None else []
     words += ["--all"] if args.all else []
-    words += filter_words(args, queue_flag="--from" if args.command == "move" else "--queue")
+    words += filter_words(wanted, queue_flag="--from" if args.command == "move" else "--queue")
     words += ["--limit", str(args.limit)] if args.limit is not None else []
     return shlex.join(words)

@@ -22,7 +22,17 @@ from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import TaskRow, aware, describe, transaction
 from pgtask._postgres.times import from_microseconds, to_microseconds
 
-__all__ = ["SCAN_LIMIT", "STATES", "Cursor", "Page", "TaskFilter", "find_tasks", "list_tasks"]
+__all__ = [
+    "SCAN_LIMIT",
+    "STATES",
+    "Cursor",
+    "Page",
+    "TaskFilter",
+    "check_error_pattern",
+    "filter_words",
+    "find_tasks",
+    "list_tasks",
+]
 
 STATES = ("leased", "ready", "scheduled", "parked")
 """The states of a task, in the order of lists: running, next to run, waiting for a person.
@@ -92,6 +102,26 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
         return rf"^\s*\{{\s*{_quote_name(self.task)}\s*:\s*\{{\s*{inner}"
 
 
+def filter_words(wanted: TaskFilter, *, queue_flag: str = "--queue") -> list[str]:
+    """Return the filter, but for its states, as the words of a command that has the same."""
+    words = [] if wanted.queues is None else [queue_flag, ",".join(wanted.queues)]
+    if wanted.step is not None:
+        words += ["--step", wanted.step if wanted.task is None else f"{wanted.task}.{wanted.step}"]
+    elif wanted.task is not None:
+        words += ["--task", wanted.task]
+    for flag, text in (("--key", wanted.key), ("--error", wanted.error)):
+        words += [] if text is None else [flag, text]
+    words += [] if wanted.older_than is None else ["--age", f"{wanted.older_than.total_seconds():.12g}s"]
+    return words + [word for path, text in wanted.where for word in ("--where", f"{path}={text}")]
+
+
+def check_error_pattern(pattern: str) -> str:
+    """Return a pattern of LIKE. Raises `ValueError` for one that Postgres refuses."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise ValueError("the backslash at its end quotes nothing: write \\\\ for the sign itself")
+    return pattern
+
+
 def _quote_name(name: str | None) -> str:
     if name is None:
         return '"[^"]+"'
@@ -156,10 +186,16 @@ class _Section(msgspec.Struct, frozen=True):
 
 
 async def list_tasks(
-    connection: Any, wanted: TaskFilter, *, limit: int, after: Cursor | None = None, characters: int | None = None
+    connection: Any,
+    wanted: TaskFilter,
+    *,
+    limit: int,
+    after: Cursor | None = None,
+    characters: int | None = None,
+    max_read: int | None = None,
 ) -> Page:
     """Return a page of up to `limit` tasks, state by state; waiting ones lane by lane, in claim order. Of steps and
-    errors it holds the first `characters`.
+    errors it holds the first `characters`. With a filter it reads `max_read` tasks at most, by default `SCAN_LIMIT`.
 
     Each page is a snapshot of its own: a task that changes its place in between may show twice, or not at all.
     """
@@ -167,7 +203,7 @@ async def list_tasks(
         if wanted.key is not None:
             rows = await describe(connection, (await _find_keyed(connection, wanted))[:limit], characters)
             return Page(rows, [], None, False)
-        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now)
+        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now, max_read or SCAN_LIMIT)
         rows = await describe(connection, [task for task, _ in found], characters)
     return Page(rows, [place for _, place in found], following, is_cut)
 
@@ -179,7 +215,7 @@ async def find_tasks(
     async with transaction(connection, readonly=True) as now:
         if wanted.key is not None:
             return (await _find_keyed(connection, wanted))[:limit], None
-        found, following, _ = await _scan_sections(connection, wanted, limit, after, now)
+        found, following, _ = await _scan_sections(connection, wanted, limit, after, now, SCAN_LIMIT)
     return [task for task, _ in found], following
 
 
@@ -189,11 +225,11 @@ async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
 
 
 async def _scan_sections(
-    connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None, now: datetime
+    connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None, now: datetime, max_read: int
 ) -> tuple[list[tuple[UUID, Cursor]], Cursor | None, bool]:
     """Return the tasks of a page with their places, the place of the next page, and whether the scan was cut short."""
     found: list[tuple[UUID, Cursor]] = []
-    left = SCAN_LIMIT if wanted.is_selective else limit + 1
+    left = max_read if wanted.is_selective else limit + 1
     for section in await _list_sections(connection, wanted, after):
         start = after if after is not None and _section_of(after) == section else None
         rows = await _read_section(connection, section, wanted, start, left, limit + 1 - len(found), now)

@@ -159,6 +159,7 @@ async def _change_chosen(connection: Any, ids: Sequence[UUID], wanted: TaskFilte
     """Change those of the tasks that the filter still chooses, in one transaction."""
     async with transaction(connection):
         if not isinstance(change, Cancel):
+            await connection.fetchval(statement("bulk/together"))
             done = await connection.fetchval(statement(f"bulk/{change.name}"), ids, *wanted.args, *change.args)
             return int(done)
         rows = await connection.fetch(statement("bulk/lock"), ids, *wanted.args, change.force)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote
@@ -74,6 +75,22 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
             return None
         longest = max(self.where, key=lambda pair: len(pair[1]))
         return [*_written(*longest), *(part for pair in self.where for part in pair)]
+
+    @property
+    def words(self) -> str:
+        """What it chooses by, as the words of a command that has the same."""
+        given = {
+            "state": None if self.states == STATES else ",".join(self.states),
+            "queue": None if self.queues is None else ",".join(self.queues),
+            "task": self.task,
+            "step": self.step,
+            "key": self.key,
+            "error": self.error,
+            "age": None if self.older_than is None else f"{self.older_than.total_seconds():.12g}s",
+        }
+        words = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+        words += [word for path, text in self.where for word in ("--where", f"{path}={text}")]
+        return shlex.join(words) or "--all"
 
     @property
     def stored_keys(self) -> list[str]:

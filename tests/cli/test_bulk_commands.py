@@ -218,6 +218,7 @@ def test_rate_paces_a_change(database: str, command: Command, monkeypatch: pytes
     # 50 tasks at 100/s in portions of 20: the last one begins after 40 tasks, at 0.4 s.
     ((seconds,),) = query(database, "SELECT extract(epoch FROM ended_at - began_at)::float8 FROM pg_task_actions")
     assert seconds >= 0.4
+    assert query(database, ACTIONS)[0][1] == "--all --rate 100/s"
 
 
 def test_interrupt_leaves_whole_portions(database: str) -> None:

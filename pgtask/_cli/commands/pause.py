@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from pgtask._cli.database import with_connection
-from pgtask._cli.operator import operator_name
 from pgtask._cli.options import add_json
 from pgtask._cli.output import json_line, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import relative_time
 from pgtask._cli.tables import Column, Screen, detect_screen, table_lines
+from pgtask._operator import operator_name
 from pgtask._postgres.pauses import Pause, Paused, pause, read_pauses
 from pgtask.errors import ConfigError
 from pgtask.policy import check_queue

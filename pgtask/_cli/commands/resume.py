@@ -9,10 +9,10 @@ from typing import Any
 from pgtask._cli.commands.pause import add_paused, paused_things
 from pgtask._cli.database import with_connection
 from pgtask._cli.names import Name, resolve_names
-from pgtask._cli.operator import operator_name
 from pgtask._cli.options import ID_HELP
 from pgtask._cli.output import note_failures, write_lines
 from pgtask._cli.parser import Parser
+from pgtask._operator import operator_name
 from pgtask._postgres.pauses import Paused, read_pauses, resume
 from pgtask._postgres.runs import resume_runs
 from pgtask.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`pgtask resume`: resume failed or cancelled runs, wake paused ones, and end the pauses of queues, tasks and steps."""
+"""`pgtask resume`: resume failed or cancelled runs, wake paused ones, and end pauses of queues, tasks, steps, keys."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ HELP = """\
 Resume runs that failed (ERROR) or were cancelled, from their checkpoints, with all their retries; wake paused ones, to
 check again what they wait for. A run that a worker is running, or that has succeeded, is named.
 
-Let workers start tasks of queues, tasks and steps again that pgtask pause has paused. A word is a queue if a queue of
-this name is paused, else the id of a run.
+Let workers start tasks of queues, tasks, steps and keys again that pgtask pause has paused. A word is a queue if one
+of this name is paused, else the id of a run.
 
     pgtask resume reports
     pgtask resume --task Crawl
+    pgtask resume --task Crawl --key example.org
     pgtask resume --all
     pgtask resume 0198c1d2
 """

@@ -6,21 +6,25 @@ imported, and no statement names the column `trace`. Only a span that is sampled
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 from pgtask._log import EventLog
 
-__all__ = ["checkpointing", "find_tracer", "operation", "sending", "trace_to_write", "written"]
+__all__ = ["adopt_environment", "checkpointing", "find_tracer", "operation", "sending", "trace_to_write", "written"]
 
 log = EventLog("pgtask.traces")
 
 MAX_STATE = 512  # characters of a tracestate, which comes from the header of a request; W3C lets us drop it
 _API = "opentelemetry.trace"
 _OFF: AbstractContextManager[None] = nullcontext()
+_SAMPLED = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]")
+_outer: str | None = None  # the trace of the program's environment, as a row has it
 
 
 def find_tracer() -> Any:
@@ -106,11 +110,41 @@ def _guarded() -> Iterator[None]:
         log.warning("trace.failed", error=f"{type(error).__name__}: {error}")
 
 
+def adopt_environment(environ: Mapping[str, str]) -> AbstractContextManager[None]:
+    """Let the trace that the environment of a program names, by TRACEPARENT and TRACESTATE as OpenTelemetry has it, be
+    that of what it enqueues inside: also where the program itself does not trace."""
+    parent, state = environ.get("TRACEPARENT", ""), environ.get("TRACESTATE", "")
+    if _SAMPLED.fullmatch(parent) is None:
+        return _OFF
+    return _adopt(f"{parent} {state}" if 0 < len(state) <= MAX_STATE and state.isprintable() else parent)
+
+
+@contextmanager
+def _adopt(trace: str) -> Iterator[None]:
+    global _outer
+    before, _outer = _outer, trace
+    try:
+        if find_tracer() is None:
+            yield
+        else:
+            propagator = importlib.import_module("opentelemetry.trace.propagation.tracecontext")
+            context = importlib.import_module("opentelemetry.context")
+            parent, _, state = trace.partition(" ")
+            carrier = {"traceparent": parent, "tracestate": state}
+            token = context.attach(propagator.TraceContextTextMapPropagator().extract(carrier))
+            try:
+                yield
+            finally:
+                context.detach(token)
+    finally:
+        _outer = before
+
+
 def trace_to_write() -> str | None:
     """Return the context of the current span as a row has it: traceparent, and after a space tracestate, if any.
-    None if there is no span, or it is not sampled."""
+    None if there is no span, or it is not sampled. Without a tracer, that of `adopt_environment`."""
     if find_tracer() is None:
-        return None
+        return _outer
     return written(sys.modules[_API].get_current_span())
 
 

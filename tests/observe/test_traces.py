@@ -171,6 +171,40 @@ def test_steps_of_a_workflow_are_spans_below_its_try(tell: Tell) -> None:
     assert {span["parent"] for span in spans.named("inside")} == {span["id"] for span in steps}
 
 
+def test_child_runs_are_below_the_try_that_makes_them(tell: Tell) -> None:
+    spans = tell("children")
+    tries = spans.named("process default")
+    send = spans.one("send default")
+    above = {span["id"] for span in tries if span["parent"] == send["id"]}  # before its children ran, and after that
+    children = [span["parent"] for span in tries if span["attributes"]["pgtask.step"] == "count.Run"]
+    assert (len(children), len(set(children))) == (2, 1)
+    assert set(children) < above
+    assert {span["trace"] for span in tries} == {send["trace"]}
+
+
+PARENT = f"00-{7:032x}-{9:016x}-01"
+
+
+@pytest.mark.parametrize(
+    ("parent", "state", "written"),
+    [
+        (PARENT, "", PARENT),
+        (PARENT, "a=b", f"{PARENT} a=b"),
+        (PARENT[:-1] + "0", "", None),
+        (f"00-{0:032x}-{9:016x}-01", "", None),
+        ("nonsense", "a=b", None),
+        ("", "", None),
+    ],
+)
+def test_command_enqueues_into_the_trace_of_its_environment(
+    dsn: str, rows: Rows, parent: str, state: str, written: str | None
+) -> None:
+    environ = {**os.environ, "PGTASK_DSN": dsn, "PYTHONPATH": PYTHONPATH, "TRACEPARENT": parent, "TRACESTATE": state}
+    command = [sys.executable, "-m", "pgtask", "enqueue", "traced:app", "Traced.Plain"]
+    subprocess.run(command, check=True, timeout=60, env=environ, stdout=subprocess.DEVNULL)
+    assert rows.value("SELECT trace FROM pg_task") == written
+
+
 def test_what_is_not_sampled_has_no_trace(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The producer decides for all that follows."""
     monkeypatch.setenv("RATIO", "0.1")

@@ -158,6 +158,11 @@ async def count(ctx: WorkflowContext, number: int) -> int:
     return await ctx.step("second", compute, number)
 
 
+@workflow("parents")
+async def parents(ctx: WorkflowContext, number: int) -> list[int]:
+    return await ctx.results(await ctx.spawn_many("children", count, [number, number]))
+
+
 @asynccontextmanager
 async def lifespan() -> AsyncIterator[None]:
     if "SPANS" in os.environ and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
@@ -165,7 +170,7 @@ async def lifespan() -> AsyncIterator[None]:
     yield
 
 
-app = App(Traced, count, lifespan=lifespan)
+app = App(Traced, count, parents, lifespan=lifespan)
 
 STEPS: dict[str, list[Task]] = {
     "plain": [Plain()],
@@ -195,6 +200,8 @@ async def act_async(dsn: str, act: str) -> None:
             await client.delay(Plain(), SOON)
         elif act == "trigger":
             await client.trigger(count, 1)
+        elif act == "children":
+            await client.trigger(parents, 1)
         elif act == "sampled":
             for _ in range(200):
                 with tracer.start_as_current_span("root", context=trace.set_span_in_context(trace.INVALID_SPAN)):

@@ -16,7 +16,17 @@ from typing import Any
 
 from pgtask._log import EventLog
 
-__all__ = ["adopt_environment", "checkpointing", "find_tracer", "operation", "sending", "trace_to_write", "written"]
+__all__ = [
+    "adopt_environment",
+    "checkpointing",
+    "current_span",
+    "find_tracer",
+    "guarded",
+    "operation",
+    "sending",
+    "trace_to_write",
+    "written",
+]
 
 log = EventLog("pgtask.traces")
 
@@ -60,7 +70,7 @@ def sending(queue: str, step: str | None) -> AbstractContextManager[Any]:
 @contextmanager
 def _send(tracer: Any, queue: str, step: str | None) -> Iterator[Any]:
     kind = sys.modules[_API].SpanKind.PRODUCER
-    with _current(tracer, f"send {queue}", kind=kind, attributes=operation("send", queue, step)) as span:
+    with current_span(tracer, f"send {queue}", kind=kind, attributes=operation("send", queue, step)) as span:
         yield span
 
 
@@ -75,35 +85,36 @@ def checkpointing(name: str) -> AbstractContextManager[Any]:
 @contextmanager
 def _checkpoint(tracer: Any, name: str) -> Iterator[Any]:
     attributes = {"messaging.system": "pgtask", "pgtask.checkpoint": name}
-    with _current(tracer, name, attributes=attributes) as span:
+    with current_span(tracer, name, attributes=attributes) as span:
         yield span
 
 
 @contextmanager
-def _current(tracer: Any, name: str, **options: Any) -> Iterator[Any]:
+def current_span(tracer: Any, name: str, **options: Any) -> Iterator[Any]:
     """Make a span the current one. What a sampler, a processor or an exporter of the user's raises is logged: the
     caller's work is done, or has failed, all the same."""
     trace = sys.modules[_API]
     span = trace.INVALID_SPAN
-    with _guarded():
+    with guarded():
         span = tracer.start_span(name, **options)
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
     except BaseException as error:
-        with _guarded():
+        with guarded():
             span.set_attribute("error.type", type(error).__qualname__)
             if isinstance(error, Exception):
                 span.record_exception(error)
                 span.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(error).__qualname__}: {error}"))
         raise
     finally:
-        with _guarded():
+        with guarded():
             span.end()
 
 
 @contextmanager
-def _guarded() -> Iterator[None]:
+def guarded() -> Iterator[None]:
+    """Log what a sampler, a processor or an exporter of the user's raises, in place of raising it."""
     try:
         yield
     except Exception as error:

@@ -182,6 +182,29 @@ def test_child_runs_are_below_the_try_that_makes_them(tell: Tell) -> None:
     assert {span["trace"] for span in tries} == {send["trace"]}
 
 
+def test_consumer_makes_a_span_for_each_claim_and_try(dsn: str, file: Path) -> None:
+    produce(dsn, "plain")
+    produce(dsn, "consume")
+    spans = Spans([json.loads(line) for line in file.read_text().splitlines()])
+    send = spans.one("send q")
+    claims = spans.named("receive q")
+    assert [(one["kind"], one["links"]) for one in claims] == [("CONSUMER", [send["id"]])] * 2
+    first, second = spans.named("process q")
+    assert (first["parent"], first["links"], first["trace"]) == (send["id"], [], send["trace"])
+    assert (second["parent"], second["links"]) == (None, [send["id"]])
+    assert [one["attributes"]["pgtask.attempt"] for one in (first, second)] == [1, 2]
+    assert first["attributes"]["pgtask.step"] == "Traced.Plain"
+    assert [one["parent"] for one in spans.named("inside")] == [first["id"], second["id"]]
+
+
+def test_consumer_that_does_not_trace_makes_none(dsn: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    produce(dsn, "plain")
+    before = file.read_text()
+    monkeypatch.delenv("SPANS")
+    produce(dsn, "consume")
+    assert file.read_text() == before
+
+
 PARENT = f"00-{7:032x}-{9:016x}-01"
 
 

@@ -213,6 +213,18 @@ async def act_async(dsn: str, act: str) -> None:
                 await client.enqueue(step, queue="q")
 
 
+async def act_as_consumer(dsn: str) -> None:
+    """In a trace of its own."""
+    async with Client(dsn, app=app) as client, client.consumer("q") as consumer:
+        for _ in range(2):
+            leases = await consumer.claim(wait=timedelta(seconds=20))
+            for lease in leases:
+                with lease.span() as span, tracer.start_as_current_span("inside"):
+                    assert span is not None or not isinstance(trace.get_tracer_provider(), TracerProvider)
+            await consumer.retry([lease for lease in leases if not lease.tried], after=SOON)
+            await consumer.done([lease for lease in leases if lease.tried])
+
+
 async def act_on_asyncpg(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     async with connection.transaction():
@@ -241,4 +253,5 @@ if __name__ == "__main__":
         if act.startswith("sync"):
             act_in_sync(dsn, act)
         else:
-            asyncio.run(act_on_asyncpg(dsn) if act == "asyncpg" else act_async(dsn, act))
+            acts = {"asyncpg": act_on_asyncpg, "consume": act_as_consumer}
+            asyncio.run(acts[act](dsn) if act in acts else act_async(dsn, act))

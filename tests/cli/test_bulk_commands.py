@@ -302,3 +302,18 @@ def test_prune_removes_old_actions(database: str, command: Command) -> None:
     for number in range(5):
         command("pause", f"q{number}")
     assert command("prune", "--actions", "--older-than", "0", "--batch", "2").out == "6 actions removed\n"
+
+
+def test_tasks_parked_for_one_time_are_all_changed(
+    database: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index scan backwards returns those of one index tuple forwards."""
+    monkeypatch.setattr(bulk, "PORTION", 100)
+    query(
+        database,
+        "INSERT INTO pg_task (step, error, tried, wakeup_at) "
+        "SELECT '{}', 'no', 3, '2026-01-01' FROM generate_series(1, 3000)",
+    )
+    query(database, "REINDEX INDEX pg_task_parked_idx")
+    assert command("retry", "--all").out == "3,000 tasks made due\n"
+    assert count(database, "error IS NOT NULL") == 0

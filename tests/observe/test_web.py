@@ -23,7 +23,9 @@ from pgtask._postgres.console import MAX_CHECKPOINTS
 from pgtask._postgres.tasks import transaction
 from pgtask.errors import DatabaseError, StatementTimeout
 
-pytestmark = pytest.mark.one_database("DELETE FROM pg_task_runs; DELETE FROM pg_task_pauses")
+pytestmark = pytest.mark.one_database(
+    "DELETE FROM pg_task_runs; DELETE FROM pg_task_pauses; DELETE FROM pg_task_actions"
+)
 
 PAGES = ["/", "/tasks", "/runs", "/parked", "/machine"]
 NONE = "\N{EN DASH}"

@@ -6,8 +6,9 @@
 -- created before $13 (each null: any); and always the last row read, so that the caller knows how many were read: `nth`.
 --
 -- Continues after the place $6, $7 (time and tid: rows of one time lie in the index in the order of their tids). Reads
--- $8 rows at most. $1 is a one-time filter, so one branch is executed, by the index of its section; the window
--- functions read row by row, so the scan stops where the limit is reached.
+-- $8 rows at most (parked ones: and those of one time). A backward scan returns the rows of one index tuple, which are of
+-- one time, forwards: an incremental sort puts them in order. $1 is a one-time filter, so one branch is executed, by the
+-- index of its section; the window functions read row by row, so the scan stops where the limit is reached.
 SELECT id, at, place, matches, nth
 FROM (
     SELECT
@@ -30,7 +31,7 @@ FROM (
               AND error IS NOT NULL
               AND wakeup_at <= $6
               AND (wakeup_at < $6 OR ctid < $7)
-            ORDER BY wakeup_at DESC
+            ORDER BY wakeup_at DESC, ctid DESC
             LIMIT $8
         )
         UNION ALL

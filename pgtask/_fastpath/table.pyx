@@ -61,7 +61,7 @@ cdef class Table:
     cdef int found  # such steps
     cdef readonly frozenset families  # the names of its tasks
     cdef tuple paused  # the tasks and steps of which no step starts
-    cdef bint has_paused_queues  # then no task goes on without a claim
+    cdef bint has_paused_queues  # or keys: then no task goes on without a claim
     cdef object page  # that counts its steps, or None
     cdef bytes payload  # that `find_entry` has found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote
@@ -43,6 +44,7 @@ Parked tasks come last, because a filter by queue may have to read many of them 
 SCAN_LIMIT = 100_000
 """The most rows that one page reads; a filter may leave most of them out."""
 
+_LITERAL = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_"})  # in a pattern of LIKE
 # The first and last of Python's times stand for the infinities.
 _NEVER, _LONG_AGO = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 # Places before and after all rows of one time.
@@ -77,8 +79,19 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fields(self) -> list[str] | None:
-        """The parameter of pg_task_has: each path and its text; None: any."""
-        return [part for pair in self.where for part in pair] or None
+        """Two patterns that the step of each such task matches, and the parameter of pg_task_has: each path and its
+        text; None: any. See shared/matching.sql."""
+        if not self.where:
+            return None
+        longest = max(self.where, key=lambda pair: len(pair[1]))
+        return [*_written(*longest), *(part for pair in self.where for part in pair)]
+
+    @property
+    def words(self) -> str:
+        """What it chooses by, as the words of a command that has the same."""
+        words = [] if self.states == STATES else ["--state", ",".join(self.states)]
+        words += filter_words(self)
+        return shlex.join(words) or "--all"
 
     @property
     def stored_keys(self) -> list[str]:
@@ -125,7 +138,21 @@ def check_error_pattern(pattern: str) -> str:
 def _quote_name(name: str | None) -> str:
     if name is None:
         return '"[^"]+"'
-    return re.sub(r"([^\w\s])", r"\\\1", json.dumps(name, ensure_ascii=False))
+    return _escape(json.dumps(name, ensure_ascii=False))
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([^\w\s])", r"\\\1", text)
+
+
+def _written(path: str, text: str) -> tuple[str, str]:
+    """Return a pattern of LIKE and a regular expression of a field as JSON without escapes has it. The last part of its
+    path may be the number of an item."""
+    name = path.rpartition(".")[2]
+    is_item = name.lstrip("-").isdigit()
+    pattern = "".join("%" + part.translate(_LITERAL) for part in ((text,) if is_item else (f'"{name}"', text)))
+    expression = rf'"?{_escape(text)}["\s,}}\]]'
+    return f"{pattern}%", expression if is_item else rf'"{_escape(name)}"\s*:\s*{expression}'
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -204,8 +231,8 @@ async def list_tasks(
             rows = await describe(connection, (await _find_keyed(connection, wanted))[:limit], characters)
             return Page(rows, [], None, False)
         found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now, max_read or SCAN_LIMIT)
-        rows = await describe(connection, [task for task, _ in found], characters)
-    return Page(rows, [place for _, place in found], following, is_cut)
+        rows = await describe(connection, [row["id"] for _, row in found], characters)
+    return Page(rows, [_cursor_of(section, row) for section, row in found], following, is_cut)
 
 
 async def find_tasks(
@@ -216,7 +243,7 @@ async def find_tasks(
         if wanted.key is not None:
             return (await _find_keyed(connection, wanted))[:limit], None
         found, following, _ = await _scan_sections(connection, wanted, limit, after, now, SCAN_LIMIT)
-    return [task for task, _ in found], following
+    return [row["id"] for _, row in found], following
 
 
 async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
@@ -226,20 +253,19 @@ async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
 
 async def _scan_sections(
     connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None, now: datetime, max_read: int
-) -> tuple[list[tuple[UUID, Cursor]], Cursor | None, bool]:
-    """Return the tasks of a page with their places, the place of the next page, and whether the scan was cut short."""
-    found: list[tuple[UUID, Cursor]] = []
+) -> tuple[list[tuple[_Section, Any]], Cursor | None, bool]:
+    """Return the rows of a page with their sections, the place of the next page, and whether the scan was cut short."""
+    found: list[tuple[_Section, Any]] = []
     left = max_read if wanted.is_selective else limit + 1
     for section in await _list_sections(connection, wanted, after):
         start = after if after is not None and _section_of(after) == section else None
         rows = await _read_section(connection, section, wanted, start, left, limit + 1 - len(found), now)
-        places = [_cursor_of(section, row) for row in rows]
-        found += [(row["id"], place) for row, place in zip(rows, places, strict=True) if row["matches"]]
+        found += [(section, row) for row in rows if row["matches"]]
         if len(found) > limit:
-            return found[:limit], found[limit - 1][1], False
+            return found[:limit], _cursor_of(*found[limit - 1]), False
         left -= rows[-1]["nth"] if rows else 0
         if left <= 0:
-            return found, places[-1], True
+            return found, _cursor_of(section, rows[-1]), True
     return found, None, False
 
 

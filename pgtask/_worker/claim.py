@@ -270,10 +270,13 @@ class Claim:
         except IndexError:
             return None
 
-    def obey_pauses(self, queues: frozenset[str], tasks: Iterable[str], steps: Iterable[str]) -> None:
-        """Claim none of the tasks of these queues, tasks and steps (`Task.Step`), and no others that were paused."""
+    def obey_pauses(
+        self, queues: frozenset[str], tasks: Iterable[str], steps: Iterable[str], keys: Iterable[str]
+    ) -> None:
+        """Claim none of the tasks of these queues, tasks, steps (`Task.Step`) and keys (`Task/key`), and no
+        others that were paused."""
         self._paused_queues = queues
-        self.foreign.set_paused(tasks, steps)
+        self.foreign.set_paused(tasks, steps, keys)
         self._lanes = [lane for lane in self._lanes if lane.queue not in queues]
         if self._last_lane is not None and self._last_lane.queue in queues:
             self._last_lane = None

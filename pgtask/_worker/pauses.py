@@ -2,8 +2,8 @@
 
 Theory of operation. The pauses are rows, which this stage reads at the start, when a notification says that they have
 changed, after each new connection of the listener, and every ten seconds; each second without a listener. A paused
-queue has no lanes for the claims. Tasks of a paused task or step are passed over as those of other apps are
-(foreign.py).
+queue has no lanes for the claims. Tasks of a paused task, step or key are passed over as those of other apps
+are (foreign.py). A worker does not know the key of a task: while a key is paused, each next step is claimed anew.
 
 Invariant: no claim is sent before the pauses were read once.
 """
@@ -63,10 +63,10 @@ class Pauses:
         if self._all == before:
             return False
         tasks, steps = self._names("task"), self._names("step")
-        queues = self._names("queue")
-        self._claim.obey_pauses(queues, tasks, steps)
+        queues, keys = self._names("queue"), self._names("key")
+        self._claim.obey_pauses(queues, tasks, steps, keys)
         if self._table is not None:
-            self._table.pause(tasks, steps, bool(queues))
+            self._table.pause(tasks, steps, bool(queues or keys))
         if paused := self._all - before:
             log.info("work.paused", what=_list(paused))
         if resumed := before - self._all:

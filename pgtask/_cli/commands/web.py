@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from pgtask._cli.database import Database, find_database, load_configured_app
 from pgtask._cli.from_option import add_from, addresses_of
-from pgtask._cli.operator import operator_name
 from pgtask._cli.options import add_traceback, whole_number
 from pgtask._cli.output import note, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import format_elapsed, format_number, format_size, format_time, relative_time
+from pgtask._operator import operator_name
 from pgtask._postgres.migrate import migrate
 from pgtask.app import App
 from pgtask.config import load_config

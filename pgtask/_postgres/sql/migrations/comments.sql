@@ -78,8 +78,8 @@ COMMENT ON COLUMN pg_task_stops.given_at IS 'Time of the order.';
 COMMENT ON COLUMN pg_task_stops.given_by IS 'The role that gave it.';
 
 COMMENT ON TABLE pg_task_pauses IS 'What is paused: no worker or consumer starts its tasks. Written by pgtask pause and resume.';
-COMMENT ON COLUMN pg_task_pauses.kind IS 'queue, task or step.';
-COMMENT ON COLUMN pg_task_pauses.name IS 'Of the queue, of the task or workflow, or of the step: Task.Step.';
+COMMENT ON COLUMN pg_task_pauses.kind IS 'queue, task, step or key.';
+COMMENT ON COLUMN pg_task_pauses.name IS 'Of the queue, of the task or workflow, of the step: Task.Step, or of the key: Task/key.';
 COMMENT ON COLUMN pg_task_pauses.reason IS 'What the person who paused it wrote.';
 COMMENT ON COLUMN pg_task_pauses.paused_at IS 'Since when.';
 COMMENT ON COLUMN pg_task_pauses.paused_by IS 'The role that paused it, and from where.';
@@ -88,7 +88,7 @@ COMMENT ON TABLE pg_task_actions IS 'Who did what to how many tasks: the bulk co
 COMMENT ON COLUMN pg_task_actions.id IS 'Number of the action.';
 COMMENT ON COLUMN pg_task_actions.began_at IS 'Time of its begin.';
 COMMENT ON COLUMN pg_task_actions.ended_at IS 'Time of its end; null: it goes on, or its process died.';
-COMMENT ON COLUMN pg_task_actions.done_by IS 'The user and the host of the command.';
+COMMENT ON COLUMN pg_task_actions.done_by IS 'The user and the host of the command or client.';
 COMMENT ON COLUMN pg_task_actions.action IS 'The command: retry, cancel, move, reschedule, pause, resume.';
 COMMENT ON COLUMN pg_task_actions.filter IS 'The words of the command, as typed.';
 COMMENT ON COLUMN pg_task_actions.tasks IS 'How many tasks it has changed so far.';

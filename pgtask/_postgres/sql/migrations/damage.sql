@@ -38,7 +38,10 @@ wanted (since, kind, on_table, name, definition) AS (
         (1, 'constraint', 'pg_task_schema', 'pg_task_schema_pkey', 'PRIMARY KEY (version)'),
         (7, 'constraint', 'pg_task_stops', 'pg_task_stops_pkey', 'PRIMARY KEY (id)'),
         (15, 'constraint', 'pg_task_pauses', 'pg_task_pauses_pkey', 'PRIMARY KEY (kind, name)'),
-        (15, 'constraint', 'pg_task_pauses', 'pg_task_pauses_kind_check', 'CHECK (kind IN (''queue'', ''task'', ''step''))'),
+        (
+            21, 'constraint', 'pg_task_pauses', 'pg_task_pauses_kind_check',
+            'CHECK (kind IN (''queue'', ''task'', ''step'', ''key''))'
+        ),
         (16, 'constraint', 'pg_task_actions', 'pg_task_actions_pkey', 'PRIMARY KEY (id)'),
         (
             16, 'constraint', 'pg_task_actions', 'pg_task_actions_state_check',

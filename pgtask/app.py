@@ -135,11 +135,11 @@ class App:
         """Add the limit of a step, which may be that of others too."""
         if self.limits.setdefault(limit.name, limit) is not limit:
             raise DefinitionError(
-                f"step {cls.__name__}: there are two limits named {limit.name}; make one object, and use it in all policies"
+                f"step {cls.__name__}: another limit is named {limit.name}; make one object, and use it in all policies"
             )
         if limit.cost is not None and limit.cost.of not in cls.__struct_fields__:
             raise DefinitionError(
-                f"step {cls.__name__}: its limit {limit.name} counts the field {limit.cost.of!r}, which it does not have"
+                f"step {cls.__name__}: its limit {limit.name} counts a field {limit.cost.of!r}, which it does not have"
             )
 
     def _add_workflow(self, flow: Workflow[Any, Any]) -> None:

@@ -20,7 +20,7 @@ __all__ = ["MAX_KEY", "Breaker", "Limit", "Rate", "limit_key"]
 MAX_KEY = 500
 """Characters of the key of a limit, at most."""
 MAX_NAME = 64
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,%d}" % MAX_NAME, re.ASCII)
+_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME}}}", re.ASCII)
 _BURST_SECONDS = 0.1  # a rate saves up so much by default, so that a worker need not claim each task at its time
 _SECOND = timedelta(seconds=1)
 
@@ -84,8 +84,8 @@ class Limit(msgspec.Struct, frozen=True):
     Steps whose policies have the same limit count together. Declare it once and use the object in all of them.
 
     - `name`: 1 to 64 letters, digits, `_`, `.` and `-`. Rows and commands know the limit by it.
-    - `key`: a function of the step that returns a text or a whole number. Each key has the limit for itself. None as the
-      key of a step means that the limit does not apply to it. Without the function all steps share one key.
+    - `key`: a function of the step that returns a text or a whole number. Each key has the limit for itself. None as
+      the key of a step means that the limit does not apply to it. Without the function all steps share one key.
     - `concurrency`: how many steps of a key run at once. What runs is counted in the leased rows themselves, so a
       worker that dies frees its places as soon as its leases are released.
     - `rate`: how many steps of a key start in a time.
@@ -137,7 +137,9 @@ class Limit(msgspec.Struct, frozen=True):
             if value is not None and not isinstance(value, kind):
                 raise DefinitionError(f"Limit({self.name!r}, {what}={value!r}) must be a {kind.__name__}, or None")
         if self.cost is not None and self.cost.of is None:
-            raise DefinitionError(f"Limit({self.name!r}, cost=) needs the field that says how much: Rate(..., of=\"tokens\")")
+            raise DefinitionError(
+                f'Limit({self.name!r}, cost=) needs the field that says how much: Rate(..., of="tokens")'
+            )
         if self.rate is not None and self.rate.of is not None:
             raise DefinitionError(
                 f"Limit({self.name!r}, rate=): a rate counts starts; use cost= for of={self.rate.of!r}"

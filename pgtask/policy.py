@@ -53,7 +53,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     - `batch`: how many steps a `run_batch` gets at once, and how long they wait for each other.
     - `on_expired`: what becomes of a task whose `expires` has passed before it began: it leaves the table (`"drop"`),
       or is parked.
-    - `limit`: a `Limit` that bounds how many such steps run at once, how fast they start, or at what cost, on all hosts.
+    - `limit`: a `Limit` that bounds how many such steps run at once, how fast they start, or at what cost, on all
+      hosts.
     - `queue`, `priority`: where a task that starts or arrives at this step waits; workers claim a higher priority
       first.
 

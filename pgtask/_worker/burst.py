@@ -77,7 +77,7 @@ class Burst:
         if self._limits is None or not self._limits.is_used:
             return False
         names = self._limits.names
-        ((waits,),) = await self._link.run("limited_left", names, self._horizon, self._queues, self._foreign)
+        ((waits,),) = await self._link.run("limits/left", names, self._horizon, self._queues, self._foreign)
         return bool(waits)
 
     def _expects_more(self) -> bool:

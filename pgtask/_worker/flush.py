@@ -165,7 +165,7 @@ class _ReleaseBatch(_FlushBatch):
 class _WaitBatch(_ReleaseBatch):
     """Leases whose tasks have to wait for the limits of their steps, with the keys of these."""
 
-    statement = "limit_wait"
+    statement = "limits/wait"
 
     def __init__(self, flush: Flush, leases: list[TaskLease], keys: dict[TaskLease, str]) -> None:
         super().__init__(flush, leases)

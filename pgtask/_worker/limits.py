@@ -1,10 +1,10 @@
 """limits: claim tasks that wait for their limits, as far as these allow.
 
-Theory of operation. A limit is a row (020_limits.sql), declared by the code of the apps. A worker that has claimed a task
-beside the limit of its step (most are inserted so) has it wait: its row then lies in an index of its own. A claim of a
-limit leases what may start, by one statement that counts the leased rows of each key. This stage decides when to send
-it: at once after a notification, after the end of a step of the limit, and while there are more keys to look at; at the
-time at which a rate allows the next start; else after a pause, which grows while nothing waits.
+Theory of operation. A limit is a row (020_limits.sql), declared by the code of the apps. A worker that has claimed a
+task beside the limit of its step (most are inserted so) has it wait: its row then lies in an index of its own. A claim
+of a limit leases what may start, by one statement that counts the leased rows of each key. This stage decides when to
+send it: at once after a notification, after the end of a step of the limit, and while there are more keys to look at;
+at the time at which a rate allows the next start; else after a pause, which grows while nothing waits.
 
 Invariants: what runs under a key is counted in the leased rows, never here; a worker without limits sends nothing.
 """
@@ -134,7 +134,7 @@ class Limits:
         with the key of its limit, and the failed tries in a row of that key."""
         token, sent = lease_token(self._worker), lease_clock()
         if not self._is_written:
-            await self._link.run("declare_limits", *declaration(self._declared.values()))
+            await self._link.run("limits/declare", *declaration(self._declared.values()))
             self._is_written = True
         now = time.monotonic()
         one = min(self._known.values(), key=lambda known: known.next_at)
@@ -144,7 +144,7 @@ class Limits:
             *(self._max_step_bytes, self._claim.foreign.pattern, suspects, first, one.after, MAX_KEYS),
         )
         try:
-            answer, *rows = await self._link.once("claim_limited", *parameters)
+            answer, *rows = await self._link.once("limits/claim", *parameters)
         except DatabaseUnavailable as error:
             one.next_at = now + (FULL_PAUSE if isinstance(error, RowsLocked | StatementTimeout) else 0.0)
             if not was_rolled_back(error):
@@ -183,7 +183,7 @@ class Limits:
         if not self._notes:
             return
         try:
-            await self._link.once("note_limits", *_columns(self._notes))
+            await self._link.once("limits/note", *_columns(self._notes))
         except (DatabaseUnavailable, RowsLocked, StatementTimeout):
             return
         except DataRefused as error:
@@ -197,7 +197,7 @@ class Limits:
 
 
 def _columns(notes: list[tuple[str, str, float]]) -> tuple[list[Any], ...]:
-    """Sum up notes key by key, as parameters of note_limits.sql."""
+    """Sum up notes key by key, as parameters of limits/note.sql."""
     sums: dict[str, list[Any]] = {}
     for key, kind, number in notes:
         of_key = sums.setdefault(key, [0, False, None, None])

@@ -30,8 +30,8 @@ MAX_INTERVAL = 10.0  # the same with notifications, for a listener that has lost
 
 
 class Pauses:
-    """What is paused, as of the last look over `link`; `claim` and `table` obey it. Calls `limited` with the names of the
-    limits, if there are any."""
+    """What is paused, as of the last look over `link`; `claim` and `table` obey it. Calls `limited` with the names of
+    the limits, if there are any."""
 
     def __init__(
         self,

@@ -34,8 +34,8 @@ from pgtask._worker.flush import Flush
 from pgtask._worker.forked import end_if_copy
 from pgtask._worker.hold import Hold
 from pgtask._worker.invariants import PumpInvariants
-from pgtask._worker.limits import Limits
 from pgtask._worker.leaving import cancel_steps, release_leases
+from pgtask._worker.limits import Limits
 from pgtask._worker.pauses import Pauses
 from pgtask._worker.renew import MAX_WAIT, Renew
 from pgtask._worker.suspects import Suspects

@@ -8,10 +8,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from fix_database import run
 from fleet import Rows
 from sessions import connected
-
-from fix_database import run
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -30,8 +29,15 @@ def limit(rows: Rows, name: str = "one", **columns: Any) -> None:
 
 
 def wait(
-    rows: Rows, key: str = "", count: int = 1, *, after: float = -1, priority: int = 0, queue: str = "default",
-    limit: str = "one", fields: dict[str, Any] | None = None,
+    rows: Rows,
+    key: str = "",
+    count: int = 1,
+    *,
+    after: float = -1,
+    priority: int = 0,
+    queue: str = "default",
+    limit: str = "one",
+    fields: dict[str, Any] | None = None,
 ) -> None:
     step = json.dumps({"Task": {"Step": fields}})
     rows(WAIT, step, f"{limit} {key}", count, float(after), priority, queue)
@@ -55,13 +61,31 @@ class Claimed:
 
 
 def claim(
-    rows: Rows, most: int = 100, *, name: str = "one", served: list[str] | None = None, skipped: tuple[str, ...] = (),
-    others: str | None = None, suspects: bool = True, first: tuple[str, ...] = (), after: str | None = None,
+    rows: Rows,
+    most: int = 100,
+    *,
+    name: str = "one",
+    served: list[str] | None = None,
+    skipped: tuple[str, ...] = (),
+    others: str | None = None,
+    suspects: bool = True,
+    first: tuple[str, ...] = (),
+    after: str | None = None,
     reads: int = 300,
 ) -> Claimed:
     token = uuid4()
     answer = rows(
-        CLAIM, name, served, list(skipped), most, token, others, suspects, [f"{name} {key}" for key in first], after, reads
+        CLAIM,
+        name,
+        served,
+        list(skipped),
+        most,
+        token,
+        others,
+        suspects,
+        [f"{name} {key}" for key in first],
+        after,
+        reads,
     )
     return Claimed(answer, token, f"{name} ")
 
@@ -79,7 +103,8 @@ def test_each_key_has_its_places(rows: Rows) -> None:
         wait(rows, key, 5)
     first = claim(rows)
     assert first.counts == {"a": 2, "b": 2, "c": 2}
-    assert len(again := claim(rows)) == 0
+    again = claim(rows)
+    assert len(again) == 0
     assert again.full == 3
     end(rows, first, 1)
     assert claim(rows).keys == [first.keys[0]]
@@ -110,7 +135,7 @@ def test_claims_of_two_sessions_share_the_places(dsn: str, rows: Rows) -> None:
 
     async def main() -> None:
         async with connected(dsn) as one, connected(dsn) as two:
-            args = ("one", None, [], 100, uuid4(), None, True, [], None, 300)
+            args: tuple[Any, ...] = ("one", None, [], 100, uuid4(), None, True, [], None, 300)
             async with one.transaction():
                 assert len(await one.fetch(CLAIM, *args)) == 4
                 (busy,) = await two.fetch(CLAIM, *args)
@@ -217,7 +242,9 @@ def test_cost_may_run_into_debt_once(rows: Rows) -> None:
 
 def test_charge_and_refund_move_the_cost(rows: Rows) -> None:
     limit(rows, cost_rate=10.0, cost_burst=10.0, cost_of="tokens")
-    charge = "SELECT pg_task_note_limits(ARRAY['one a'], ARRAY[0], ARRAY[false], ARRAY[NULL::float8], ARRAY[$1::float8])"
+    charge = (
+        "SELECT pg_task_note_limits(ARRAY['one a'], ARRAY[0], ARRAY[false], ARRAY[NULL::float8], ARRAY[$1::float8])"
+    )
     rows(charge, 100.0)
     wait(rows, "a", 1, fields={"tokens": None})
     assert 8 < claim(rows).due <= 10
@@ -241,7 +268,7 @@ def test_paused_key_and_paused_limit_wait(rows: Rows) -> None:
     assert len(claim(rows)) == 0
 
 
-NOTE = "SELECT pg_task_note_limits(ARRAY['one a'], ARRAY[$1::integer], ARRAY[$2::boolean], ARRAY[NULL::float8], ARRAY[NULL::float8])"
+NOTE = "SELECT pg_task_note_limits('{one a}', ARRAY[$1::integer], ARRAY[$2::boolean], '{NULL}', '{NULL}')"
 
 
 def test_breaker_opens_probes_and_closes(rows: Rows) -> None:
@@ -249,21 +276,25 @@ def test_breaker_opens_probes_and_closes(rows: Rows) -> None:
     wait(rows, "a", 9)
     wait(rows, "b", 2)
     rows(NOTE, 2, False)
-    assert len(first := claim(rows, 4)) == 4
+    first = claim(rows, 4)
+    assert len(first) == 4
     end(rows, first)
     rows(NOTE, 1, False)
-    assert "a" not in (opened := claim(rows)).keys
+    opened = claim(rows)
+    assert "a" not in opened.keys
     assert 29 < opened.due <= 30
     elapse = "UPDATE pg_task_limit_keys SET paused_until = paused_until - interval '31 seconds'"
     rows(elapse)
-    assert len(probe := claim(rows)) == 1, "one probe"
+    probe = claim(rows)
+    assert len(probe) == 1, "one probe"
     assert probe.failures == [3]
     assert len(claim(rows)) == 0
     rows(NOTE, 1, False)
     end(rows, probe)
     assert len(claim(rows)) == 0, "it opens again"
     rows(elapse)
-    assert len(second := claim(rows)) == 1
+    second = claim(rows)
+    assert len(second) == 1
     rows(NOTE, 0, True)
     end(rows, second)
     assert len(claim(rows)) > 1, "closed"

@@ -18,7 +18,7 @@ paced = Limit("paced", rate=Rate(40, burst=4))
 strict = Limit("strict", key=lambda step: step.key, concurrency=1, order="strict")
 fused = Limit("fused", key=lambda step: step.key, breaker=Breaker(failures=3, pause=timedelta(seconds=1)))
 turns = Limit("turns", key=lambda step: step.key, share=True)
-broken = Limit("broken", key=lambda step: 1 / step.number, concurrency=1)  # type: ignore[arg-type,return-value]
+broken = Limit("broken", key=lambda step: 1 // step.number, concurrency=1)
 
 
 async def note(ctx: Context, step: Any, *, seconds: float = 0.0) -> None:

@@ -50,6 +50,7 @@ BEGIN
             weights      jsonb,
             is_strict    boolean     NOT NULL DEFAULT false,
             paused_until timestamptz,
+            declared     jsonb,
             changed      text[]      NOT NULL DEFAULT '{}',
             changed_by   text,
             updated_at   timestamptz NOT NULL DEFAULT now(),

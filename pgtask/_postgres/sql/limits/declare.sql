@@ -1,13 +1,15 @@
--- Write the limits that the code of an app declares, as the arrays $1 to $12 in the order of the columns. Columns that
--- people have changed at run time stay. Writes nothing for a limit that is as declared.
+-- Write the limits that the code of an app declares, as the arrays $1 to $12 in the order of the columns. What people have
+-- changed at run time stays. Writes nothing for a limit that its code has declared so before.
 INSERT INTO pg_task_limits AS known (
-    name, concurrency, rate, burst, cost_rate, cost_burst, cost_of, failures, pause, is_shared, weights, is_strict
+    name, concurrency, rate, burst, cost_rate, cost_burst, cost_of, failures, pause, is_shared, weights, is_strict, declared
 )
-SELECT name, concurrency, rate, burst, cost_rate, cost_burst, cost_of, failures, pause, is_shared, weights::jsonb, is_strict
+SELECT
+    name, concurrency, rate, burst, cost_rate, cost_burst, cost_of, failures, pause, is_shared, weights::jsonb, is_strict,
+    to_jsonb(one)
 FROM unnest(
     $1::text[], $2::integer[], $3::float8[], $4::float8[], $5::float8[], $6::float8[], $7::text[], $8::integer[],
     $9::float8[], $10::boolean[], $11::text[], $12::boolean[]
-) AS declared (
+) AS one (
     name, concurrency, rate, burst, cost_rate, cost_burst, cost_of, failures, pause, is_shared, weights, is_strict
 )
 ORDER BY name
@@ -23,13 +25,6 @@ SET concurrency = CASE WHEN 'concurrency' = ANY (known.changed) THEN known.concu
     is_shared = EXCLUDED.is_shared,
     weights = EXCLUDED.weights,
     is_strict = EXCLUDED.is_strict,
+    declared = EXCLUDED.declared,
     updated_at = now()
-WHERE ROW (
-        known.cost_of, known.failures, known.pause, known.is_shared, known.weights, known.is_strict
-    ) IS DISTINCT FROM ROW (
-        EXCLUDED.cost_of, EXCLUDED.failures, EXCLUDED.pause, EXCLUDED.is_shared, EXCLUDED.weights, EXCLUDED.is_strict
-    )
-    OR ('concurrency' <> ALL (known.changed) AND known.concurrency IS DISTINCT FROM EXCLUDED.concurrency)
-    OR ('rate' <> ALL (known.changed) AND ROW (known.rate, known.burst) IS DISTINCT FROM ROW (EXCLUDED.rate, EXCLUDED.burst))
-    OR ('cost' <> ALL (known.changed)
-        AND ROW (known.cost_rate, known.cost_burst) IS DISTINCT FROM ROW (EXCLUDED.cost_rate, EXCLUDED.cost_burst))
+WHERE known.declared IS DISTINCT FROM EXCLUDED.declared

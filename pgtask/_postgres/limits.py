@@ -16,7 +16,7 @@ from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.store import statement
 from pgtask.limits import Limit, Rate
 
-__all__ = ["Change", "LimitKey", "LimitRow", "change_limit", "declaration", "read_keys", "read_limits"]
+__all__ = ["LimitChange", "LimitKey", "LimitRow", "change_limit", "declaration", "read_keys", "read_limits"]
 
 _KEEP: Any = msgspec.UNSET
 
@@ -59,7 +59,7 @@ class LimitKey(msgspec.Struct, frozen=True):
     next_at: datetime | None
 
 
-class Change(msgspec.Struct, frozen=True):
+class LimitChange(msgspec.Struct, frozen=True):
     """A change of a limit at run time. What is not given stays; None lifts a rule, or ends a pause (seconds)."""
 
     concurrency: int | None = _KEEP
@@ -99,8 +99,8 @@ async def read_keys(connection: Any, name: str, most: int) -> list[LimitKey]:
     return [LimitKey(*row) for row in await connection.fetch(statement("limits/keys"), name, most)]
 
 
-async def change_limit(connection: Any, name: str, change: Change, what: str, by: str) -> bool:
-    """Change a limit in the name of `by`; `what` says it in words. Return whether there is such a limit."""
+async def change_limit(connection: Any, name: str, change: LimitChange, what: str, by: str) -> bool:
+    """LimitChange a limit in the name of `by`; `what` says it in words. Return whether there is such a limit."""
     async with connection.transaction():
         if not await connection.fetch(statement("limits/change"), name, by, *change.parameters()):
             return False

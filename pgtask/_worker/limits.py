@@ -44,7 +44,7 @@ MAX_NOTES = 10_000  # of ended steps that the database has not taken yet
 _NEVER = float("inf")
 
 
-class _Known(msgspec.Struct):
+class _KnownLimit(msgspec.Struct):
     """A limit as this worker knows it, and the round of its keys that the next claim begins or continues."""
 
     name: str
@@ -76,7 +76,7 @@ class Limits:
         self._worker = worker
         self._queues = list(queues) or None
         self._lease_timeout, self._max_step_bytes = lease_timeout, max_step_bytes
-        self._known = {name: _Known(name) for name in sorted(self._declared)}
+        self._known = {name: _KnownLimit(name) for name in sorted(self._declared)}
         self._is_written = not self._declared
         self._had_turn = False
         self._notes: list[tuple[str, str, float]] = []
@@ -98,7 +98,7 @@ class Limits:
     def learn(self, names: Iterable[str]) -> None:
         """Learn which limits have rows. One that no code declares any more may still have tasks that wait."""
         for name in {*names, *self._declared} - self._known.keys():
-            self._known[name] = _Known(name)
+            self._known[name] = _KnownLimit(name)
         for name in self._known.keys() - {*names, *self._declared}:
             del self._known[name]
         self.look_soon()
@@ -153,7 +153,7 @@ class Limits:
         self._plan(one, answer, rows, most)
         return rows, token, sent
 
-    def _plan(self, one: _Known, answer: Any, rows: list[Any], most: int) -> None:
+    def _plan(self, one: _KnownLimit, answer: Any, rows: list[Any], most: int) -> None:
         """Decide when to claim from a limit again."""
         now = time.monotonic()
         if answer[2]:

@@ -20,7 +20,7 @@ from pgtask._cli.quantities import relative_time
 from pgtask._cli.tables import Column, Screen, detect_screen, table_lines
 from pgtask._durations import parse_duration
 from pgtask._nearest import did_you_mean
-from pgtask._postgres.limits import Change, LimitKey, LimitRow, change_limit, read_keys, read_limits
+from pgtask._postgres.limits import LimitChange, LimitKey, LimitRow, change_limit, read_keys, read_limits
 from pgtask.errors import ConfigError, DefinitionError
 from pgtask.limits import Rate
 
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _change(args: argparse.Namespace) -> Change | None:
+def _change(args: argparse.Namespace) -> LimitChange | None:
     """Return what the arguments change, or None if they change nothing."""
     if args.pause is not None and args.resume:
         raise ConfigError("give either --pause or --resume")
@@ -99,7 +99,7 @@ def _change(args: argparse.Namespace) -> Change | None:
         given["pause"] = None
     elif args.pause is not None:
         given["pause"] = _seconds("--pause", args.pause)
-    return Change(**given, resets=args.reset) if given or args.reset else None
+    return LimitChange(**given, resets=args.reset) if given or args.reset else None
 
 
 def _count(text: str) -> int | None:

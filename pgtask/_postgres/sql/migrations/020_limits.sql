@@ -58,6 +58,9 @@ BEGIN
                 concurrency >= 0 AND rate > 0 AND burst >= 1 AND cost_rate > 0 AND cost_burst > 0 AND failures > 0 AND pause > 0
             )
         );
+        GRANT SELECT ON pg_task_limits TO PUBLIC;
+    END IF;
+    IF to_regclass('pg_task_limit_keys') IS NULL THEN
         CREATE TABLE pg_task_limit_keys (
             limit_key    text COLLATE "C" PRIMARY KEY,
             next_at      timestamptz,
@@ -65,7 +68,7 @@ BEGIN
             paused_until timestamptz,
             failures     integer NOT NULL DEFAULT 0
         ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-        GRANT SELECT ON pg_task_limits, pg_task_limit_keys TO PUBLIC;
+        GRANT SELECT ON pg_task_limit_keys TO PUBLIC;
     END IF;
 END
 $$;

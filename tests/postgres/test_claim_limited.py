@@ -330,6 +330,26 @@ def test_weights_divide_the_turns(rows: Rows) -> None:
     assert abs(counts["a"] - 300) <= 2
 
 
+def test_turns_hold_from_claim_to_claim(rows: Rows) -> None:
+    limit(rows, is_shared=True, weights='{"a": 3}')
+    for key in "abc":
+        wait(rows, key, 100)
+    counts = Counter(claim(rows, 1).keys[0] for _ in range(25))
+    assert abs(counts["a"] - 15) <= 1
+    assert abs(counts["b"] - 5) <= 1
+    wait(rows, "new", 100)
+    counts = Counter(claim(rows, 1).keys[0] for _ in range(12))
+    assert 1 <= counts["new"] <= 3, "it has no turns saved up"
+
+
+def test_oldest_comes_first_where_keys_do_not_take_turns(rows: Rows) -> None:
+    limit(rows, concurrency=5)
+    wait(rows, "a", after=-5)
+    wait(rows, "b", after=-9)
+    wait(rows, "c", after=-7)
+    assert [claim(rows, 1).keys[0] for _ in range(3)] == ["b", "c", "a"]
+
+
 def test_one_key_alone_has_all_turns(rows: Rows) -> None:
     limit(rows, is_shared=True)
     wait(rows, "a", 1000)

@@ -66,7 +66,9 @@ BEGIN
             next_at      timestamptz,
             cost_next_at timestamptz,
             paused_until timestamptz,
-            failures     integer NOT NULL DEFAULT 0
+            failures     integer NOT NULL DEFAULT 0,
+            turns        float8,
+            turn_at      timestamptz
         ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
         GRANT SELECT ON pg_task_limit_keys TO PUBLIC;
     END IF;
@@ -98,6 +100,9 @@ $$;
 -- Returns first one row without an id: `step` is the key behind which the next call goes on (null: from the first on),
 -- `tried` is 1 if the limit is busy, `claims` the number of keys that wait for others of
 -- their tasks to end, and `due` the seconds until a key may go on that waits for a time, or null. Then the leased tasks.
+--
+-- The keys of a shared limit take turns: each task that a key has had counts as 1 divided by its weight, and the key with the
+-- fewest comes first. One of which nothing waited for a second begins with as many as the others have.
 --
 -- One claim of a limit runs at a time. Each statement of this function has a snapshot of its own, taken after the lock, so
 -- it sees all that the claims before it have leased. That needs READ COMMITTED, which the sessions of workers set.
@@ -135,6 +140,9 @@ DECLARE
     keys     text[];
     free     integer[];
     failed   integer[];
+    turns    float8[];
+    news     boolean[];
+    base     float8;
     ready_from timestamptz;
     weights  float8;
     last     text;
@@ -211,7 +219,9 @@ BEGIN
                 FROM pg_task
                 WHERE limit_key = walked.limit_key
                   AND wakeup_at < 'infinity'
-            ) AS is_behind
+            ) AS is_behind,
+            CASE WHEN rule.is_shared AND state.turn_at > present - interval '1 second' THEN state.turns END AS turns,
+            coalesce(state.turn_at < present - interval '0.5 seconds', true) AS is_new
         FROM unnest(keys) WITH ORDINALITY AS walked (limit_key, nth)
         LEFT JOIN LATERAL (
             SELECT *
@@ -238,17 +248,22 @@ BEGIN
                 CASE WHEN paused_until > present THEN paused_until END,
                 CASE WHEN starts < 1 THEN starts_at END,
                 CASE WHEN pays_at >= present THEN pays_at END
-            ) AS ready_at
+            ) AS ready_at,
+            turns,
+            is_new
         FROM looked
     )
     SELECT
         array_agg(limit_key ORDER BY nth) FILTER (WHERE allowed.free > 0),
         array_agg(allowed.free ORDER BY nth) FILTER (WHERE allowed.free > 0),
         array_agg(allowed.failures ORDER BY nth) FILTER (WHERE allowed.free > 0),
+        array_agg(allowed.turns ORDER BY nth) FILTER (WHERE allowed.free > 0),
+        array_agg(allowed.is_new ORDER BY nth) FILTER (WHERE allowed.free > 0),
+        coalesce(min(allowed.turns) FILTER (WHERE allowed.free > 0), 0),
         min(ready_at),
         sum(coalesce((rule.weights ->> substr(limit_key, length(low) + 1))::float8, 1)) FILTER (WHERE allowed.free > 0),
         count(*) FILTER (WHERE allowed.free = 0 AND ready_at IS NULL)
-    INTO keys, free, failed, ready_from, weights, "full"
+    INTO keys, free, failed, turns, news, base, ready_from, weights, "full"
     FROM allowed;
 
     -- The next due tasks of each key: those that fall due later, where it has no other.
@@ -256,14 +271,16 @@ BEGIN
     WITH open AS MATERIALIZED (
         SELECT
             open.*,
-            coalesce((rule.weights ->> substr(open.limit_key, length(low) + 1))::float8, 1) AS weight
-        FROM unnest(keys, free, failed) WITH ORDINALITY AS open (limit_key, free, failures, nth)
+            coalesce((rule.weights ->> substr(open.limit_key, length(low) + 1))::float8, 1) AS weight,
+            greatest(open.turns, base) AS turn
+        FROM unnest(keys, free, failed, turns, news) WITH ORDINALITY
+            AS open (limit_key, free, failures, turns, is_new, nth)
     ),
     seen AS MATERIALIZED (
-        SELECT open.limit_key, open.nth, open.weight, task.*
+        SELECT open.limit_key, open.nth, open.turn + task.rank / open.weight AS turn, task.*
         FROM open
         CROSS JOIN LATERAL (
-            SELECT pg_task.id, pg_task.limit_at, row_number() OVER () AS rank
+            SELECT pg_task.id, priority, limit_at, row_number() OVER () AS rank
             FROM pg_task
             WHERE limit_key = open.limit_key
               AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
@@ -278,7 +295,12 @@ BEGIN
     ),
     picked AS MATERIALIZED (
         SELECT locked.id, turns.limit_key
-        FROM (SELECT * FROM seen ORDER BY rank / weight, nth LIMIT 2 * most) AS turns
+        FROM (
+            SELECT *
+            FROM seen
+            ORDER BY priority DESC, CASE WHEN rule.is_shared THEN turn END, limit_at, nth
+            LIMIT 2 * most
+        ) AS turns
         CROSS JOIN LATERAL (
             SELECT pg_task.id
             FROM pg_task
@@ -300,17 +322,30 @@ BEGIN
         RETURNING task.*
     ),
     counted AS (
-        INSERT INTO pg_task_limit_keys AS state (limit_key, next_at, cost_next_at)
+        INSERT INTO pg_task_limit_keys AS state (limit_key, next_at, cost_next_at, turns, turn_at)
         SELECT
-            limit_key,
-            present + make_interval(secs => count(*) / rule.rate),
-            present + make_interval(secs => sum(pg_task_cost(step, rule.cost_of)) / rule.cost_rate)
-        FROM taken
-        WHERE rule.rate IS NOT NULL OR rule.cost_rate IS NOT NULL
-        GROUP BY limit_key
+            open.limit_key,
+            present + make_interval(secs => got.tasks / rule.rate),
+            present + make_interval(secs => got.cost / rule.cost_rate),
+            CASE WHEN rule.is_shared THEN open.turn + coalesce(got.tasks, 0) / open.weight END,
+            CASE WHEN rule.is_shared THEN present END
+        FROM open
+        LEFT JOIN (
+            SELECT limit_key, count(*) AS tasks, sum(pg_task_cost(step, rule.cost_of)) AS cost
+            FROM taken
+            GROUP BY limit_key
+        ) AS got ON got.limit_key = open.limit_key
+        WHERE CASE
+            WHEN got.tasks IS NULL THEN rule.is_shared AND open.is_new
+            ELSE rule.rate IS NOT NULL OR rule.cost_rate IS NOT NULL OR rule.is_shared
+        END
         ON CONFLICT (limit_key) DO UPDATE
-        SET next_at = greatest(state.next_at, present) + (EXCLUDED.next_at - present),
-            cost_next_at = greatest(state.cost_next_at, present) + (EXCLUDED.cost_next_at - present)
+        SET next_at = coalesce(greatest(state.next_at, present) + (EXCLUDED.next_at - present), state.next_at),
+            cost_next_at = coalesce(
+                greatest(state.cost_next_at, present) + (EXCLUDED.cost_next_at - present), state.cost_next_at
+            ),
+            turns = EXCLUDED.turns,
+            turn_at = EXCLUDED.turn_at
         RETURNING limit_key
     ),
     later AS (

@@ -133,3 +133,5 @@ COMMENT ON COLUMN pg_task_limit_keys.next_at IS 'The time at which all starts so
 COMMENT ON COLUMN pg_task_limit_keys.cost_next_at IS 'The time at which all units so far are paid for by the rate of the cost.';
 COMMENT ON COLUMN pg_task_limit_keys.paused_until IS 'No step of the key starts before, by Throttled or a breaker.';
 COMMENT ON COLUMN pg_task_limit_keys.failures IS 'Failed tries in a row.';
+COMMENT ON COLUMN pg_task_limit_keys.turns IS 'Of a shared limit: the tasks that the key has had, each divided by its weight.';
+COMMENT ON COLUMN pg_task_limit_keys.turn_at IS 'When that was noted last, while tasks of the key wait.';

@@ -35,11 +35,12 @@ __all__ = ["Limits"]
 
 log = EventLog("pgtask.limits")
 
-MAX_KEYS = 300  # that one claim looks at
+MIN_KEYS, MAX_KEYS = 20, 300  # that one claim looks at
 MAX_FREED = 100  # keys of ended steps that the next claim looks at first
 BUSY_PAUSE = 0.01  # seconds after a claim that another worker's claim of the limit has kept from running, at most
 FULL_PAUSE = 0.1  # seconds between two looks at keys that wait for others to end
 MIN_IDLE, MAX_IDLE = 0.2, 5.0  # seconds between two looks while nothing waits
+MAX_LEASED = 20_000  # leases that are remembered
 MAX_NOTES = 10_000  # of ended steps that the database has not taken yet
 _NEVER = float("inf")
 
@@ -51,6 +52,7 @@ class _KnownLimit(msgspec.Struct):
     next_at: float = 0.0  # when to claim next (monotonic seconds)
     freed: list[str] = []  # keys under which a step has ended since the last claim
     idle: Backoff = msgspec.field(default_factory=lambda: Backoff(MIN_IDLE, MAX_IDLE))
+    reads: int = MIN_KEYS  # keys that the next claim looks at
     after: str | None = None  # the key behind which the round goes on; None: it begins
     has_found: bool = False
     full: int = 0  # keys whose tasks wait for others to end
@@ -79,6 +81,7 @@ class Limits:
         self._known = {name: _KnownLimit(name) for name in sorted(self._declared)}
         self._is_written = not self._declared
         self._had_turn = False
+        self._leased: set[TaskLease] = set()  # under a limit; some of them may have left without an outcome
         self._notes: list[tuple[str, str, float]] = []
 
     @property
@@ -111,9 +114,11 @@ class Limits:
 
     def note_outcomes(self, outcomes: Outcomes) -> None:
         """Note that steps have ended: their keys may go on."""
-        for lease in outcomes.leases():
-            if lease.limit_key is not None:
-                self._note_free(lease.limit_key)
+        if self._leased:
+            for lease in outcomes.leases():
+                if lease.limit_key is not None:
+                    self._leased.discard(lease)
+                    self._note_free(lease.limit_key)
 
     def _note_free(self, key: str) -> None:
         one = self._known.get(key.partition(" ")[0])
@@ -141,7 +146,7 @@ class Limits:
         first, one.freed = one.freed, []
         parameters = (
             *(one.name, self._queues, sorted(self._claim.paused_queues), most, token, self._lease_timeout),
-            *(self._max_step_bytes, self._claim.foreign.pattern, suspects, first, one.after, MAX_KEYS),
+            *(self._max_step_bytes, self._claim.foreign.pattern, suspects, first, one.after, one.reads),
         )
         try:
             answer, *rows = await self._link.once("limits/claim", *parameters)
@@ -164,6 +169,7 @@ class Limits:
         if answer[5] is not None:
             one.waits_until = min(one.waits_until, now + answer[5])
         one.has_found = one.has_found or bool(rows)
+        one.reads = max(MIN_KEYS, one.reads // 2) if len(rows) >= most else min(MAX_KEYS, 2 * one.reads)
         if len(rows) >= most or one.after is not None:
             one.next_at = now if rows else now + BUSY_PAUSE / 5
             return
@@ -194,6 +200,9 @@ class Limits:
         """Give leases the keys of their limits."""
         for lease, row in zip(leases, rows, strict=True):
             lease.limit_key, lease.limit_failures = row[8], row[9]
+            self._leased.add(lease)
+        if len(self._leased) > MAX_LEASED:  # many were lost, or released
+            self._leased = {lease for lease in self._leased if lease.is_open}
 
 
 def _columns(notes: list[tuple[str, str, float]]) -> tuple[list[Any], ...]:

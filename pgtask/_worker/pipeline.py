@@ -463,12 +463,10 @@ class Pipeline:
         return True
 
     def _room_for_limits(self, limit: int) -> int:
-        """Return how many tasks to claim under limits now: those that can start at once, since they count from their
-        claim on."""
-        room = min(limit, self._config.concurrency - self.dispatch.suspended - self.dispatch.waiting)
-        if room <= 0 or not self.limits.is_used:
+        """Return how many tasks to claim under limits now."""
+        if limit <= 0 or not self.limits.is_used:
             return 0
-        return room if self.limits.is_due(others_wait=self._claim.may_find_tasks) else 0
+        return limit if self.limits.is_due(others_wait=self._claim.may_find_tasks) else 0
 
     async def _claim_limited(self, most: int) -> bool:
         """Claim what a limit allows. Returns whether tasks came."""
@@ -511,8 +509,8 @@ class Pipeline:
 
     def _limits_due_at(self) -> float:
         """The time of the next claim under limits, if there is room for one."""
-        has_room = self._capacity.claim_limit() > 0 and self.dispatch.suspended < self._config.concurrency
-        return self.limits.due_at if has_room and self.pauses.was_read else float("inf")
+        has_room = self.pauses.was_read and self._capacity.claim_limit() > 0
+        return self.limits.due_at if has_room else float("inf")
 
     def _seconds_to_claim(self) -> float:
         """Seconds until a claim may bring tasks, as far as this worker knows, or until it checks for free slots."""

@@ -216,18 +216,18 @@ def test_walk_goes_on_behind_its_last_key(rows: Rows) -> None:
 
 
 def test_rate_gives_its_burst_then_the_next_start(rows: Rows) -> None:
-    limit(rows, rate=10.0, burst=4.0)
+    """One start in 100 seconds: this test is faster than that on any machine."""
+    limit(rows, rate=0.01, burst=4.0)
     wait(rows, "a", 20)
     wait(rows, "b", 1)
     claimed = claim(rows)
     assert claimed.counts == {"a": 4, "b": 1}
     after = claim(rows)
     assert len(after) == 0
-    assert 0 < after.due <= 0.1, "not before then"
-    for seconds, starts in ((0.25, 2), (0.1, 1), (60.0, 4)):
+    assert 0 < after.due <= 100, "not before then"
+    for seconds, starts in ((250.0, 2), (60.0, 1), (99999.0, 4)):
         rows("UPDATE pg_task_limit_keys SET next_at = next_at - make_interval(secs => $1)", seconds)
-        got = len(claim(rows))
-        assert starts <= got <= starts + 1, "a start more, if this test was slow"
+        assert len(claim(rows)) == starts
 
 
 def test_cost_may_run_into_debt_once(rows: Rows) -> None:

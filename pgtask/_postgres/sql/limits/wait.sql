@@ -19,7 +19,8 @@ put AS (
         wakeup_at = 'infinity',
         locked_by = NULL,
         lock_expires_at = NULL,
-        claims = greatest(task.claims - 1, 0)
+        claims = greatest(task.claims - 1, 0),
+        updated_at = now()
     FROM (
         SELECT id, limit_key, coalesce(
             (SELECT is_strict FROM pg_task_limits WHERE name = split_part(limit_key, ' ', 1)), false

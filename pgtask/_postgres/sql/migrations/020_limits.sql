@@ -294,7 +294,7 @@ BEGIN
         ) AS task
     ),
     picked AS MATERIALIZED (
-        SELECT locked.id, turns.limit_key
+        SELECT locked.id, locked.cost, turns.nth
         FROM (
             SELECT *
             FROM seen
@@ -302,7 +302,7 @@ BEGIN
             LIMIT 2 * most
         ) AS turns
         CROSS JOIN LATERAL (
-            SELECT pg_task.id
+            SELECT pg_task.id, CASE WHEN rule.cost_of IS NOT NULL THEN pg_task_cost(step, rule.cost_of) END AS cost
             FROM pg_task
             WHERE pg_task.id = turns.id
               AND coalesce(locked_by::text, error) IS NULL
@@ -330,15 +330,9 @@ BEGIN
             CASE WHEN rule.is_shared THEN open.turn + coalesce(got.tasks, 0) / open.weight END,
             CASE WHEN rule.is_shared THEN present END
         FROM open
-        LEFT JOIN (
-            SELECT limit_key, count(*) AS tasks, sum(pg_task_cost(step, rule.cost_of)) AS cost
-            FROM taken
-            GROUP BY limit_key
-        ) AS got ON got.limit_key = open.limit_key
-        WHERE CASE
-            WHEN got.tasks IS NULL THEN rule.is_shared AND open.is_new
-            ELSE rule.rate IS NOT NULL OR rule.cost_rate IS NOT NULL OR rule.is_shared
-        END
+        LEFT JOIN (SELECT nth, count(*) AS tasks, sum(cost) AS cost FROM picked GROUP BY nth) AS got ON got.nth = open.nth
+        WHERE (rule.rate IS NOT NULL OR rule.cost_rate IS NOT NULL OR rule.is_shared)
+          AND (got.tasks IS NOT NULL OR (rule.is_shared AND open.is_new))
         ON CONFLICT (limit_key) DO UPDATE
         SET next_at = coalesce(greatest(state.next_at, present) + (EXCLUDED.next_at - present), state.next_at),
             cost_next_at = coalesce(
@@ -387,7 +381,7 @@ BEGIN
                 LIMIT 1
             ) AS first
         ) AS task
-        WHERE NOT EXISTS (SELECT FROM seen WHERE seen.limit_key = open.limit_key)
+        WHERE open.nth NOT IN (SELECT nth FROM seen)
     )
     SELECT
         NULL::uuid,
@@ -415,9 +409,11 @@ BEGIN
         taken.trace,
         taken.queue,
         taken.limit_key,
-        open.failures
-    FROM taken
-    JOIN open ON open.limit_key = taken.limit_key;
+        CASE
+            WHEN rule.failures IS NULL THEN 0
+            ELSE (SELECT open.failures FROM open WHERE open.limit_key = taken.limit_key)
+        END
+    FROM taken;
 END
 $$;
 

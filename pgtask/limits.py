@@ -42,11 +42,11 @@ class Rate(msgspec.Struct, frozen=True):
     of: str | None = None
 
     def __post_init__(self) -> None:
-        _check_positive("Rate(count={!r})", self.count)
+        _check_positive(f"Rate(count={self.count!r})", self.count)
         if not isinstance(self.per, timedelta) or self.per <= timedelta(0):
             raise DefinitionError(f"Rate(per={self.per!r}) must be a positive timedelta")
         if self.burst is not None:
-            _check_positive("Rate(burst={!r})", self.burst)
+            _check_positive(f"Rate(burst={self.burst!r})", self.burst)
             if self.of is None and self.burst < 1:
                 raise DefinitionError(f"Rate(burst={self.burst!r}) must be 1 or more, or no step could start")
         if self.of is not None and (not isinstance(self.of, str) or not self.of.isidentifier()):
@@ -152,7 +152,7 @@ class Limit(msgspec.Struct, frozen=True):
         if not isinstance(share, Mapping) or not all(isinstance(key, str) for key in share):
             raise DefinitionError(f"Limit({self.name!r}, share={share!r}) must be True, or a weight for each key")
         for key, weight in share.items():
-            _check_positive(f"Limit({self.name!r}, share={{{key!r}: {{!r}}}})", weight)
+            _check_positive(f"Limit({self.name!r}, share={{{key!r}: {weight!r}}})", weight)
 
     @property
     def prefix(self) -> str:
@@ -182,4 +182,4 @@ def limit_key(limit: Limit, step: object) -> str | None:
 
 def _check_positive(shown: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise DefinitionError(f"{shown.format(value)} must be a number greater than 0")
+        raise DefinitionError(f"{shown} must be a number greater than 0")

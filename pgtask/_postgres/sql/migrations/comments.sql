@@ -124,7 +124,7 @@ COMMENT ON COLUMN pg_task_limits.is_strict IS 'Whether the steps of a key run in
 COMMENT ON COLUMN pg_task_limits.paused_until IS 'No step of the limit starts before.';
 COMMENT ON COLUMN pg_task_limits.declared IS 'The rules as the code has declared them last.';
 COMMENT ON COLUMN pg_task_limits.changed IS 'Rules that people have changed, which the code does not change any more: concurrency, rate, cost.';
-COMMENT ON COLUMN pg_task_limits.changed_by IS 'The last person who changed one.';
+COMMENT ON COLUMN pg_task_limits.changed_by IS 'The person who changed a rule last.';
 COMMENT ON COLUMN pg_task_limits.updated_at IS 'Time of the last change.';
 
 COMMENT ON TABLE pg_task_limit_keys IS 'Keys of limits of which more is known than their rows in pg_task say. What runs is not counted here.';

@@ -282,6 +282,11 @@ class Claim:
             self._last_lane = None
         self.poll_soon()
 
+    @property
+    def paused_queues(self) -> frozenset[str]:
+        """The queues of which nothing is claimed."""
+        return self._paused_queues
+
     def skip_foreign(self, token: UUID) -> None:
         """Claim no more tasks of other apps from the lane in which the claim of `token` has taken one."""
         self.foreign.mark_lane(token)

@@ -205,7 +205,7 @@ def test_lanes_are_claimed_as_before_once_a_task_is_resumed() -> None:
 
 def test_nothing_is_claimed_before_the_pauses_were_read(dsn: str, rows: Rows) -> None:
     put(dsn, Tell("a"))
-    rows("ALTER TABLE pg_task_pauses RENAME COLUMN reason TO motive")
+    rows("ALTER TABLE pg_task_pauses RENAME COLUMN name TO word")
     with Fleet(dsn, app="shifts:app") as fleet:
         fleet.until("database.refused")
     assert rows.value(ROWS + " WHERE claims = 0") == 1

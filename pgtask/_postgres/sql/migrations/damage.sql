@@ -18,6 +18,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (7, 'table', 'pg_task_stops', 'pg_task_stops', ''),
         (15, 'table', 'pg_task_pauses', 'pg_task_pauses', ''),
         (16, 'table', 'pg_task_actions', 'pg_task_actions', ''),
+        (20, 'table', 'pg_task_limits', 'pg_task_limits', ''),
+        (20, 'table', 'pg_task_limit_keys', 'pg_task_limit_keys', ''),
 
         (2, 'index', 'pg_task', 'pg_task_ready_idx', ''),
         (2, 'index', 'pg_task', 'pg_task_lease_idx', ''),
@@ -28,6 +30,9 @@ wanted (since, kind, on_table, name, definition) AS (
         (3, 'index', 'pg_task_signals', 'pg_task_signals_run_idx', ''),
         (4, 'index', 'pg_task_archive', 'pg_task_archive_finished_idx', ''),
         (12, 'index', 'pg_task', 'pg_task_behind_idx', ''),
+        (20, 'index', 'pg_task', 'pg_task_limited_idx', ''),
+        (20, 'index', 'pg_task', 'pg_task_limit_held_idx', ''),
+        (20, 'index', 'pg_task', 'pg_task_limit_before_idx', ''),
 
         (1, 'constraint', 'pg_task', 'pg_task_lease_state_check', 'CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL))'),
         (3, 'constraint', 'pg_task_runs', 'pg_task_runs_pkey', 'PRIMARY KEY (id)'),
@@ -47,6 +52,12 @@ wanted (since, kind, on_table, name, definition) AS (
             16, 'constraint', 'pg_task_actions', 'pg_task_actions_state_check',
             'CHECK (state IN (''running'', ''done'', ''stopped'', ''failed''))'
         ),
+        (20, 'constraint', 'pg_task_limits', 'pg_task_limits_pkey', 'PRIMARY KEY (name)'),
+        (
+            20, 'constraint', 'pg_task_limits', 'pg_task_limits_check',
+            'CHECK (concurrency >= 0 AND rate > 0 AND burst >= 1 AND cost_rate > 0 AND cost_burst > 0 AND failures > 0 AND pause > 0)'
+        ),
+        (20, 'constraint', 'pg_task_limit_keys', 'pg_task_limit_keys_pkey', 'PRIMARY KEY (limit_key)'),
 
         (
             1, 'default', 'pg_task', 'id',
@@ -76,6 +87,11 @@ wanted (since, kind, on_table, name, definition) AS (
         (16, 'default', 'pg_task_actions', 'began_at', 'now()'),
         (16, 'default', 'pg_task_actions', 'tasks', '0'),
         (16, 'default', 'pg_task_actions', 'state', '''running'''),
+        (20, 'default', 'pg_task_limits', 'is_shared', 'false'),
+        (20, 'default', 'pg_task_limits', 'is_strict', 'false'),
+        (20, 'default', 'pg_task_limits', 'changed', '''{}'''),
+        (20, 'default', 'pg_task_limits', 'updated_at', 'now()'),
+        (20, 'default', 'pg_task_limit_keys', 'failures', '0'),
 
         (2, 'function', 'pg_task', 'pg_task_notify()', ''),
         (6, 'function', 'pg_task', 'pg_task_workflow(text)', ''),
@@ -100,6 +116,15 @@ wanted (since, kind, on_table, name, definition) AS (
         (14, 'function', 'pg_task', 'pgtask_backlog(text)', 'search_path'),
         (15, 'function', 'pg_task_pauses', 'pg_task_notify_paused()', ''),
         (16, 'function', 'pg_task', 'pg_task_has(text,text[])', ''),
+        (20, 'function', 'pg_task', 'pg_task_cost(text,text)', ''),
+        (
+            20, 'function', 'pg_task_limits',
+            'pg_task_claim_limited(text,text[],text[],integer,uuid,double precision,integer,text,boolean,text[],text,integer)', ''
+        ),
+        (
+            20, 'function', 'pg_task_limits',
+            'pg_task_note_limits(text[],integer[],boolean[],double precision[],double precision[])', ''
+        ),
 
         (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),
         (2, 'trigger', 'pg_task', 'pg_task_rescheduled', 'pg_task_notify'),
@@ -108,7 +133,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (7, 'trigger', 'pg_task', 'pg_task_inserted_parked', 'pg_task_notify_parked'),
         (7, 'trigger', 'pg_task', 'pg_task_parked', 'pg_task_notify_parked'),
         (7, 'trigger', 'pg_task', 'pg_task_touched', 'pg_task_touch'),
-        (15, 'trigger', 'pg_task_pauses', 'pg_task_paused', 'pg_task_notify_paused')
+        (15, 'trigger', 'pg_task_pauses', 'pg_task_paused', 'pg_task_notify_paused'),
+        (20, 'trigger', 'pg_task_limits', 'pg_task_limits_changed', 'pg_task_notify_paused')
 ),
 placed AS (
     SELECT wanted.*, here.schema, here.name AS home, pg_class.oid AS relation

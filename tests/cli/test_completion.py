@@ -49,11 +49,11 @@ bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("pgtask li", ["list"]),
+        ("pgtask lis", ["list"]),
         ("pgtask re", ["retry", "resume", "reschedule"]),
         ("pgtask --d", ["--dsn"]),
-        ("pgtask --dsn x li", ["list"]),
-        ("pgtask --dsn = postgresql://h/x li", ["list"]),
+        ("pgtask --dsn x lis", ["list"]),
+        ("pgtask --dsn = postgresql://h/x lis", ["list"]),
         ("pgtask --dsn postgresql://h/x list --js", ["--json"]),
         ("pgtask list --st", ["--state", "--step"]),
         ("pgtask list --state ", ["leased", "ready", "scheduled", "parked"]),

@@ -145,6 +145,10 @@ class App:
     def _add_workflow(self, flow: Workflow[Any, Any]) -> None:
         """Add a workflow: a family of tasks with one step. Its versions are functions for the same step."""
         flow._check()
+        if flow.policy.limit is not None:
+            raise DefinitionError(
+                f"workflow {flow.name}: a run has no limit; have it enqueue tasks, and give the limit to their steps"
+            )
         flows = self.workflows.setdefault(flow.name, [])
         if not flows:
             if flow.name in self.tasks:

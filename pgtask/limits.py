@@ -15,7 +15,7 @@ import msgspec
 
 from pgtask.errors import DefinitionError
 
-__all__ = ["MAX_KEY", "Breaker", "Limit", "Rate", "limit_key"]
+__all__ = ["MAX_KEY", "Breaker", "Limit", "Rate", "limit_cost", "limit_key"]
 
 MAX_KEY = 500
 """Characters of the key of a limit, at most."""
@@ -175,9 +175,26 @@ def limit_key(limit: Limit, step: object) -> str | None:
         return f"{limit.prefix}{key}"
     if not isinstance(key, str):
         raise ValueError(f"the key of the limit {limit.name} is {key!r:.80}; return a text, a whole number, or None")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the key of the limit {limit.name} is {key!a:.80}; it cannot be stored as text") from None
     if len(key) > MAX_KEY or "\0" in key:
         raise ValueError(f"the key of the limit {limit.name} is {key!r:.80}; it must have at most {MAX_KEY} characters")
     return limit.prefix + key
+
+
+def limit_cost(limit: Limit, step: object) -> float:
+    """Return the units that a step will use, by the field that the cost of its limit names; 0 without a cost.
+
+    Raises `ValueError` if it is no number of zero or more.
+    """
+    if limit.cost is None or limit.cost.of is None:
+        return 0.0
+    units = getattr(step, limit.cost.of)
+    if isinstance(units, bool) or not isinstance(units, (int, float)) or not 0 <= units < float("inf"):
+        raise ValueError(f"the cost of the limit {limit.name} is {limit.cost.of}={units!r:.80}; it must be 0 or more")
+    return float(units)
 
 
 def _check_positive(shown: str, value: object) -> None:

@@ -3,7 +3,7 @@
 import contextvars
 from collections import deque
 
-from pgtask.limits import limit_key
+from pgtask.limits import limit_cost, limit_key
 from pgtask.task import Context
 
 cdef object Task = asyncio.Task
@@ -32,7 +32,7 @@ cdef class Dispatcher:
     cdef readonly object closed_batches  # deque of lists of leases in state READY whose batch waits for a slot
     cdef readonly object set_aside  # deque of leases in state READY that wait for a thread
     cdef list unwanted  # leases in state RELEASED: of tasks that another app has, or of paused ones
-    cdef list unlimited  # pairs of a lease in state RELEASED and the key of the limit for which its task has to wait
+    cdef list unlimited  # leases in state RELEASED, each with the key of the limit for which its task has to wait, and its cost
     cdef public list limit_notes  # of ended steps: the key of a limit, what happened, and a number
     cdef readonly dict released  # by task that waited too long: how often, and until when it may come back
     cdef public int returns  # how often a task has to come back, to start beside steps that compute
@@ -211,7 +211,7 @@ cdef class Dispatcher:
         return unwanted
 
     def take_unlimited(self):
-        """Return pairs: the leases of tasks that were claimed beside the limit of their step, and the key of that."""
+        """Return the leases of tasks that were claimed beside the limit of their step, each with its key and cost."""
         unlimited = self.unlimited
         if unlimited:
             self.unlimited = []
@@ -377,15 +377,16 @@ cdef class Dispatcher:
         """Return whether the task was claimed under the limit of its step. Otherwise it has to wait for that."""
         try:
             key = limit_key(lease.entry.limit, lease.step)
+            if key is None or key == lease.limit_key:
+                return True
+            cost = limit_cost(lease.entry.limit, lease.step)
         except Exception as error:
             self.count_refused()
             fail_try(self, lease, error)
             return False
-        if key is None or key == lease.limit_key:
-            return True
         self.count_refused()
         lease.state = RELEASED
-        self.unlimited.append((lease, key))
+        self.unlimited.append((lease, key, cost))
         if len(self.unlimited) == 1:
             self.wake_pump()
         return False

@@ -61,7 +61,7 @@ cdef class TaskLease:
     cdef readonly object trace  # trace context of the producer and queue, if the worker traces and the row has one
     cdef public object span  # of its last try, or None
     cdef public object limit_key  # of the limit under which it was claimed, as its row has it; or None
-    cdef public int limit_failures  # failed tries in a row that the key had then
+    cdef public int limit_failures  # failed tries in a row that the key had then; -1 if its limit has no breaker
     cdef Py_ssize_t mark  # index in `Marks` of a step that executes beside the one that has the loop; else 0
 
     def __repr__(self):

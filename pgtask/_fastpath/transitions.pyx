@@ -27,6 +27,8 @@ cdef bint finish_step(Dispatcher dispatcher, TaskLease lease, outcome, error) ex
     try:
         if not apply_outcome(dispatcher, lease, outcome, error):
             return False
+        if lease.limit_key is not None and lease.limit_failures >= 0 and type(outcome) is not Fail:
+            dispatcher.limit_notes.append((lease.limit_key, "ended", 0.0))
         if dispatcher.logs_finished:
             dispatcher.log_finished(lease, entry.codec.label, outcome, clock() - lease.began_at)
         return True
@@ -46,8 +48,6 @@ cdef bint apply_outcome(Dispatcher dispatcher, TaskLease lease, outcome, error) 
         return False
     if dispatcher.interruptions:
         dispatcher.interruptions.pop(lease.id, None)
-    if lease.limit_failures > 0:
-        dispatcher.limit_notes.append((lease.limit_key, "ended", 0.0))
     kind = type(outcome)
     if kind is Done or kind is Next:
         if outcome.enqueue is not NO_TASKS:
@@ -239,7 +239,7 @@ cdef void count_failed_try(Dispatcher dispatcher, TaskLease lease, error):
     """Retry a step whose try has failed by its policy, or park the task."""
     dispatcher.interruptions.pop(lease.id, None)
     lease.reason = NOT_CANCELLED
-    if lease.limit_key is not None:
+    if lease.limit_key is not None and lease.limit_failures >= 0:
         dispatcher.limit_notes.append((lease.limit_key, "failed", 1.0))
     delay = seconds_before_retry(lease.entry.policy, error, lease.tried + 1)
     if delay is not None:

@@ -15,7 +15,7 @@ import msgspec
 
 from pgtask._fastpath import Table, TaskLease
 from pgtask._memory.rows import MemoryTask, Rows
-from pgtask.limits import Limit, limit_key
+from pgtask.limits import Limit, limit_cost, limit_key
 
 __all__ = ["MemoryLimits"]
 
@@ -81,7 +81,7 @@ class MemoryLimits:
         if limit.rate is not None:
             state.next_at = max(state.next_at, now) + timedelta(seconds=1 / limit.rate.per_second)
         if limit.cost is not None:
-            state.cost_next_at = _charged(state, limit, float(getattr(step, limit.cost.of or "") or 0), now)
+            state.cost_next_at = _charged(state, limit, limit_cost(limit, step), now)
         return True
 
     def is_stuck(self, task: MemoryTask) -> bool:
@@ -95,7 +95,9 @@ class MemoryLimits:
         """Give leases the keys of their limits."""
         for lease in leases:
             if (key := self._keys.get(lease.id)) is not None:
-                lease.limit_key, lease.limit_failures = key, self._state(key).failures
+                has_breaker = self._limits[key.partition(" ")[0]].breaker is not None
+                lease.limit_key = key
+                lease.limit_failures = self._state(key).failures if has_breaker else -1
 
     def write(self, notes: Iterable[tuple[str, str, float]]) -> None:
         """Note what steps have shown, as pg_task_note_limits does."""
@@ -117,6 +119,8 @@ class MemoryLimits:
         try:
             entry, step = self._table.decode(task.raw)
             limit = entry.policy.limit
+            if limit is not None:
+                limit_cost(limit, step)
             return limit, step, None if limit is None else limit_key(limit, step)
         except Exception:  # its try fails by that
             return None, None, None

@@ -100,7 +100,7 @@ async def read_keys(connection: Any, name: str, most: int) -> list[LimitKey]:
 
 
 async def change_limit(connection: Any, name: str, change: LimitChange, what: str, by: str) -> bool:
-    """LimitChange a limit in the name of `by`; `what` says it in words. Return whether there is such a limit."""
+    """Change a limit in the name of `by`; `what` says it in words. Return whether there is such a limit."""
     async with connection.transaction():
         if not await connection.fetch(statement("limits/change"), name, by, *change.parameters()):
             return False

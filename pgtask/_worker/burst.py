@@ -55,7 +55,7 @@ class Burst:
         ((leased, some_parked),) = await self._link.run("burst_left", self._queues, self._foreign)
         if leased:
             return False
-        if await self._waits_for_limits():
+        if self._limits is not None and await self._limits.have_due(self._horizon):
             return False
         await self._claim.poll_lanes(is_complete=True)  # a task of the last lease may have been released since
         if not self._claim.may_find_tasks and not self._expects_more():
@@ -71,14 +71,6 @@ class Burst:
                 self.parked_left += tasks
             else:
                 self.parked_others += tasks
-
-    async def _waits_for_limits(self) -> bool:
-        """Return whether a task of this app waits for a limit and would be due without it."""
-        if self._limits is None or not self._limits.is_used:
-            return False
-        names = self._limits.names
-        ((waits,),) = await self._link.run("limits/left", names, self._horizon, self._queues, self._foreign)
-        return bool(waits)
 
     def _expects_more(self) -> bool:
         due = self._claim.next_due

@@ -163,11 +163,11 @@ class _ReleaseBatch(_FlushBatch):
 
 
 class _WaitBatch(_ReleaseBatch):
-    """Leases whose tasks have to wait for the limits of their steps, with the keys of these."""
+    """Leases whose tasks have to wait for the limits of their steps, with the keys and costs of these."""
 
     statement = "limits/wait"
 
-    def __init__(self, flush: Flush, leases: list[TaskLease], keys: dict[TaskLease, str]) -> None:
+    def __init__(self, flush: Flush, leases: list[TaskLease], keys: dict[TaskLease, tuple[str, float]]) -> None:
         super().__init__(flush, leases)
         self._keys = keys
 
@@ -178,7 +178,8 @@ class _WaitBatch(_ReleaseBatch):
 
     def parameters(self) -> tuple[Any, ...]:
         ids, tokens, _ = super().parameters()
-        return ids, tokens, [self._keys[lease] for lease in self._leases]
+        keys = [self._keys[lease] for lease in self._leases]
+        return ids, tokens, [key for key, _ in keys], [cost for _, cost in keys]
 
 
 class Flush:
@@ -369,10 +370,12 @@ class Flush:
         if leases:
             await self._writer.write(_ReleaseBatch(self, leases))
 
-    async def let_wait(self, unlimited: list[tuple[TaskLease, str]]) -> None:
-        """Have tasks wait for the limits of their steps, under these keys, since they were claimed without."""
+    async def let_wait(self, unlimited: list[tuple[TaskLease, str, float]]) -> None:
+        """Have tasks wait for the limits of their steps, under these keys and with these costs, since they were claimed
+        without."""
         if unlimited:
-            await self._writer.write(_WaitBatch(self, [lease for lease, _ in unlimited], dict(unlimited)))
+            keys = {lease: (key, cost) for lease, key, cost in unlimited}
+            await self._writer.write(_WaitBatch(self, list(keys), keys))
 
     def end_released(self, leases: list[TaskLease], locked: set[UUID]) -> None:
         """Remove leases that a statement has released, but those whose rows are locked."""

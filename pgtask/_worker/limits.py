@@ -11,6 +11,7 @@ Invariants: what runs under a key is counted in the leased rows, never here; a w
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,7 @@ from pgtask._postgres.connection import was_rolled_back
 from pgtask._postgres.limits import declaration
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
-from pgtask.errors import DatabaseUnavailable, DataRefused, RowsLocked, StatementTimeout
+from pgtask.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, RowsLocked, StatementTimeout
 from pgtask.limits import Limit
 
 __all__ = ["Limits"]
@@ -37,11 +38,17 @@ log = EventLog("pgtask.limits")
 
 MIN_KEYS, MAX_KEYS = 20, 300  # that one claim looks at
 MAX_FREED = 100  # keys of ended steps that the next claim looks at first
-BUSY_PAUSE = 0.01  # seconds after a claim that another worker's claim of the limit has kept from running, at most
-FULL_PAUSE = 0.1  # seconds between two looks at keys that wait for others to end
-MIN_IDLE, MAX_IDLE = 0.2, 5.0  # seconds between two looks while nothing waits
+BUSY_PAUSE = 0.01  # seconds between two portions of a round, and the least after a claim that found another one at work
+MIN_PAUSE = 0.05  # seconds between the beginnings of two rounds that a notification requests
+MAX_PAUSE = 5.0  # seconds between two rounds while nothing waits
+MAX_FULL_PAUSE = (
+    1.0  # the same while tasks wait for others of their key to end, of which another worker may learn first
+)
+MAX_REFUSED = 60.0  # seconds between two claims that the database refuses
+FORGET_INTERVAL = 60.0
 MAX_LEASED = 20_000  # leases that are remembered
 MAX_NOTES = 10_000  # of ended steps that the database has not taken yet
+MAX_CHARGE = 1e15  # units
 _NEVER = float("inf")
 
 
@@ -51,11 +58,14 @@ class _KnownLimit(msgspec.Struct):
     name: str
     next_at: float = 0.0  # when to claim next (monotonic seconds)
     freed: list[str] = []  # keys under which a step has ended since the last claim
-    idle: Backoff = msgspec.field(default_factory=lambda: Backoff(MIN_IDLE, MAX_IDLE))
+    pauses: Backoff = msgspec.field(default_factory=lambda: Backoff(2 * MIN_PAUSE, MAX_PAUSE))
     reads: int = MIN_KEYS  # keys that the next claim looks at
+    took: float = BUSY_PAUSE  # seconds of the last claim
+    refused_for: float = 0.0  # seconds until the next try, while the database refuses claims
+    round_at: float = 0.0  # when the round began (monotonic seconds)
     after: str | None = None  # the key behind which the round goes on; None: it begins
     has_found: bool = False
-    full: int = 0  # keys whose tasks wait for others to end
+    is_full: bool = False  # whether tasks wait for others of their key to end
     waits_until: float = _NEVER  # when the first key may go on that waits for a time (monotonic seconds)
 
 
@@ -81,7 +91,9 @@ class Limits:
         self._known = {name: _KnownLimit(name) for name in sorted(self._declared)}
         self._is_written = not self._declared
         self._had_turn = False
+        self._forget_at = time.monotonic() + FORGET_INTERVAL
         self._leased: set[TaskLease] = set()  # under a limit; some of them may have left without an outcome
+        self._failing: set[str] = set()  # keys with failed tries in a row, as far as this worker knows
         self._notes: list[tuple[str, str, float]] = []
 
     @property
@@ -100,17 +112,20 @@ class Limits:
 
     def learn(self, names: Iterable[str]) -> None:
         """Learn which limits have rows. One that no code declares any more may still have tasks that wait."""
-        for name in {*names, *self._declared} - self._known.keys():
+        found = set(names)
+        if not self._declared.keys() <= found:
+            self._is_written = False  # someone has deleted its row
+        for name in {*found, *self._declared} - self._known.keys():
             self._known[name] = _KnownLimit(name)
-        for name in self._known.keys() - {*names, *self._declared}:
+        for name in self._known.keys() - {*found, *self._declared}:
             del self._known[name]
         self.look_soon()
 
     def look_soon(self) -> None:
-        """Claim at once: tasks may have come, or a limit may have changed."""
+        """Claim soon: tasks may have come, or a limit may have changed."""
         for one in self._known.values():
-            one.idle.reset()
-            one.next_at = 0.0
+            one.pauses.reset()
+            one.next_at = min(one.next_at, one.round_at + MIN_PAUSE)
 
     def note_outcomes(self, outcomes: Outcomes) -> None:
         """Note that steps have ended: their keys may go on."""
@@ -134,6 +149,14 @@ class Limits:
         self._had_turn = not (self._had_turn and others_wait) and self.due_at <= time.monotonic()
         return self._had_turn
 
+    async def have_due(self, horizon: float) -> bool:
+        """Return whether a task of this app waits for a limit, and would be due in so many seconds without it."""
+        if not self.is_used:
+            return False
+        parameters = self.names, horizon, self._queues, self._claim.foreign.pattern, sorted(self._claim.paused_queues)
+        ((waits,),) = await self._link.run("limits/left", *parameters)
+        return bool(waits)
+
     async def claim(self, most: int, *, suspects: bool) -> tuple[list[Any], UUID, float]:
         """Claim up to `most` tasks of the limit whose turn it is. Returns as `Claim.claim_batch` does; each row ends
         with the key of its limit, and the failed tries in a row of that key."""
@@ -144,48 +167,74 @@ class Limits:
         now = time.monotonic()
         one = min(self._known.values(), key=lambda known: known.next_at)
         first, one.freed = one.freed, []
+        if not one.after:
+            one.round_at = now
         parameters = (
             *(one.name, self._queues, sorted(self._claim.paused_queues), most, token, self._lease_timeout),
             *(self._max_step_bytes, self._claim.foreign.pattern, suspects, first, one.after, one.reads),
         )
         try:
             answer, *rows = await self._link.once("limits/claim", *parameters)
-        except DatabaseUnavailable as error:
-            one.next_at = now + (FULL_PAUSE if isinstance(error, RowsLocked | StatementTimeout) else 0.0)
-            if not was_rolled_back(error):
-                self._claim.recover(token)
+        except (DatabaseUnavailable, DataRefused, DatabaseRefused) as error:
+            self._note_failure(one, token, first, error)
             return [], token, sent
-        self._plan(one, answer, rows, most)
+        one.refused_for = 0.0
+        self._plan(one, answer, rows, most, first, time.monotonic() - now)
         return rows, token, sent
 
-    def _plan(self, one: _KnownLimit, answer: Any, rows: list[Any], most: int) -> None:
+    def _note_failure(self, one: _KnownLimit, token: UUID, first: list[str], error: Exception) -> None:
+        """Decide when to claim again after a claim that has failed. One that the database refuses, as for rights that
+        are missing, concerns this limit alone."""
+        one.freed = (first + one.freed)[:MAX_FREED]
+        if isinstance(error, DatabaseUnavailable):
+            one.next_at = time.monotonic() + (MIN_PAUSE if isinstance(error, RowsLocked | StatementTimeout) else 0.0)
+            one.reads = max(1, one.reads // 2)
+            if not was_rolled_back(error):
+                self._claim.recover(token)
+            return
+        if not one.refused_for:
+            log.error("limits.refused", limit=one.name, error=str(error))
+        one.refused_for = min(max(2 * one.refused_for, 1.0), MAX_REFUSED)
+        one.next_at = time.monotonic() + one.refused_for
+
+    def _plan(self, one: _KnownLimit, answer: Any, rows: list[Any], most: int, first: list[str], took: float) -> None:
         """Decide when to claim from a limit again."""
         now = time.monotonic()
-        if answer[2]:
-            one.next_at = now + BUSY_PAUSE * random.uniform(0.2, 1.0)
+        if answer[2]:  # another worker claims from it
+            one.freed = (first + one.freed)[:MAX_FREED]
+            one.took = max(one.took, BUSY_PAUSE)
+            one.next_at = now + one.took * random.uniform(0.5, 1.5)
             return
+        one.took = took
         one.after = answer[1]
-        one.full += answer[3]
         if answer[5] is not None:
             one.waits_until = min(one.waits_until, now + answer[5])
         one.has_found = one.has_found or bool(rows)
+        one.is_full = one.is_full or bool(answer[3])
         one.reads = max(MIN_KEYS, one.reads // 2) if len(rows) >= most else min(MAX_KEYS, 2 * one.reads)
         if len(rows) >= most or one.after is not None:
-            one.next_at = now if rows else now + BUSY_PAUSE / 5
+            one.next_at = now if rows else now + BUSY_PAUSE
             return
-        pause = one.idle.next()
-        if one.has_found or one.full:
-            one.idle.reset()
-            pause = FULL_PAUSE
-        one.next_at = min(now + pause, one.waits_until)
-        one.full, one.has_found, one.waits_until = 0, False, _NEVER
+        if one.has_found:
+            one.pauses.reset()
+        pause = one.pauses.next()
+        one.next_at = min(now + (min(pause, MAX_FULL_PAUSE) if one.is_full else pause), one.waits_until)
+        one.is_full, one.has_found, one.waits_until = False, False, _NEVER
+
+    async def forget(self) -> None:
+        """Delete the keys of which nothing is to be known any more, from time to time."""
+        if (now := time.monotonic()) < self._forget_at or not self.is_used:
+            return
+        self._forget_at = now + FORGET_INTERVAL * random.uniform(0.5, 1.5)
+        with contextlib.suppress(DatabaseUnavailable, DataRefused, DatabaseRefused):
+            await self._link.once("limits/forget")
 
     # --- what ended steps have shown
 
     async def write_notes(self, notes: list[tuple[str, str, float]]) -> None:
         """Write what steps have shown about their keys: before their outcomes, or another one could start meanwhile. If
         the database is unavailable it keeps them for the next call."""
-        self._notes = (self._notes + notes)[-MAX_NOTES:]
+        self._notes = (self._notes + self._worth_writing(notes))[-MAX_NOTES:]
         if not self._notes:
             return
         try:
@@ -196,17 +245,34 @@ class Limits:
             log.error("limits.refused", error=str(error))
         self._notes = []
 
+    def _worth_writing(self, notes: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+        """Leave out the tries that ended well under keys that have not failed, as far as this worker knows."""
+        written = []
+        for note in notes:
+            if note[1] == "failed":
+                if len(self._failing) >= MAX_NOTES:
+                    self._failing.clear()
+                self._failing.add(note[0])
+            elif note[1] == "ended":
+                if note[0] not in self._failing:
+                    continue
+                self._failing.discard(note[0])
+            written.append(note)
+        return written
+
     def mark(self, leases: Iterable[TaskLease], rows: Iterable[Any]) -> None:
         """Give leases the keys of their limits."""
         for lease, row in zip(leases, rows, strict=True):
             lease.limit_key, lease.limit_failures = row[8], row[9]
             self._leased.add(lease)
+            if lease.limit_failures > 0:
+                self._failing.add(lease.limit_key)
         if len(self._leased) > MAX_LEASED:  # many were lost, or released
             self._leased = {lease for lease in self._leased if lease.is_open}
 
 
 def _columns(notes: list[tuple[str, str, float]]) -> tuple[list[Any], ...]:
-    """Sum up notes key by key, as parameters of limits/note.sql."""
+    """Sum up notes key by key, as parameters of limits/note.sql: failed tries are those since one that ended well."""
     sums: dict[str, list[Any]] = {}
     for key, kind, number in notes:
         of_key = sums.setdefault(key, [0, False, None, None])
@@ -217,6 +283,6 @@ def _columns(notes: list[tuple[str, str, float]]) -> tuple[list[Any], ...]:
         elif kind == "paused":
             of_key[2] = max(of_key[2] or 0.0, number)
         else:
-            of_key[3] = (of_key[3] or 0.0) + number
+            of_key[3] = min(max((of_key[3] or 0.0) + number, -MAX_CHARGE), MAX_CHARGE)
     rows = [(key, *of_key) for key, of_key in sorted(sums.items())]
     return tuple(list(column) for column in zip(*rows, strict=True))

@@ -376,6 +376,7 @@ class Pipeline:
     async def _note_limits(self) -> None:
         if self.limits.is_used:
             await self.limits.write_notes(self.dispatch.take_limit_notes())
+            await self.limits.forget()
 
     def _is_quiet(self) -> bool:
         """Return whether no step executes, and every outcome is in the database."""

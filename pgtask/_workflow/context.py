@@ -45,6 +45,7 @@ from pgtask._workflow.values import Checkpoint, History
 from pgtask.errors import (
     DataRefused,
     DecodeError,
+    DefinitionError,
     OutcomeError,
     PgtaskError,
     ReplayError,
@@ -116,6 +117,10 @@ class RunContext(WorkflowContext):
     ) -> Any:
         branch, found = self._look_up("step", name)
         facts = inspect_step(name, function)
+        if policy is not None and policy.limit is not None:
+            raise DefinitionError(
+                f"ctx.step({name!r}, policy=...): limits are for the steps of tasks; leave limit= out"
+            )
         if found is None or found.is_postponed:
             return await self._run_step(branch, found, function, args, policy or self.flow.policy, facts)
         if found.error is not None:

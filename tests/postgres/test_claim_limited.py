@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,8 +15,8 @@ pytestmark = pytest.mark.timeout(60)
 
 CLAIM = "SELECT * FROM pg_task_claim_limited($1, $2, $3, $4, $5, 60, 100000, $6, $7, $8, $9, $10)"
 WAIT = """
-INSERT INTO pg_task (step, limit_key, limit_at, wakeup_at, priority, queue)
-SELECT $1, $2, now() + make_interval(secs => $4 + n / 1e6), 'infinity', $5, $6
+INSERT INTO pg_task (step, limit_key, limit_at, wakeup_at, priority, queue, limit_cost)
+SELECT $1, $2, now() + make_interval(secs => $4 + n / 1e6), 'infinity', $5, $6, $7
 FROM generate_series(1, $3) AS n
 """
 
@@ -37,10 +36,9 @@ def wait(
     priority: int = 0,
     queue: str = "default",
     limit: str = "one",
-    fields: dict[str, Any] | None = None,
+    cost: float | None = None,
 ) -> None:
-    step = json.dumps({"Task": {"Step": fields}})
-    rows(WAIT, step, f"{limit} {key}", count, float(after), priority, queue)
+    rows(WAIT, '{"Task":{"Step":null}}', f"{limit} {key}", count, float(after), priority, queue, cost)
 
 
 class Claimed:
@@ -232,9 +230,9 @@ def test_rate_gives_its_burst_then_the_next_start(rows: Rows) -> None:
 
 def test_cost_may_run_into_debt_once(rows: Rows) -> None:
     limit(rows, cost_rate=100.0, cost_burst=50.0, cost_of="tokens")
-    wait(rows, "a", 1, fields={"tokens": 1000})
+    wait(rows, "a", 1, cost=1000.0)
     assert len(claim(rows)) == 1, "or a large task would never start"
-    wait(rows, "a", 1, fields={"tokens": 1})
+    wait(rows, "a", 1, cost=1.0)
     assert 9 < claim(rows).due < 10
     rows("UPDATE pg_task_limit_keys SET cost_next_at = cost_next_at - interval '10 seconds'")
     assert len(claim(rows)) == 1
@@ -246,7 +244,7 @@ def test_charge_and_refund_move_the_cost(rows: Rows) -> None:
         "SELECT pg_task_note_limits(ARRAY['one a'], ARRAY[0], ARRAY[false], ARRAY[NULL::float8], ARRAY[$1::float8])"
     )
     rows(charge, 100.0)
-    wait(rows, "a", 1, fields={"tokens": None})
+    wait(rows, "a", 1)
     assert 8 < claim(rows).due <= 10
     rows(charge, -95.0)
     assert len(claim(rows)) == 1
@@ -367,3 +365,26 @@ def test_strict_order_waits_for_a_retry_and_a_parked_one(rows: Rows) -> None:
     assert len(claim(rows)) == 0
     end(rows, first)
     assert len(claim(rows)) == 1
+
+
+def test_strict_order_does_not_pass_what_this_worker_leaves_out(rows: Rows) -> None:
+    limit(rows, concurrency=1, is_strict=True)
+    wait(rows, "a", after=-9)
+    wait(rows, "a", after=-5, queue="other", priority=9)
+    assert claim(rows, served=["other"]).keys == []
+    rows("UPDATE pg_task SET claims = 1 WHERE queue = 'default'")
+    assert claim(rows, suspects=False).keys == []
+    assert len(claim(rows)) == 1
+    assert rows.value("SELECT queue FROM pg_task WHERE locked_by IS NOT NULL") == "default"
+
+
+def test_tasks_of_another_queue_cost_nothing(rows: Rows) -> None:
+    """By the blocks that a claim reads."""
+    limit(rows, concurrency=1)
+    wait(rows, "a", 20_000, queue="other")
+    wait(rows, "a", 1, queue="served")
+    rows("VACUUM ANALYZE pg_task")
+    reads = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE indexrelname = 'pg_task_limited_idx'"
+    before = rows.value(reads) or 0
+    assert claim(rows, served=["served"]).keys == ["a"]
+    assert (rows.value(reads) or 0) - before < 100

@@ -133,9 +133,10 @@ class Killer(Limited):
 class Turn(Limited):
     policy = Policy(limit=turns)
     key: str
+    seconds: float = 0.0
 
     async def run(self, ctx: Context) -> Done:
-        await note(ctx, self)
+        await note(ctx, self, seconds=self.seconds)
         return Done()
 
 

@@ -166,9 +166,9 @@ def test_limit_changes_while_workers_run(dsn: str, rows: Rows) -> None:
 
 
 def test_flood_of_one_key_does_not_hold_up_another(dsn: str, rows: Rows) -> None:
-    put(dsn, *(Turn("flood") for _ in range(3000)))
+    put(dsn, *(Turn("flood", 0.05) for _ in range(2000)))
     with ready(dsn, "--concurrency", "10", app="limited:app"):
-        rows.until("SELECT count(*) FROM pg_task WHERE limit_at IS NOT NULL", holds=lambda count: count > 500)
+        rows.until("SELECT count(*) FROM ran")
         put(dsn, *(Turn("small") for _ in range(10)))
         rows.until("SELECT count(*) FROM ran WHERE key = 'small'", holds=lambda count: count == 10)
         assert rows.value(LEFT) > 100
@@ -186,3 +186,73 @@ def test_worker_that_stops_leaves_nothing_leased(dsn: str, rows: Rows) -> None:
         rows.until("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL", holds=lambda count: count == 6)
         stop(fleet, dsn, signal.SIGQUIT)
     assert rows.value("SELECT count(*) FROM pg_task WHERE locked_by IS NULL AND claims = 0") == 9
+
+
+# --- what a deploy, a person or another app changes meanwhile
+
+
+def test_task_whose_key_changes_runs_under_the_new_one(dsn: str, rows: Rows) -> None:
+    """It waits for another key than its step has now, as after a deploy."""
+    put(dsn, *(Keyed("new") for _ in range(5)))
+    rows("UPDATE pg_task SET limit_key = 'gone old', limit_at = wakeup_at, wakeup_at = 'infinity'")
+    burst(dsn, app="limited:app")
+    assert rows.value(RAN) == 5
+
+
+def test_tasks_of_a_limit_without_a_row_run(dsn: str, rows: Rows) -> None:
+    """Its code is gone, and a person has deleted its row: nothing limits them."""
+    put(dsn, *(Free() for _ in range(5)))
+    rows("UPDATE pg_task SET limit_key = 'gone ', limit_at = wakeup_at, wakeup_at = 'infinity'")
+    burst(dsn, app="limited:app")
+    assert rows.value(RAN) == 5
+
+
+def test_refused_claim_of_a_limit_stops_no_other_work(dsn: str, rows: Rows) -> None:
+    rows("ALTER FUNCTION pg_task_claim_limited RENAME TO pg_task_claim_nothing")
+    put(dsn, Keyed("a"), Free())
+    with ready(dsn, app="limited:app") as fleet:
+        fleet.until("limits.refused")
+        rows.until(RAN)
+        rows("ALTER FUNCTION pg_task_claim_nothing RENAME TO pg_task_claim_limited")
+        rows.until(ROWS, holds=none)
+        assert not fleet.process.poll()
+
+
+def test_worker_without_a_right_to_note_works_beside_a_limit(dsn: str, rows: Rows) -> None:
+    """A role with the rights of the version before: it has a limit of another app in its table."""
+    rows("INSERT INTO pg_task_limits (name, rate, burst) VALUES ('other', 1, 1)")
+    put(dsn, Free(), Free())
+    rows(
+        "UPDATE pg_task SET limit_key = 'other ', limit_at = wakeup_at, wakeup_at = 'infinity'"
+        " WHERE id = (SELECT min(id::text)::uuid FROM pg_task)"
+    )
+    rows("ALTER TABLE pg_task_limit_keys RENAME TO pg_task_limit_other")
+    with ready(dsn, app="limited:app") as fleet:
+        rows.until(ROWS, holds=lambda count: count == 1)
+        fleet.until("limits.refused")
+        rows("ALTER TABLE pg_task_limit_other RENAME TO pg_task_limit_keys")
+        rows.until(ROWS, holds=none)
+
+
+def test_burst_ends_beside_what_cannot_start(dsn: str, rows: Rows) -> None:
+    """What is behind a parked task, in a paused queue, or of a limit that is stopped."""
+    rows("INSERT INTO pg_task_pauses (kind, name) VALUES ('queue', 'paused')")
+    put(dsn, Ordered("a", 0, fails=5), Ordered("a", 1))
+    put(dsn, Keyed("a"), queue="paused")
+    rows(
+        "UPDATE pg_task SET limit_key = 'keyed a', limit_at = wakeup_at, wakeup_at = 'infinity' WHERE queue = 'paused'"
+    )
+    burst(dsn, app="limited:app", code=1)
+    assert rows.value(ROWS) == 3
+    rows("DELETE FROM pg_task")
+    rows("UPDATE pg_task_limits SET concurrency = 0, changed = '{concurrency}' WHERE name = 'keyed'")
+    put(dsn, Keyed("a"))
+    burst(dsn, app="limited:app")
+    assert rows.value(ROWS) == 1
+
+
+def test_other_rate_is_obeyed_at_once(rows: Rows) -> None:
+    rows("INSERT INTO pg_task_limits (name, rate, burst) VALUES ('one', 0.0001, 1)")
+    rows("INSERT INTO pg_task_limit_keys (limit_key, next_at) VALUES ('one a', now() + interval '10000 seconds')")
+    rows("UPDATE pg_task_limits SET rate = 100")
+    assert rows.value("SELECT extract(epoch FROM next_at - now())::float8 FROM pg_task_limit_keys") < 1

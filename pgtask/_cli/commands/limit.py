@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
         if args.name is None or args.name not in known:
             return ([], [], known) if args.name else (await read_limits(connection), [], known)
         if change is not None:
+            (one,) = await read_limits(connection, args.name)
+            if one.is_strict and args.concurrency not in (None, "0", "1"):
+                raise ConfigError(f"the limit {args.name} is in strict order: --concurrency must be 1, or 0 to stop it")
             await change_limit(connection, args.name, change, _words(args), operator_name())
         keys = [] if change is not None else await read_keys(connection, args.name, MAX_KEYS)
         return await read_limits(connection, args.name), keys, known
@@ -121,6 +124,8 @@ def _rate(option: str, text: str, burst: float | None) -> Rate | None:
         return Rate(float(found[1]), per=timedelta(seconds=_seconds(option, per)), burst=burst, of=of)
     except DefinitionError as error:
         raise ConfigError(f"{option} {text}: {error}") from None
+    except OverflowError:
+        raise ConfigError(f"{option} {text}: this time is too long") from None
 
 
 def _seconds(option: str, text: str) -> float:

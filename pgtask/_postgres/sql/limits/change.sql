@@ -7,7 +7,7 @@ SET concurrency = CASE WHEN $4 THEN $3::integer WHEN $13 THEN (declared ->> 'con
     burst = CASE WHEN $7 THEN $6::float8 WHEN $13 THEN (declared ->> 'burst')::float8 ELSE burst END,
     cost_rate = CASE WHEN $10 THEN $8::float8 WHEN $13 THEN (declared ->> 'cost_rate')::float8 ELSE cost_rate END,
     cost_burst = CASE WHEN $10 THEN $9::float8 WHEN $13 THEN (declared ->> 'cost_burst')::float8 ELSE cost_burst END,
-    paused_until = CASE WHEN $12 THEN now() + make_interval(secs => $11::float8) ELSE paused_until END,
+    paused_until = CASE WHEN $12 THEN now() + make_interval(secs => $11::float8) WHEN NOT $13 THEN paused_until END,
     changed = ARRAY (
         SELECT DISTINCT what
         FROM unnest(

@@ -15,14 +15,15 @@ BEGIN
         WHERE attrelid = 'pg_task'::regclass AND attname = 'limit_key' AND NOT attisdropped
     ) THEN
         ALTER TABLE pg_task
-            ADD COLUMN limit_key text COLLATE "C",
-            ADD COLUMN limit_at  timestamptz;
+            ADD COLUMN limit_key  text COLLATE "C",
+            ADD COLUMN limit_at   timestamptz,
+            ADD COLUMN limit_cost float8;
     END IF;
 END
 $$;
 
--- Tasks that wait for their limits, key by key; within a key the highest priority first, then the oldest.
-CREATE INDEX IF NOT EXISTS pg_task_limited_idx ON pg_task (limit_key, priority DESC, limit_at)
+-- Tasks that wait for their limits, key by key, and lane by lane; within a lane the oldest first.
+CREATE INDEX IF NOT EXISTS pg_task_limited_idx ON pg_task (limit_key, queue, priority, limit_at)
     WHERE limit_key IS NOT NULL AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL;
 
 -- What a limit counts.
@@ -80,14 +81,47 @@ CREATE OR REPLACE TRIGGER pg_task_limits_changed
     AFTER INSERT OR UPDATE OR DELETE ON pg_task_limits
     FOR EACH STATEMENT EXECUTE FUNCTION pg_task_notify_paused();
 
--- Return the units that a step will use, by the field `name` of its envelope.
-CREATE OR REPLACE FUNCTION pg_task_cost(step text, name text) RETURNS float8 LANGUAGE sql IMMUTABLE AS $$
-    SELECT coalesce(sum(greatest((fields.value ->> name)::float8, 0)), 0)
-    FROM json_each(step::json) AS family
-    CROSS JOIN LATERAL json_each(family.value) AS fields
-    WHERE json_typeof(fields.value) = 'object'
-      AND fields.value ->> name ~ '^[0-9.]+([eE][+-]?[0-9]+)?$'
+-- Whoever could work on tasks before can still do so: a claim notes what a key has used.
+DO $$
+DECLARE
+    worker record;
+BEGIN
+    FOR worker IN
+        SELECT DISTINCT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END AS name
+        FROM pg_class
+        CROSS JOIN LATERAL aclexplode(relacl)
+        WHERE pg_class.oid = 'pg_task'::regclass
+          AND privilege_type = 'UPDATE'
+          AND grantee <> relowner
+    LOOP
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON pg_task_limits TO %s', worker.name);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON pg_task_limit_keys TO %s', worker.name);
+    END LOOP;
+END
 $$;
+
+-- What a key owes is a time under the rate of its limit: with another rate it is another time.
+CREATE OR REPLACE FUNCTION pg_task_rescale_limit() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE pg_task_limit_keys
+    SET next_at = CASE
+            WHEN next_at > now() THEN now() + (next_at - now()) * coalesce(OLD.rate / NEW.rate, 0)
+        END,
+        cost_next_at = CASE
+            WHEN cost_next_at > now() THEN now() + (cost_next_at - now()) * coalesce(OLD.cost_rate / NEW.cost_rate, 0)
+        END
+    WHERE limit_key >= NEW.name || ' '
+      AND limit_key < NEW.name || '!'
+      AND (next_at > now() OR cost_next_at > now());
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER pg_task_limit_rescaled
+    AFTER UPDATE OF rate, cost_rate ON pg_task_limits
+    FOR EACH ROW
+    WHEN ((OLD.rate, OLD.cost_rate) IS DISTINCT FROM (NEW.rate, NEW.cost_rate))
+    EXECUTE FUNCTION pg_task_rescale_limit();
 
 -- Lease up to `most` tasks that wait for one limit, as far as it allows: under `token`, for `seconds`.
 --
@@ -96,6 +130,9 @@ $$;
 --   suspects         whether to take tasks whose last claim ended without an outcome
 --   first            keys to look at before all others
 --   after, reads     then up to `reads` keys behind the key `after` (null: from the first on)
+--
+-- A key has lanes (queue and priority), found by probes. Of a lane it reads 5,000 tasks at most that it has to leave out. In
+-- strict order only the oldest task of a key counts, wherever it waits.
 --
 -- Returns first one row without an id: `step` is the key behind which the next call goes on (null: from the first on),
 -- `tried` is 1 if the limit is busy, `claims` the number of keys that wait for others of
@@ -266,7 +303,7 @@ BEGIN
     INTO keys, free, failed, turns, news, base, ready_from, weights, "full"
     FROM allowed;
 
-    -- The next due tasks of each key: those that fall due later, where it has no other.
+    -- The lanes of each key, and the first task of each.
     RETURN QUERY
     WITH open AS MATERIALIZED (
         SELECT
@@ -276,33 +313,91 @@ BEGIN
         FROM unnest(keys, free, failed, turns, news) WITH ORDINALITY
             AS open (limit_key, free, failures, turns, is_new, nth)
     ),
-    seen AS MATERIALIZED (
-        SELECT open.limit_key, open.nth, open.turn + task.rank / open.weight AS turn, task.*
+    lanes AS MATERIALIZED (
+        SELECT open.*, lane.queue, lane.priority, lane.limit_at AS first_at, min(lane.limit_at) OVER (PARTITION BY open.nth) AS oldest
         FROM open
         CROSS JOIN LATERAL (
-            SELECT pg_task.id, priority, limit_at, row_number() OVER () AS rank
-            FROM pg_task
-            WHERE limit_key = open.limit_key
-              AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
-              AND limit_at <= present
-              AND (served IS NULL OR queue = ANY (served))
-              AND queue <> ALL (skipped)
-              AND (suspects OR claims = 0)
-              AND (others IS NULL OR left(step, 2000) || coalesce(E'\x01' || key, '') !~ others)
-            ORDER BY priority DESC, limit_at
-            LIMIT least(open.free, ceil(2 * most * open.weight / weights))
+            WITH RECURSIVE lane AS (
+                (
+                    SELECT queue, priority, limit_at
+                    FROM pg_task
+                    WHERE limit_key = open.limit_key
+                      AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
+                    ORDER BY queue, priority, limit_at
+                    LIMIT 1
+                )
+                UNION ALL
+                SELECT following.*
+                FROM lane
+                CROSS JOIN LATERAL (
+                    (
+                        SELECT queue, priority, limit_at
+                        FROM pg_task
+                        WHERE limit_key = open.limit_key
+                          AND queue = lane.queue
+                          AND priority > lane.priority
+                          AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
+                        ORDER BY priority, limit_at
+                        LIMIT 1
+                    )
+                    UNION ALL
+                    (
+                        SELECT queue, priority, limit_at
+                        FROM pg_task
+                        WHERE limit_key = open.limit_key
+                          AND queue > lane.queue
+                          AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
+                        ORDER BY queue, priority, limit_at
+                        LIMIT 1
+                    )
+                    LIMIT 1
+                ) AS following
+            )
+            SELECT * FROM lane
+        ) AS lane
+    ),
+    seen AS MATERIALIZED (
+        SELECT lanes.nth, lanes.turn + task.rank / lanes.weight AS turn, task.id, lanes.priority, task.limit_at
+        FROM lanes
+        CROSS JOIN LATERAL (
+            SELECT known.id, known.limit_at, row_number() OVER () AS rank
+            FROM (
+                SELECT
+                    pg_task.id,
+                    limit_at,
+                    (suspects OR claims = 0)
+                        AND (others IS NULL OR left(step, 2000) || coalesce(E'\x01' || key, '') !~ others) AS fits
+                FROM pg_task
+                WHERE limit_key = lanes.limit_key
+                  AND queue = lanes.queue
+                  AND priority = lanes.priority
+                  AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
+                  AND limit_at <= present
+                ORDER BY limit_at
+                LIMIT CASE WHEN rule.is_strict THEN 1 ELSE 5000 END
+            ) AS known
+            WHERE known.fits
+            LIMIT least(lanes.free, ceil(2 * most * lanes.weight / weights))
         ) AS task
+        WHERE (served IS NULL OR lanes.queue = ANY (served))
+          AND lanes.queue <> ALL (skipped)
+          AND lanes.first_at <= present
+          AND (rule.is_strict IS NOT TRUE OR lanes.first_at = lanes.oldest)
     ),
     picked AS MATERIALIZED (
         SELECT locked.id, locked.cost, turns.nth
         FROM (
             SELECT *
-            FROM seen
+            FROM (
+                SELECT seen.*, row_number() OVER (PARTITION BY nth ORDER BY priority DESC, limit_at) AS place
+                FROM seen
+            ) AS ranked
+            WHERE place <= (SELECT free FROM open WHERE open.nth = ranked.nth)
             ORDER BY priority DESC, CASE WHEN rule.is_shared THEN turn END, limit_at, nth
             LIMIT 2 * most
         ) AS turns
         CROSS JOIN LATERAL (
-            SELECT pg_task.id, CASE WHEN rule.cost_of IS NOT NULL THEN pg_task_cost(step, rule.cost_of) END AS cost
+            SELECT pg_task.id, limit_cost AS cost
             FROM pg_task
             WHERE pg_task.id = turns.id
               AND coalesce(locked_by::text, error) IS NULL
@@ -325,14 +420,19 @@ BEGIN
         INSERT INTO pg_task_limit_keys AS state (limit_key, next_at, cost_next_at, turns, turn_at)
         SELECT
             open.limit_key,
-            present + make_interval(secs => got.tasks / rule.rate),
-            present + make_interval(secs => got.cost / rule.cost_rate),
+            CASE WHEN rule.rate IS NOT NULL THEN
+                present + make_interval(secs => least(got.tasks / rule.rate, 31536000))
+            END,
+            CASE WHEN rule.cost_rate IS NOT NULL THEN
+                present + make_interval(secs => least(coalesce(got.cost, 0) / rule.cost_rate, 31536000))
+            END,
             CASE WHEN rule.is_shared THEN open.turn + coalesce(got.tasks, 0) / open.weight END,
             CASE WHEN rule.is_shared THEN present END
         FROM open
         LEFT JOIN (SELECT nth, count(*) AS tasks, sum(cost) AS cost FROM picked GROUP BY nth) AS got ON got.nth = open.nth
         WHERE (rule.rate IS NOT NULL OR rule.cost_rate IS NOT NULL OR rule.is_shared)
           AND (got.tasks IS NOT NULL OR (rule.is_shared AND open.is_new))
+        ORDER BY open.limit_key
         ON CONFLICT (limit_key) DO UPDATE
         SET next_at = coalesce(greatest(state.next_at, present) + (EXCLUDED.next_at - present), state.next_at),
             cost_next_at = coalesce(
@@ -343,45 +443,10 @@ BEGIN
         RETURNING limit_key
     ),
     later AS (
-        SELECT min(task.limit_at) AS next_at
-        FROM open
-        CROSS JOIN LATERAL (
-            WITH RECURSIVE level AS (
-                (
-                    SELECT priority
-                    FROM pg_task
-                    WHERE limit_key = open.limit_key
-                      AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
-                    ORDER BY priority DESC
-                    LIMIT 1
-                )
-                UNION ALL
-                SELECT lower.priority
-                FROM level
-                CROSS JOIN LATERAL (
-                    SELECT priority
-                    FROM pg_task
-                    WHERE limit_key = open.limit_key
-                      AND priority < level.priority
-                      AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
-                    ORDER BY priority DESC
-                    LIMIT 1
-                ) AS lower
-            )
-            SELECT first.limit_at
-            FROM level
-            CROSS JOIN LATERAL (
-                SELECT limit_at
-                FROM pg_task
-                WHERE limit_key = open.limit_key
-                  AND priority = level.priority
-                  AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
-                  AND limit_at > present
-                ORDER BY limit_at
-                LIMIT 1
-            ) AS first
-        ) AS task
-        WHERE open.nth NOT IN (SELECT nth FROM seen)
+        SELECT min(CASE WHEN lanes.first_at > present THEN lanes.first_at END) AS next_at
+        FROM lanes
+        WHERE (served IS NULL OR lanes.queue = ANY (served))
+          AND lanes.queue <> ALL (skipped)
     )
     SELECT
         NULL::uuid,
@@ -410,7 +475,7 @@ BEGIN
         taken.queue,
         taken.limit_key,
         CASE
-            WHEN rule.failures IS NULL THEN 0
+            WHEN rule.failures IS NULL THEN -1
             ELSE (SELECT open.failures FROM open WHERE open.limit_key = taken.limit_key)
         END
     FROM taken;
@@ -429,7 +494,9 @@ CREATE OR REPLACE FUNCTION pg_task_note_limits(
         clock_timestamp() + make_interval(secs => greatest(
             note.seconds, CASE WHEN note.failed >= rule.failures THEN rule.pause END
         )),
-        clock_timestamp() + make_interval(secs => note.charge / rule.cost_rate)
+        CASE WHEN note.charge / rule.cost_rate IS NOT NULL THEN
+            clock_timestamp() + make_interval(secs => greatest(-31536000, least(note.charge / rule.cost_rate, 31536000)))
+        END
     FROM unnest($1, $2, $3, $4, $5) AS note (key, failed, succeeded, seconds, charge)
     LEFT JOIN pg_task_limits AS rule ON rule.name = split_part(note.key, ' ', 1)
     ORDER BY note.key
@@ -443,7 +510,9 @@ CREATE OR REPLACE FUNCTION pg_task_note_limits(
         paused_until = greatest(
             state.paused_until,
             EXCLUDED.paused_until,
-            CASE WHEN EXCLUDED.failures > 0 THEN (
+            CASE WHEN EXCLUDED.failures > 0 AND EXCLUDED.limit_key <> ALL (
+                SELECT key FROM unnest($1, $3) AS note (key, succeeded) WHERE succeeded
+            ) THEN (
                 SELECT clock_timestamp() + make_interval(secs => rule.pause)
                 FROM pg_task_limits AS rule
                 WHERE rule.name = split_part(state.limit_key, ' ', 1)

@@ -21,6 +21,7 @@ COMMENT ON COLUMN pg_task.expires_at IS 'No worker starts the task after this ti
 COMMENT ON COLUMN pg_task.progress IS 'Progress that the running step has reported, as of the last renewal: {"done":3,"total":10,"lease":...}. It counts while lease is locked_by.';
 COMMENT ON COLUMN pg_task.limit_key IS 'Name of the limit of the step, a space, the key. While wakeup_at is infinity the task waits for this limit, or runs under it.';
 COMMENT ON COLUMN pg_task.limit_at IS 'Of a task with a limit_key at infinity: the time at which it is due.';
+COMMENT ON COLUMN pg_task.limit_cost IS 'Units that the step will use, by the cost of its limit.';
 COMMENT ON COLUMN pg_task.trace IS 'Trace context of the producer, if that was traced and sampled: traceparent, space, tracestate.';
 
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';

@@ -116,7 +116,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (14, 'function', 'pg_task', 'pgtask_backlog(text)', 'search_path'),
         (15, 'function', 'pg_task_pauses', 'pg_task_notify_paused()', ''),
         (16, 'function', 'pg_task', 'pg_task_has(text,text[])', ''),
-        (20, 'function', 'pg_task', 'pg_task_cost(text,text)', ''),
+        (20, 'function', 'pg_task_limits', 'pg_task_rescale_limit()', ''),
         (
             20, 'function', 'pg_task_limits',
             'pg_task_claim_limited(text,text[],text[],integer,uuid,double precision,integer,text,boolean,text[],text,integer)', ''
@@ -134,7 +134,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (7, 'trigger', 'pg_task', 'pg_task_parked', 'pg_task_notify_parked'),
         (7, 'trigger', 'pg_task', 'pg_task_touched', 'pg_task_touch'),
         (15, 'trigger', 'pg_task_pauses', 'pg_task_paused', 'pg_task_notify_paused'),
-        (20, 'trigger', 'pg_task_limits', 'pg_task_limits_changed', 'pg_task_notify_paused')
+        (20, 'trigger', 'pg_task_limits', 'pg_task_limits_changed', 'pg_task_notify_paused'),
+        (20, 'trigger', 'pg_task_limits', 'pg_task_limit_rescaled', 'pg_task_rescale_limit')
 ),
 placed AS (
     SELECT wanted.*, here.schema, here.name AS home, pg_class.oid AS relation

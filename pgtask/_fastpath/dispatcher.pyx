@@ -224,6 +224,22 @@ cdef class Dispatcher:
             self.limit_notes = []
         return notes
 
+    def sort_limited(self, list leases):
+        """Return the leases whose tasks may start here as far as their limits are concerned. The others go to
+        `take_unlimited`, so that they wait for their limits and not for a slot. A row that cannot be decoded may start."""
+        cdef TaskLease lease
+        cdef list within = []
+        for lease in leases:
+            try:
+                lease.entry, lease.step = self.table.decode(lease.envelope)
+                lease.envelope = None
+            except Exception:
+                within.append(lease)
+                continue
+            if lease.entry.limit is None or self.is_within_limit(lease):
+                within.append(lease)
+        return within
+
     def charge_limit(self, id, units):
         """Charge the key under which a task was claimed. Safe for all threads."""
         key = self.leases.limit_key_of(id)
@@ -381,10 +397,13 @@ cdef class Dispatcher:
                 return True
             cost = limit_cost(lease.entry.limit, lease.step)
         except Exception as error:
+            if lease.state == RUNNING:
+                self.count_refused()
+                fail_try(self, lease, error)
+                return False
+            return True  # it fails when it starts
+        if lease.state == RUNNING:
             self.count_refused()
-            fail_try(self, lease, error)
-            return False
-        self.count_refused()
         lease.state = RELEASED
         self.unlimited.append((lease, key, cost))
         if len(self.unlimited) == 1:

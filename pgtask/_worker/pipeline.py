@@ -56,6 +56,7 @@ GATHER_INTERVAL = 0.004  # seconds in which more outcomes of steps that await ma
 MAX_GATHERING = 5  # and how many such intervals there are at most
 OTHERS_FIRST = {True: 0.4, False: 2.0}  # seconds for idle workers that listen, or poll, to claim what was released
 CHECK_INTERVAL = 1.0  # seconds until the pump checks all its inputs in any case
+MEETING_BATCH = 200  # tasks in a claim without a free slot, of which most have to wait for limits
 SMALL_BATCH = 100  # outcomes that are not worth a transaction of their own while the worker has tasks to start
 
 
@@ -86,6 +87,7 @@ class Pipeline:
         self._work = asyncio.Event()  # something for the pump to do
         self._stop_now = False
         self._failure: BaseException | None = None
+        self._meets_limited = False  # whether most tasks of the last claim have to wait for limits
         self._done_before = 0  # tasks that were done at the last turn of the pump
         self.leaving: Reason | None = None
         """The reason why it claims no more, or None while it does."""
@@ -436,9 +438,9 @@ class Pipeline:
     async def _claim_tasks(self) -> bool:
         """Claim for the free slots and a little ahead. Returns whether tasks came, or may come from another lane."""
         self._capacity.update()
-        limit = self._capacity.claim_limit()
+        limit = self._claim_limit()
         same_lane_from = self._suspects.fills_from
-        if same_lane_from is None and self.pauses.was_read and (room := self._room_for_limits(limit)) > 0:
+        if same_lane_from is None and self.pauses.was_read and (room := self._room_for_limits()) > 0:
             return await self._claim_limited(room)
         if not self.pauses.was_read or limit <= 0 or (same_lane_from is None and not self._claim.may_find_tasks):
             return False
@@ -458,14 +460,32 @@ class Pipeline:
         if self._page is not None:
             self._page.note_claim(len(rows))
         if not rows:
+            self._meets_limited = False
             return self._claim.has_more
         self._capacity.prefetch.record_claim(time.monotonic() - began)
-        self._admit(*self._leases.add_claimed(rows, token, sent), requested=self._claim.requested)
+        leases, displaced = self._leases.add_claimed(rows, token, sent)
+        self._admit(self._sort_limited(leases), displaced, requested=self._claim.requested)
         return True
 
-    def _room_for_limits(self, limit: int) -> int:
+    def _claim_limit(self) -> int:
+        """Return how many tasks to claim. Those that turn out to wait for limits take no slot: while most do, it goes on
+        without one, so that the key of each takes part in the turns."""
+        limit = self._capacity.claim_limit()
+        if limit <= 0 and self._meets_limited and len(self.dispatch.ready) < MEETING_BATCH:
+            return MEETING_BATCH
+        return limit
+
+    def _sort_limited(self, leases: list[TaskLease]) -> list[TaskLease]:
+        """Leave out, of claimed tasks, those that have to wait for the limits of their steps."""
+        if not self.limits.is_used:
+            return leases
+        within = self.dispatch.sort_limited(leases)
+        self._meets_limited = 2 * len(within) < len(leases)
+        return within
+
+    def _room_for_limits(self) -> int:
         """Return how many tasks to claim under limits now."""
-        if limit <= 0 or not self.limits.is_used:
+        if not self.limits.is_used or (limit := self._capacity.claim_limit()) <= 0:
             return 0
         return limit if self.limits.is_due(others_wait=self._claim.may_find_tasks) else 0
 
@@ -517,7 +537,7 @@ class Pipeline:
         """Seconds until a claim may bring tasks, as far as this worker knows, or until it checks for free slots."""
         if pace := self._capacity.prefetch.seconds_to_claim():
             return pace
-        if self._capacity.claim_limit() <= 0 or not self.pauses.was_read:
+        if self._claim_limit() <= 0 or not self.pauses.was_read:
             return CHECK_INTERVAL
         return 0.0 if self._claim.may_find_tasks else max(0.0, self._claim.next_poll - time.monotonic())
 

@@ -24,6 +24,7 @@ from pgtask.errors import (
 from pgtask.outcome import Done, Enqueue, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
+from pgtask.schedules import Schedule
 from pgtask.task import BatchContext, Context, Task
 from pgtask.task_function import task
 from pgtask.tasks import TaskHandle, Tasks, TaskStatus
@@ -43,6 +44,7 @@ __all__ = [
     "BatchContext",
     "Context",
     "Policy",
+    "Schedule",
     "Task",
     "task",
     # say what comes next

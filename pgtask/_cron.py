@@ -129,7 +129,7 @@ def _gap_end(shown: datetime, zone: tzinfo) -> datetime:
 
 
 def _times_on_the_wall(cron: str, zone: tzinfo, after: datetime) -> Iterator[datetime]:
-    start, is_found = after.replace(microsecond=0), False
+    start, is_found = after.astimezone(UTC).replace(microsecond=0), False
     while True:
         # Up to the next change of the offset, the clock on the wall is a clock without a zone.
         offset = start.astimezone(zone).utcoffset() or timedelta(0)

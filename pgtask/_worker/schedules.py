@@ -43,10 +43,9 @@ INITIAL_PAUSE, MAX_PAUSE = 0.5, 5.0  # seconds before another look after a failu
 
 
 class _Planned(NamedTuple):
-    """A schedule that is due, what its row said, and what becomes of it."""
+    """A schedule that is due, and what becomes of it."""
 
     schedule: DueSchedule
-    declared_at: datetime
     firing: Firing
 
 
@@ -92,7 +91,7 @@ class Schedules:
     async def _start_due(self) -> bool:
         rows = await self._link.once("schedules/find_due", self._app, MAX_DUE)
         now, look_at = rows[0][:2]
-        due = [(DueSchedule(*row[3:]), row[2]) for row in rows if row[3] is not None]
+        due = [DueSchedule(*row[2:]) for row in rows if row[2] is not None]
         planned, failed = _plan(due, now)
         for schedule, reason in failed:
             await self._put_off(schedule, reason)
@@ -136,20 +135,18 @@ class Schedules:
         await self._link.once("schedules/put_off", schedule.name, reason)
 
 
-def _plan(
-    due: Sequence[tuple[DueSchedule, datetime]], now: datetime
-) -> tuple[list[_Planned], list[tuple[DueSchedule, str]]]:
+def _plan(due: Sequence[DueSchedule], now: datetime) -> tuple[list[_Planned], list[tuple[DueSchedule, str]]]:
     """Plan what schedules start, until that has taken long, or is much. Return also those that cannot be planned."""
     planned: list[_Planned] = []
     failed: list[tuple[DueSchedule, str]] = []
     occurrences, began = 0, time.monotonic()
-    for schedule, declared_at in due:
+    for schedule in due:
         try:
             firing = plan_firing(schedule, now)
         except CronError as error:
             failed.append((schedule, str(error)))
             continue
-        planned.append(_Planned(schedule, declared_at, firing))
+        planned.append(_Planned(schedule, firing))
         if firing.skipped_at is not None:
             log.info("schedule.skipped", schedule=schedule.name, time=firing.skipped_at.isoformat())
         occurrences += len(firing.times)
@@ -162,7 +159,7 @@ def _columns(planned: Sequence[_Planned]) -> list[list[Any]]:
     """Return the arguments of fire.sql."""
     rows = [
         (
-            *(one.schedule.name, one.declared_at, one.schedule.next_at, one.firing.next_at, one.firing.look_at),
+            *(one.schedule.name, one.schedule.next_at, one.firing.next_at, one.firing.look_at),
             one.firing.times[-1] if one.firing.times else None,
             one.firing.skipped_at,
         )

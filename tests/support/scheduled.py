@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -64,15 +65,40 @@ app = App(
 slower = App(Sweeps, schedules=[Schedule("each minute", "*/2 * * * *", Sweep("each other minute"))])
 
 
+class GatedLink(Link):
+    """A connection on which the statement that starts tasks waits for a gate."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn, "schedules")
+        self.gate, self.arrived = asyncio.Event(), asyncio.Event()
+        self.gate.set()
+
+    async def once(self, name: str, *args: Any, deadline: float = 30) -> list[Any]:
+        if name == "schedules/fire":
+            self.arrived.set()
+            await self.gate.wait()
+        return await super().once(name, *args, deadline=deadline)
+
+
 class Stage:
     """The stage of a worker of the app "scheduled:app", alone."""
 
     def __init__(self, dsn: str, schedules: Iterable[Schedule], app: str = "scheduled:app") -> None:
-        self.link = Link(dsn, "schedules")
+        self.link = GatedLink(dsn)
         self.stage = Schedules(self.link, app, {one.name: one for one in schedules})
 
     async def look(self) -> bool:
         return await self.stage.look()
+
+    @asynccontextmanager
+    async def held_before_fire(self) -> AsyncIterator[Callable[[], None]]:
+        """Look, and hold it when it has planned; yield what lets it go on. It has ended at the end of the block."""
+        self.link.gate.clear()
+        self.link.arrived.clear()
+        look = asyncio.create_task(self.look())
+        await self.link.arrived.wait()
+        yield self.link.gate.set
+        await look
 
 
 class Clock:

@@ -11,6 +11,7 @@ from fix_database import run
 from scheduled import MINUTE, NOON, Sweep, app, at, count_up, stages
 
 from pgtask import Schedule
+from pgtask._due import DueSchedule, Firing, plan_firing
 from pgtask._occurrences import occurrence_id
 from pgtask._postgres.schedules import pause_schedules, read_schedules, resume_schedules, run_schedule
 
@@ -91,6 +92,8 @@ def test_overlap_skips_until_the_task_before_ends(dsn: str, missed: Any) -> None
                 await clock.set(at(2))
                 await stage.look()
                 assert await clock.times() == [at(1)]
+                row = await clock.row("m")
+                assert (row["next_at"], row["skipped_at"]) == ((at(2), None) if missed == "all" else (at(3), at(2)))
             await clock.db.execute("UPDATE pg_task SET locked_by = NULL, lock_expires_at = NULL, error = 'it fails'")
             await clock.set(at(3) + timedelta(seconds=2))
             for _ in range(2):
@@ -139,6 +142,37 @@ def test_many_workers_start_each_time_once(dsn: str) -> None:
             assert await clock.times() == []
 
     run(scenario())
+
+
+def test_worker_that_comes_late_changes_nothing(dsn: str) -> None:
+    """It has planned what another one has started meanwhile, and the task is gone, so that no id conflicts."""
+
+    async def scenario() -> None:
+        async with stages(dsn, each_minute(), count=2) as ([stage, late], clock):
+            await clock.set(at(1))
+            async with late.held_before_fire() as go_on:
+                await stage.look()
+                await clock.db.execute("DELETE FROM pg_task")
+                before = await clock.row("m")
+                go_on()
+            assert await clock.times() == []
+            assert await clock.row("m") == before
+
+            await clock.set(at(2))
+            async with late.held_before_fire() as go_on:
+                changed = type(stage)(dsn, [Schedule("m", "*/2 * * * *", Sweep("m"))])
+                await changed.look()
+                go_on()
+            assert await clock.times() == [], "it was planned by the expression of before"
+            assert (await clock.row("m"))["next_at"] == at(4)
+            await changed.link.close()
+
+    run(scenario())
+
+
+def test_schedule_that_is_not_due_stays_as_it_is() -> None:
+    one = DueSchedule("m", "* * * * *", "UTC", "all", 10, "allow", at(5), False, False)
+    assert plan_firing(one, at(3)) == Firing([], at(5), at(5))
 
 
 def test_pause_resume_and_run_now(dsn: str) -> None:

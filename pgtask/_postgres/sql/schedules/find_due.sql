@@ -23,7 +23,6 @@ SELECT
         ORDER BY look_at
         LIMIT 1
     ),
-    declared_at,
     name,
     cron,
     zone,

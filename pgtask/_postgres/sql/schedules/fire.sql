@@ -1,31 +1,29 @@
--- Start the tasks $9 of the schedules named $8, and move the schedules: those named $1, which were declared at $2 and are
--- at the time $3, go to the next time $4, to be looked at from $5, with the last occurrence $6 (null: none), and the left
--- out one $7 (null: none). Returns how many tasks are new, and of how many schedules.
+-- Start the tasks $8 of the schedules named $7, and move the schedules: those named $1, which are at the time $2, go to the
+-- next time $3, to be looked at from $4, with the last occurrence $5 (null: none), and the left out one $6 (null: none).
+-- Returns how many tasks are new, and how many schedules it has moved.
 --
--- A schedule that another worker has moved, that it moves now or that was declared anew is left alone, with its tasks: so
--- each occurrence is started once. A task of that id is there only if plain SQL has made one.
+-- A schedule that another worker has moved, or moves now, is left alone, with its tasks: so each occurrence is started
+-- once. A task of that id is there only if a person has started the schedule in that second.
 --
 -- Lock order: the schedules, of which locked ones are skipped; then the new rows. Plan: all by primary key.
 WITH wanted AS (
     SELECT *
     FROM unnest(
-        $1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[],
-        $7::timestamptz[]
-    ) AS one (name, declared_at, was_at, next_at, look_at, last_at, skipped_at)
+        $1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[]
+    ) AS one (name, was_at, next_at, look_at, last_at, skipped_at)
 ),
 locked AS MATERIALIZED (
     SELECT s.name, s.step, s.workflow, s.queue, s.priority, w.next_at, w.look_at, w.last_at, w.skipped_at
     FROM pg_task_schedules AS s
     JOIN wanted AS w ON w.name = s.name
     WHERE s.next_at = w.was_at
-      AND s.declared_at = w.declared_at
       AND s.removed_at IS NULL
       AND (s.paused_at IS NULL OR w.last_at IS NULL)
     FOR NO KEY UPDATE OF s SKIP LOCKED
 ),
 occurrence AS (
     SELECT one.id, locked.*
-    FROM unnest($8::text[], $9::uuid[]) AS one (name, id)
+    FROM unnest($7::text[], $8::uuid[]) AS one (name, id)
     JOIN locked ON locked.name = one.name
 ),
 inserted AS (

@@ -12,6 +12,7 @@ is here:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
@@ -29,6 +30,7 @@ _ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
+_SINGLE = re.compile(r"\b(\w+)-\1/\d+")  # a range of one, which cronsim would take for its first number onwards
 _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 
 
@@ -74,7 +76,7 @@ def last_times(cron: str, zone: str, first: datetime, until: datetime, limit: in
 def times_after(cron: str, zone: str, after: datetime) -> Iterator[datetime]:
     """Yield the times of an expression later than `after`, in UTC, without end unless it happens no more. Raises
     `CronError`."""
-    text = _ALIASES.get(cron.strip().lower(), cron)
+    text = _SINGLE.sub(r"\1", _ALIASES.get(cron.strip().lower(), cron))
     clock = _zone(zone)
     try:
         if _has_fixed_time(text):

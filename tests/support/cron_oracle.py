@@ -67,10 +67,10 @@ def spans(name: str) -> list[Span]:
 
 
 def windows(name: str) -> list[tuple[datetime, datetime]]:
-    """Return a day and a half around each change of a zone in its five years, or its first three days."""
+    """Return the day and a half around each change of a zone in its five years, or its first three days."""
     first, last = ZONES[name], ZONES[name].replace(year=ZONES[name].year + YEARS)
     changes = [span.start for span in spans(name)[1:] if first < span.start < last]
-    return [(change - 1.5 * DAY, change + 1.5 * DAY) for change in changes] or [(first, first + 3 * DAY)]
+    return [(change - 0.75 * DAY, change + 0.75 * DAY) for change in changes] or [(first, first + 3 * DAY)]
 
 
 def oracle(cron: str, name: str, first: datetime, last: datetime) -> list[datetime]:
@@ -83,8 +83,8 @@ def oracle(cron: str, name: str, first: datetime, last: datetime) -> list[dateti
     is_fixed = not minute.startswith("*") and not hour.startswith("*")
     found: set[datetime] = set()
     here = [one for one in spans(name) if one.end > first - 2 * DAY and one.start < last + 2 * DAY]
-    at = first.date() - 2 * DAY
-    while at <= last.date() + 2 * DAY:
+    at = first.date() - 2 * DAY  # Apia went over a whole day
+    while at <= last.date() + DAY:
         fits = [fits_day(at), fits_weekday(at)]
         if at.month in months and (all(fits) if both else any(fits)):
             for shown in (datetime.combine(at, time(h, m)) for h in hours for m in minutes):

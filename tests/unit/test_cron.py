@@ -53,11 +53,9 @@ def test_times_agree_with_the_oracle(zone: str) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("zone", ZONES)
 def test_many_expressions_agree_with_the_oracle(zone: str) -> None:
-    """Each of 2,000 expressions in three of the 30 zones."""
-    place = list(ZONES).index(zone)
-    for number, cron in enumerate(expressions(2000)):
-        if (number - place) % 10 == 0:
-            compare(cron, zone, parts_of(cron, zone))
+    """Each of 2,000 expressions in one of the 30 zones."""
+    for cron in list(expressions(2000))[list(ZONES).index(zone) :: 30]:
+        compare(cron, zone, parts_of(cron, zone))
 
 
 def at(text: str) -> datetime:
@@ -79,6 +77,7 @@ def at(text: str) -> datetime:
         ("*/20 * * * * *", "UTC", "2026-01-01T00:00:05Z", ["2026-01-01T00:00:20Z", "2026-01-01T00:00:40Z"]),
         ("0 0 13 * FRI", "UTC", "2026-02-01T00:00Z", ["2026-02-06T00:00Z", "2026-02-13T00:00Z"]),
         ("0 0 * * FRI", "UTC", "2026-02-01T00:00Z", ["2026-02-06T00:00Z", "2026-02-13T00:00Z"]),
+        ("0 0 * 4-4/5 *", "UTC", "2026-04-29T00:00Z", ["2026-04-30T00:00Z", "2027-04-01T00:00Z"]),
         ("@Monthly", "UTC", "2026-02-01T00:00Z", ["2026-03-01T00:00Z"]),
         ("0 0 29 2 *", "UTC", "2026-02-01T00:00:00.5Z", ["2028-02-29T00:00Z"]),
     ],

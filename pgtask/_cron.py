@@ -21,6 +21,7 @@ from typing import Any
 
 __all__ = ["CronError", "check_cron", "check_zone", "last_times", "next_time", "times_after"]
 
+MAX_CACHED = 2000  # results: many schedules may have one expression, and fall due together
 _ALIASES = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -38,6 +39,7 @@ class CronError(Exception):
     """An expression or a zone that cannot be used; its text says why, and what helps."""
 
 
+@lru_cache(maxsize=MAX_CACHED)
 def check_cron(cron: str) -> None:
     """Raise `CronError` unless the expression is valid and happens again and again."""
     try:
@@ -51,6 +53,7 @@ def check_zone(name: str) -> None:
     _zone(name)
 
 
+@lru_cache(maxsize=MAX_CACHED)
 def next_time(cron: str, zone: str, after: datetime) -> datetime:
     """Return the first time of an expression later than `after`, in UTC. Raises `CronError`."""
     try:

@@ -48,10 +48,13 @@ def plan_firing(one: DueSchedule, now: datetime) -> Firing:
     if one.next_at > now:  # the clock went back
         return Firing([], one.next_at, one.next_at)
     keeps_all = one.missed == "all"
-    times = last_times(one.cron, one.zone, one.next_at, now, one.max_missed if keeps_all else 1)
-    following = next_time(one.cron, one.zone, now)
-    if not times:  # the rules of the zone have changed since
-        return Firing([], following, following)
+    following = next_time(one.cron, one.zone, one.next_at)
+    times = [one.next_at]
+    if following <= now:  # more than one time has passed
+        following = next_time(one.cron, one.zone, now)
+        times = last_times(one.cron, one.zone, one.next_at, now, one.max_missed if keeps_all else 1)
+        if not times:  # the rules of the zone have changed since
+            return Firing([], following, following)
     skipped = one.next_at if times[0] > one.next_at else None
     is_missed = one.missed == "skip" and now - times[-1] > MAX_LATE
     waits = one.overlap == "skip" and one.is_running

@@ -35,7 +35,7 @@ log = EventLog("pgtask.schedules")
 MAX_INTERVAL = 100.0  # seconds between two looks: the clock of the database may have gone forward
 MIN_INTERVAL = 0.05  # seconds between two looks
 MAX_JITTER = 0.05  # seconds by which a worker looks later, so that seldom two plan the same
-MAX_DUE = 500  # schedules in one look
+MAX_DUE = 1000  # schedules in one look
 MAX_OCCURRENCES = 1000  # after so many the rest of the schedules waits for the next look
 MAX_PLANNING = 0.02  # seconds, the same
 MAX_FAILURES = 12  # of statements in one look, enough to find one culprit among them
@@ -84,12 +84,13 @@ class Schedules:
             for name, other in wanted.taken.items():
                 log.warning("schedule.taken", schedule=name, app=self._app, before=other)
             changed = await self._link.once("schedules/declare", *wanted.arguments)
-            for name, is_removed in changed:
-                log.info("schedule.removed" if is_removed else "schedule.declared", schedule=name)
+            for event, which in (("schedules.declared", False), ("schedules.removed", True)):
+                if names := sorted(name for name, is_removed in changed if is_removed is which):
+                    log.info(event, count=len(names), names=", ".join(names)[:500])
         self._is_declared = True
 
     async def _start_due(self) -> bool:
-        rows = await self._link.once("schedules/find_due", self._app, MAX_DUE)
+        rows = await self._link.once("schedules/find_due", self._app, MAX_DUE, random.getrandbits(62))
         now, look_at = rows[0][:2]
         due = [DueSchedule(*row[2:]) for row in rows if row[2] is not None]
         planned, failed = _plan(due, now)
@@ -99,15 +100,15 @@ class Schedules:
         if started:
             self.late = max((now - one.firing.times[-1]).total_seconds() for one in planned if one.firing.times)
         looks = [one.firing.look_at for one in planned]
-        is_over = len(planned) + len(failed) == len(due) < MAX_DUE
-        self._wait_until(min([*looks, *([look_at] if look_at is not None else [])], default=None), now, is_over)
+        if len(planned) + len(failed) < len(due) or len(due) == MAX_DUE:
+            self.due_at = 0.0  # there may be more
+        else:
+            self._wait_until(min([*looks, *([look_at] if look_at is not None else [])], default=None), now)
         return started > 0
 
-    def _wait_until(self, look_at: datetime | None, now: datetime, is_over: bool) -> None:
+    def _wait_until(self, look_at: datetime | None, now: datetime) -> None:
         """Set the time of the next look."""
         seconds = MAX_INTERVAL if look_at is None else (look_at - now).total_seconds()
-        if not is_over:
-            seconds = 0.0
         jitter = random.uniform(0.0, MAX_JITTER)
         self.due_at = time.monotonic() + min(max(seconds, MIN_INTERVAL), MAX_INTERVAL) + jitter
 
@@ -162,9 +163,8 @@ def _columns(planned: Sequence[_Planned]) -> list[list[Any]]:
             *(one.schedule.name, one.schedule.next_at, one.firing.next_at, one.firing.look_at),
             one.firing.times[-1] if one.firing.times else None,
             one.firing.skipped_at,
+            "{" + ",".join(str(occurrence_id(one.schedule.name, at)) for at in one.firing.times) + "}",
         )
         for one in planned
     ]
-    occurrences = [(one.schedule.name, at) for one in planned for at in one.firing.times]
-    names = [name for name, _ in occurrences]
-    return [*map(list, zip(*rows, strict=True)), names, [occurrence_id(name, at) for name, at in occurrences]]
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,7 +1,9 @@
--- Find the schedules of the app $1 whose time has come, the latest $2 at most. Each row begins with the time now and the
+-- Find the schedules of the app $1 whose time has come, the $2 that have waited longest at most. Each row begins with the time now and the
 -- time of the next look, which is null if there is none; the rest is null in the only row if none is due.
 --
--- Plan: the index of what to look at; the tasks by their primary key. statement_timestamp() does not change within the
+-- Of those that fall due together each worker takes others first, by its random number $3.
+--
+-- Plan: the index of what to look at, sorted further within one time; the tasks by their primary key. statement_timestamp() does not change within the
 -- statement, so that the index is searched by it.
 WITH due AS (
     SELECT *
@@ -9,7 +11,7 @@ WITH due AS (
     WHERE app = $1
       AND removed_at IS NULL
       AND look_at <= statement_timestamp()
-    ORDER BY look_at
+    ORDER BY look_at, hashtextextended(name, $3::bigint)
     LIMIT $2
 )
 SELECT

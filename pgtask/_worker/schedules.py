@@ -34,6 +34,7 @@ log = EventLog("pgtask.schedules")
 
 MAX_INTERVAL = 100.0  # seconds between two looks: the clock of the database may have gone forward
 MIN_INTERVAL = 0.05  # seconds between two looks
+RECHECK = 1.0  # seconds until another look at what another worker moves, or what has failed
 MAX_JITTER = 0.05  # seconds by which a worker looks later, so that seldom two plan the same
 MAX_DUE = 1000  # schedules in one look
 MAX_OCCURRENCES = 1000  # after so many the rest of the schedules waits for the next look
@@ -60,8 +61,6 @@ class Schedules:
         self._is_declared = False
         self.due_at = 0.0 if schedules else float("inf")
         """When to look again (monotonic seconds)."""
-        self.late = 0.0
-        """How late the last occurrence that this worker started was, in seconds."""
 
     async def look(self) -> bool:
         """Declare the schedules of the app at the first look; start what is due. Return whether there are new tasks. If
@@ -96,12 +95,12 @@ class Schedules:
         planned, failed = _plan(due, now)
         for schedule, reason in failed:
             await self._put_off(schedule, reason)
-        started = await self._fire(planned) if planned else 0
-        if started:
-            self.late = max((now - one.firing.times[-1]).total_seconds() for one in planned if one.firing.times)
+        started, is_sure = await self._fire(planned) if planned else (0, True)
         looks = [one.firing.look_at for one in planned]
         if len(planned) + len(failed) < len(due) or len(due) == MAX_DUE:
             self.due_at = 0.0  # there may be more
+        elif failed or not is_sure:
+            self.due_at = time.monotonic() + RECHECK
         else:
             self._wait_until(min([*looks, *([look_at] if look_at is not None else [])], default=None), now)
         return started > 0
@@ -112,16 +111,17 @@ class Schedules:
         jitter = random.uniform(0.0, MAX_JITTER)
         self.due_at = time.monotonic() + min(max(seconds, MIN_INTERVAL), MAX_INTERVAL) + jitter
 
-    async def _fire(self, planned: list[_Planned]) -> int:
+    async def _fire(self, planned: list[_Planned]) -> tuple[int, bool]:
         """Start the tasks of schedules, and move these, all at once; if that fails, in halves, until the culprit is
-        alone, which is put off. Return how many tasks are new."""
-        started = failures = 0
+        alone, which is put off. Return how many tasks are new, and whether all schedules are moved: another worker that
+        moves one may die before it commits."""
+        started = moved = failures = 0
         portions = [planned]
         while portions and failures < MAX_FAILURES:
             portion = portions.pop(0)
             try:
-                ((tasks, _),) = await self._link.once("schedules/fire", *_columns(portion))
-                started += tasks
+                ((tasks, schedules),) = await self._link.once("schedules/fire", *_columns(portion))
+                started, moved = started + tasks, moved + schedules
             except (DataRefused, RowsLocked, StatementTimeout) as error:
                 failures += 1
                 if len(portion) == 1:
@@ -129,7 +129,7 @@ class Schedules:
                 else:
                     middle = len(portion) // 2
                     portions += [portion[:middle], portion[middle:]]
-        return started
+        return started, moved == len(planned)
 
     async def _put_off(self, schedule: DueSchedule, reason: str) -> None:
         log.error("schedule.failed", schedule=schedule.name, error=reason)

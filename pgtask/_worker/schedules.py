@@ -83,9 +83,10 @@ class Schedules:
             for name, other in wanted.taken.items():
                 log.warning("schedule.taken", schedule=name, app=self._app, before=other)
             changed = await self._link.once("schedules/declare", *wanted.arguments)
-            for event, which in (("schedules.declared", False), ("schedules.removed", True)):
-                if names := sorted(name for name, is_removed in changed if is_removed is which):
-                    log.info(event, count=len(names), names=", ".join(names)[:500])
+            if declared := _listed(changed, removed=False):
+                log.info("schedules.declared", names=declared)
+            if removed := _listed(changed, removed=True):
+                log.info("schedules.removed", names=removed)
         self._is_declared = True
 
     async def _start_due(self) -> bool:

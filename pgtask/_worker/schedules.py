@@ -137,6 +137,11 @@ class Schedules:
         await self._link.once("schedules/put_off", schedule.name, reason)
 
 
+def _listed(changed: Sequence[tuple[str, bool]], *, removed: bool) -> str:
+    """Return the names that are removed, or those that are not, as far as a line of the log has room."""
+    return ", ".join(sorted(name for name, is_removed in changed if is_removed is removed))[:500]
+
+
 def _plan(due: Sequence[DueSchedule], now: datetime) -> tuple[list[_Planned], list[tuple[DueSchedule, str]]]:
     """Plan what schedules start, until that has taken long, or is much. Return also those that cannot be planned."""
     planned: list[_Planned] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fix_database import run
+from paths import REPOSITORY
 
 from pgtask import App, Context, Done, Next, Schedule, Task, WorkflowContext, workflow
 from pgtask.testing import MemoryClient, MemoryWorker
@@ -83,6 +86,22 @@ def test_all_waits_for_the_task_before() -> None:
         async with worker(hourly, seen=seen) as memory:
             await memory.run(within=9 * HOUR)
         assert [round((time - NIGHT) / HOUR) for time in seen] == [1, 1, 2, 2, 3, 3, 4]
+
+    run(scenario())
+
+
+def test_program_of_the_page_on_schedules_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (REPOSITORY / "docs" / "schedules.md").read_text()
+    (tmp_path / "crawling.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    crawling: Any = importlib.import_module("crawling")
+
+    async def scenario() -> None:
+        async with MemoryWorker(crawling.app, client=MemoryClient(now=NIGHT)) as memory:
+            await memory.run(within=timedelta(days=7))
+            names = [task.name for task in memory.tasks]
+            assert (names.count("Crawl"), names.count("report")) == (7, 1)
+            assert {task.state for task in memory.tasks} == {"done"}
 
     run(scenario())
 

@@ -134,9 +134,10 @@ def test_other_ids_tell_no_time() -> None:
     whole_second = occurrence_id("n", NIGHT).int
     assert scheduled_time(UUID(int=whole_second + (1 << 80))) is None, "not a whole second"
     assert scheduled_time(UUID(int=whole_second ^ (1 << 61))) is None, "as a client makes them"
+    assert scheduled_time(UUID(int=whole_second ^ (0x3 << 76))) is None, "of version 4"
 
 
 def test_contexts_tell_the_time() -> None:
     ids = [occurrence_id("n", NIGHT), UUID(int=first_id())]
-    assert [Context(id, 1, None, None).scheduled_for for id in ids] == [NIGHT, None]  # type: ignore[arg-type]
-    assert BatchContext(ids, [1, 1], None, None).scheduled_for == [NIGHT, None]  # type: ignore[arg-type]
+    assert [Context(id, 1, None, None).scheduled_for for id in ids] == [NIGHT, None]
+    assert BatchContext(ids, [1, 1], None, None).scheduled_for == [NIGHT, None]

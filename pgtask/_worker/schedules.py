@@ -83,10 +83,10 @@ class Schedules:
             for name, other in wanted.taken.items():
                 log.warning("schedule.taken", schedule=name, app=self._app, before=other)
             changed = await self._link.once("schedules/declare", *wanted.arguments)
-            if declared := _listed(changed, removed=False):
-                log.info("schedules.declared", names=declared)
-            if removed := _listed(changed, removed=True):
-                log.info("schedules.removed", names=removed)
+            if declared := [name for name, is_removed in changed if not is_removed]:
+                log.info("schedules.declared", names=_shown(declared))
+            if removed := [name for name, is_removed in changed if is_removed]:
+                log.info("schedules.removed", names=_shown(removed))
         self._is_declared = True
 
     async def _start_due(self) -> bool:
@@ -97,6 +97,9 @@ class Schedules:
         for schedule, reason in failed:
             await self._put_off(schedule, reason)
         started, is_sure = await self._fire(planned) if planned else (0, True)
+        skipped = [one.schedule.name for one in planned if one.firing.skipped_at is not None]
+        if skipped and is_sure:  # else the worker that has moved them says so
+            log.info("schedules.skipped", names=_shown(skipped))
         looks = [one.firing.look_at for one in planned]
         if len(planned) + len(failed) < len(due) or len(due) == MAX_DUE:
             self.due_at = 0.0  # there may be more
@@ -137,9 +140,9 @@ class Schedules:
         await self._link.once("schedules/put_off", schedule.name, reason)
 
 
-def _listed(changed: Sequence[tuple[str, bool]], *, removed: bool) -> str:
-    """Return the names that are removed, or those that are not, as far as a line of the log has room."""
-    return ", ".join(sorted(name for name, is_removed in changed if is_removed is removed))[:500]
+def _shown(names: Sequence[str]) -> str:
+    """Return the names as far as a line of the log has room."""
+    return ", ".join(sorted(names))[:500]
 
 
 def _plan(due: Sequence[DueSchedule], now: datetime) -> tuple[list[_Planned], list[tuple[DueSchedule, str]]]:
@@ -154,8 +157,6 @@ def _plan(due: Sequence[DueSchedule], now: datetime) -> tuple[list[_Planned], li
             failed.append((schedule, str(error)))
             continue
         planned.append(_Planned(schedule, firing))
-        if firing.skipped_at is not None:
-            log.info("schedule.skipped", schedule=schedule.name, time=firing.skipped_at.isoformat())
         occurrences += len(firing.times)
         if occurrences >= MAX_OCCURRENCES or time.monotonic() - began > MAX_PLANNING:
             break

@@ -47,7 +47,7 @@ def assert_complete(times: list[datetime], interval: timedelta) -> None:
 def test_fleets_start_each_time_once(dsn: str, rows: Rows) -> None:
     prepare(rows, TABLE, MADE)
     with ready(dsn, app="scheduled:app", procs=2), ExitStack() as stack:
-        other = stack.enter_context(ready(dsn, app="scheduled:app", procs=2))
+        other = stack.enter_context(ready(dsn, "--no-listen", app="scheduled:app", procs=2))
         rows.until(SEEN, holds=lambda count: count >= 2)
         os.kill(other.family()[0].pid, signal.SIGKILL)
         rows.until(SEEN, holds=lambda count: count >= 4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -90,9 +91,14 @@ KEDA: dict[str, dict[str, Any]] = {
 }
 
 
+ENVIRONMENT = {"POSTGRES_PASSWORD": "a password", **os.environ}  # compose.yaml refuses to be read without one
+
+
 def run(*words: str | Path) -> Iterator[str]:
     """Yield what a program says, if it fails."""
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=ENVIRONMENT
+    )
     if done.returncode:
         yield done.stdout.strip() or f"exit code {done.returncode}"
 

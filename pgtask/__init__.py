@@ -21,6 +21,7 @@ from pgtask.errors import (
     SignalTimeout,
     StepFailed,
 )
+from pgtask.limits import Breaker, Limit, Rate
 from pgtask.outcome import Done, Enqueue, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
@@ -42,9 +43,12 @@ __all__ = [
     "App",
     "Batch",
     "BatchContext",
+    "Breaker",
     "Context",
+    "Limit",
     "Policy",
     "Schedule",
+    "Rate",
     "Task",
     "task",
     # say what comes next

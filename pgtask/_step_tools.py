@@ -11,9 +11,13 @@ __all__ = ["StepTools"]
 
 
 class StepTools:
-    """What `ctx.client`, `ctx.transaction()` and `ctx.progress()` use. An attribute is None where there is none."""
+    """What `ctx.client`, `ctx.transaction()`, `ctx.progress()` and `ctx.charge()` use. An attribute is None where there
+    is none."""
 
-    def __init__(self, *, client: Any = None, transactions: Any = None, progress: Any = None) -> None:
+    def __init__(
+        self, *, client: Any = None, transactions: Any = None, progress: Any = None, charge: Any = None
+    ) -> None:
         self.client = client
         self.transactions = transactions
         self.progress = progress
+        self.charge = charge

@@ -6,21 +6,35 @@ imported, and no statement names the column `trace`. Only a span that is sampled
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 from pgtask._log import EventLog
 
-__all__ = ["checkpointing", "find_tracer", "operation", "sending", "trace_to_write", "written"]
+__all__ = [
+    "adopt_environment",
+    "checkpointing",
+    "current_span",
+    "find_tracer",
+    "guarded",
+    "operation",
+    "sending",
+    "trace_to_write",
+    "written",
+]
 
 log = EventLog("pgtask.traces")
 
 MAX_STATE = 512  # characters of a tracestate, which comes from the header of a request; W3C lets us drop it
 _API = "opentelemetry.trace"
 _OFF: AbstractContextManager[None] = nullcontext()
+_SAMPLED = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]")
+_outer: str | None = None  # the trace of the program's environment, as a row has it
 
 
 def find_tracer() -> Any:
@@ -56,7 +70,7 @@ def sending(queue: str, step: str | None) -> AbstractContextManager[Any]:
 @contextmanager
 def _send(tracer: Any, queue: str, step: str | None) -> Iterator[Any]:
     kind = sys.modules[_API].SpanKind.PRODUCER
-    with _current(tracer, f"send {queue}", kind=kind, attributes=operation("send", queue, step)) as span:
+    with current_span(tracer, f"send {queue}", kind=kind, attributes=operation("send", queue, step)) as span:
         yield span
 
 
@@ -71,46 +85,77 @@ def checkpointing(name: str) -> AbstractContextManager[Any]:
 @contextmanager
 def _checkpoint(tracer: Any, name: str) -> Iterator[Any]:
     attributes = {"messaging.system": "pgtask", "pgtask.checkpoint": name}
-    with _current(tracer, name, attributes=attributes) as span:
+    with current_span(tracer, name, attributes=attributes) as span:
         yield span
 
 
 @contextmanager
-def _current(tracer: Any, name: str, **options: Any) -> Iterator[Any]:
+def current_span(tracer: Any, name: str, **options: Any) -> Iterator[Any]:
     """Make a span the current one. What a sampler, a processor or an exporter of the user's raises is logged: the
     caller's work is done, or has failed, all the same."""
     trace = sys.modules[_API]
     span = trace.INVALID_SPAN
-    with _guarded():
+    with guarded():
         span = tracer.start_span(name, **options)
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
     except BaseException as error:
-        with _guarded():
+        with guarded():
             span.set_attribute("error.type", type(error).__qualname__)
             if isinstance(error, Exception):
                 span.record_exception(error)
                 span.set_status(trace.Status(trace.StatusCode.ERROR, f"{type(error).__qualname__}: {error}"))
         raise
     finally:
-        with _guarded():
+        with guarded():
             span.end()
 
 
 @contextmanager
-def _guarded() -> Iterator[None]:
+def guarded() -> Iterator[None]:
+    """Log what a sampler, a processor or an exporter of the user's raises, in place of raising it."""
     try:
         yield
     except Exception as error:
         log.warning("trace.failed", error=f"{type(error).__name__}: {error}")
 
 
+def adopt_environment(environ: Mapping[str, str]) -> AbstractContextManager[None]:
+    """Let the trace that the environment of a program names, by TRACEPARENT and TRACESTATE as OpenTelemetry has it, be
+    that of what it enqueues inside: also where the program itself does not trace."""
+    parent, state = environ.get("TRACEPARENT", ""), environ.get("TRACESTATE", "")
+    if _SAMPLED.fullmatch(parent) is None:
+        return _OFF
+    return _adopt(f"{parent} {state}" if 0 < len(state) <= MAX_STATE and state.isprintable() else parent)
+
+
+@contextmanager
+def _adopt(trace: str) -> Iterator[None]:
+    global _outer
+    before, _outer = _outer, trace
+    try:
+        if find_tracer() is None:
+            yield
+        else:
+            propagator = importlib.import_module("opentelemetry.trace.propagation.tracecontext")
+            context = importlib.import_module("opentelemetry.context")
+            parent, _, state = trace.partition(" ")
+            carrier = {"traceparent": parent, "tracestate": state}
+            token = context.attach(propagator.TraceContextTextMapPropagator().extract(carrier))
+            try:
+                yield
+            finally:
+                context.detach(token)
+    finally:
+        _outer = before
+
+
 def trace_to_write() -> str | None:
     """Return the context of the current span as a row has it: traceparent, and after a space tracestate, if any.
-    None if there is no span, or it is not sampled."""
+    None if there is no span, or it is not sampled. Without a tracer, that of `adopt_environment`."""
     if find_tracer() is None:
-        return None
+        return _outer
     return written(sys.modules[_API].get_current_span())
 
 

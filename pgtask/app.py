@@ -25,6 +25,7 @@ from pgtask._lifespan import lifespan_error
 from pgtask._occurrences import EPOCH, occurrence_id
 from pgtask.batch import Batch
 from pgtask.errors import AppLoadError, DefinitionError
+from pgtask.limits import Limit
 from pgtask.outcome import Done, Fail
 from pgtask.policy import Policy
 from pgtask.schedules import Schedule
@@ -71,7 +72,7 @@ class App:
     are started by the workers of the app.
 
     Raises `DefinitionError` naming the class and the remedy: no steps, no `run`, a `run` whose annotation is missing
-    or is no outcome, an edge to a step of another task, two tasks or steps of one name, a field that hides an
+    or is no outcome, an edge to a step of another task, two tasks, steps or limits of one name, a field that hides an
     attribute of `Task`, a field of a class that cannot be read from JSON, a lifespan that cannot be entered, a schedule
     of a step that is none of the app.
     """
@@ -96,6 +97,7 @@ class App:
         self.steps: dict[type[Task], StepDefinition] = {}
         self.functions: dict[str, TaskFunction[..., Any]] = {}
         self.workflows: dict[str, list[Workflow[Any, Any]]] = {}
+        self.limits: dict[str, Limit] = {}
         for task in tasks:
             if isinstance(task, Workflow):
                 self._add_workflow(task)
@@ -138,6 +140,19 @@ class App:
         self.tasks[task.__name__] = task
         for cls in steps:
             self.steps[cls] = _define_step(task, cls, by_name, self.archive)
+            if (limit := self.steps[cls].policy.limit) is not None:
+                self._add_limit(cls, limit)
+
+    def _add_limit(self, cls: type[Task], limit: Limit) -> None:
+        """Add the limit of a step, which may be that of others too."""
+        if self.limits.setdefault(limit.name, limit) is not limit:
+            raise DefinitionError(
+                f"step {cls.__name__}: another limit is named {limit.name}; make one object, and use it in all policies"
+            )
+        if limit.cost is not None and limit.cost.of not in cls.__struct_fields__:
+            raise DefinitionError(
+                f"step {cls.__name__}: its limit {limit.name} counts a field {limit.cost.of!r}, which it does not have"
+            )
 
     def _add_workflow(self, flow: Workflow[Any, Any]) -> None:
         """Add a workflow: a family of tasks with one step. Its versions are functions for the same step."""

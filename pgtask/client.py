@@ -8,7 +8,7 @@ it. A client loads nothing of a worker: neither `_worker` nor `_consumer`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -335,6 +335,7 @@ class Client(ClientRuns, AsyncWithOnly):
         error: str | None = None,
         older_than: timedelta | None = None,
         key: str | None = None,
+        where: Mapping[str, object] | None = None,
     ) -> Tasks:
         """Choose tasks of the table, without I/O: all that meet each argument. See `Tasks` for what it does with them.
 
@@ -344,12 +345,13 @@ class Client(ClientRuns, AsyncWithOnly):
         - `state`: `ready`, `scheduled`, `leased`, `parked`, or several of them.
         - `error`: a pattern of SQL LIKE; it chooses parked tasks.
         - `older_than`: tasks that fell due, or were parked, longer ago than that.
+        - `where`: fields of the step and their values, as `{"customer": 42, "address.city": "Bern", "items.0": "x"}`.
 
         A state, a key, and with them a queue or an age, are read from an index. Other arguments are compared with each
         row that these leave. Raises `EnqueueError` for a wrong argument.
         """
         wanted = choose_tasks(
-            queue=queue, task=task, step=step, state=state, error=error, older_than=older_than, key=key
+            queue=queue, task=task, step=step, state=state, error=error, older_than=older_than, key=key, where=where
         )
         return Tasks(self._store.tasks, wanted)
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from pgtask._consumer.leases import ConsumerLeases, Lease
+from pgtask._consumer.spans import receiving
 from pgtask._consumer.statements import StatementQueue
 from pgtask._delays import check_delay
 from pgtask._error_text import describe
@@ -165,13 +166,14 @@ class Consumer(AsyncWithOnly):
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ConsumeError(f"claim(limit={limit!r}) must be a whole number, 1 or more")
-        deadline = time.monotonic() + _to_seconds("wait", wait)
+        began, deadline = time.time(), time.monotonic() + _to_seconds("wait", wait)
         polls = True
         while True:
             self._check_open()
             self._hinted.clear()
             leases = await self._claim_until(limit, polls, deadline)
             if leases:
+                receiving(leases, began)
                 return leases
             if time.monotonic() >= deadline:
                 self._check_available()

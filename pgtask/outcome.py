@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 
 from pgtask import _delays
 from pgtask._placement import check_delay, check_key, check_one_time, check_time, choose_lane
-from pgtask.errors import OutcomeError
+from pgtask.errors import EnqueueError, OutcomeError
 from pgtask.policy import Policy
 from pgtask.task import Task
 
@@ -29,7 +29,24 @@ NO_TASKS: tuple[()] = ()
 _ANY_POLICY = Policy()
 
 
-class Enqueue(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+class _NotOfItems(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of the methods of `Client` that an item has not: they are fields for the sake of their error."""
+
+    on_conflict: None = None
+    on_parked: None = None
+    debounce: None = None
+    ceiling: None = None
+    expires: None = None
+
+    def refuse(self) -> NoReturn:
+        name = next(name for name in _NotOfItems.__struct_fields__ if getattr(self, name) is not None)
+        raise EnqueueError(
+            f"Enqueue({name}=...): an item has no {name}, the methods of Client have: await "
+            f"ctx.client.enqueue(step, {name}=...)"
+        )
+
+
+class Enqueue(_NotOfItems, frozen=True, repr_omit_defaults=True):
     """A new task in an outcome, with more to say than its step:
 
         return Done(enqueue=[Enqueue(Fetch(url), after=timedelta(minutes=5), key=url)])
@@ -51,6 +68,8 @@ class Enqueue(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     key: str | None = None
 
     def __post_init__(self) -> None:
+        if not (self.on_conflict is self.on_parked is self.debounce is self.ceiling is self.expires is None):
+            self.refuse()
         check_one_time(self.after, self.at)
         if self.after is not None:
             check_delay(self.after, "after")

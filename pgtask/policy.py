@@ -16,6 +16,7 @@ from pgtask._delays import check_delay
 from pgtask._dsn import quoted
 from pgtask.batch import Batch
 from pgtask.errors import DefinitionError
+from pgtask.limits import Limit
 
 __all__ = ["DEFAULT_QUEUE", "Policy", "check_priority", "check_queue"]
 
@@ -52,6 +53,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     - `batch`: how many steps a `run_batch` gets at once, and how long they wait for each other.
     - `on_expired`: what becomes of a task whose `expires` has passed before it began: it leaves the table (`"drop"`),
       or is parked.
+    - `limit`: a `Limit` that bounds how many such steps run at once, how fast they start, or at what cost, on all
+      hosts.
     - `queue`, `priority`: where a task that starts or arrives at this step waits; workers claim a higher priority
       first.
 
@@ -65,6 +68,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     jitter: float = 0.0
     timeout: timedelta | None = None
     batch: Batch | None = None
+    limit: Limit | None = None
     on_expired: Literal["drop", "park"] = "drop"
     queue: str = DEFAULT_QUEUE
     priority: int = 0
@@ -84,6 +88,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             raise DefinitionError(f'Policy(on_expired={self.on_expired!r}) must be "drop" or "park"')
         if self.batch is not None and not isinstance(self.batch, Batch):
             raise DefinitionError(f"Policy(batch={self.batch!r}) must be a Batch, as in Batch(256), or None")
+        if self.limit is not None and not isinstance(self.limit, Limit):
+            raise DefinitionError(
+                f'Policy(limit={self.limit!r}) must be a Limit, as in Limit("host", concurrency=2), or None'
+            )
         try:
             check_delay(self.retry_delay, "Policy(retry_delay={!r}) must be")
             if self.timeout is not None:

@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -297,10 +297,11 @@ class SyncClient(SyncRuns, SyncWithOnly):
         error: str | None = None,
         older_than: timedelta | None = None,
         key: str | None = None,
+        where: Mapping[str, object] | None = None,
     ) -> SyncTasks:
         """Choose tasks of the table, without I/O: `Client.tasks`."""
         wanted: dict[str, Any] = {"queue": queue, "task": task, "step": step, "state": state}
-        wanted |= {"error": error, "older_than": older_than, "key": key}
+        wanted |= {"error": error, "older_than": older_than, "key": key, "where": where}
         self._client.tasks(**wanted)  # refuses what is wrong
         return SyncTasks(self._call, lambda: self._client.tasks(**wanted))
 

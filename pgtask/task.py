@@ -5,6 +5,7 @@ Invariant: a step is data. It holds no connection and no reference to the engine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -120,6 +121,17 @@ class Context(msgspec.Struct, eq=False):
         report = Progress(done, total)
         if self._tools is not None and self._tools.progress is not None:
             self._tools.progress(self.task_id, self.attempt, report)
+
+    def charge(self, units: float) -> None:
+        """Charge the key of the limit of this step with units of its cost, beside those that the field of the step has
+        announced; a negative number gives back. Safe in threads. Raises `ValueError` for what is no finite number.
+
+        The worker writes it with the next outcomes. It does nothing if the limit of the step has no cost.
+        """
+        if isinstance(units, bool) or not isinstance(units, (int, float)) or not math.isfinite(units):
+            raise ValueError(f"ctx.charge({units!r}) takes a number of units")
+        if self._tools is not None and self._tools.charge is not None:
+            self._tools.charge(self.task_id, units)
 
     def transaction(
         self, *, isolation: Literal["repeatable_read", "serializable"] | None = None

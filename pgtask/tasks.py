@@ -6,13 +6,15 @@ anything is sent. A task that a worker runs is changed only by `cancel(force=Tru
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+import msgspec
+
 from pgtask._placement import check_delay, check_key, check_one_time, check_time
-from pgtask._postgres.listing import STATES, Cursor, TaskFilter
+from pgtask._postgres.listing import STATES, Cursor, TaskFilter, check_error_pattern
 from pgtask._postgres.statistics import LaneCount, OpenTransaction, Statistics
 from pgtask._postgres.task_changes import Cancel, Change, Move, Reschedule, Retry
 from pgtask._postgres.task_status import TaskState, TaskStatus
@@ -129,7 +131,8 @@ class Tasks:
 
     `cancel`, `retry`, `reschedule` and `move` do what those of `TaskHandle` do, to up to 2,000 tasks in a transaction,
     and return how many they have changed. They pass over tasks that are already so, that a worker runs, and that
-    another session has locked. If you cancel a call, whole transactions stay done.
+    another session has locked. If you cancel a call, whole transactions stay done. Each call leaves a row in
+    `pg_task_actions` (`pgtask actions`), so your role needs INSERT and UPDATE on that table.
     """
 
     def __init__(self, store: TaskStore, wanted: TaskFilter) -> None:
@@ -178,12 +181,17 @@ def choose_tasks(
     error: str | None,
     older_than: timedelta | None,
     key: str | None,
+    where: Mapping[str, object] | None,
 ) -> TaskFilter:
     """Return the filter of `Client.tasks`. Raises `EnqueueError`, which names the argument."""
     _check_text("queue", queue)
     if queue is not None and "," in queue:
         raise EnqueueError(f"tasks(queue={queue!r:.80}): no queue has a comma in its name; choose one queue at a time")
     _check_text("error", error)
+    try:
+        check_error_pattern(error or "")
+    except ValueError as wrong:
+        raise EnqueueError(f"tasks(error={error!r:.80}): {wrong}") from None
     family, name = _names(task, step)
     if key is not None and family is None:
         raise EnqueueError(f"tasks(key={key!r:.80}): a key belongs to a task; give task= as well")
@@ -195,7 +203,22 @@ def choose_tasks(
         error=error,
         older_than=None if older_than is None else timedelta(seconds=check_delay(older_than, "older_than")),
         key=None if key is None else check_key(key),
+        where=() if where is None else tuple(_field(path, value) for path, value in where.items()),
     )
+
+
+def _field(path: object, value: object) -> tuple[str, str]:
+    """Return the path of a field and the text of a value, as JSON has it; that of a text without its quotes."""
+    if not isinstance(path, str) or not all(path.split(".")):
+        raise EnqueueError(f"tasks(where=...): {path!r:.80} is not the name of a field, as customer or address.city")
+    try:
+        raw = msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EnqueueError(f"tasks(where=...): the value of {path} cannot be JSON: {error}") from None
+    plain = msgspec.json.decode(raw)
+    text = plain if isinstance(plain, str) else raw.decode()
+    _check_text("where", path + text)
+    return path, text
 
 
 def _check_text(name: str, value: object) -> None:

@@ -19,6 +19,7 @@ from pgtask._fastpath import Leases, Outcomes
 from pgtask._memory.client import MemoryClient
 from pgtask._memory.dispatch import Fault, Matches, MemoryDispatch
 from pgtask._memory.journal import MemoryJournal
+from pgtask._memory.limits import MemoryLimits
 from pgtask._memory.records import Triggered
 from pgtask._memory.rows import MemoryTask, Try
 from pgtask._memory.schedules import MemorySchedules
@@ -122,6 +123,10 @@ class MemoryWorker(AsyncWithOnly):
             journal = MemoryJournal(self.client.records, self._leases, self._dispatch.crashed)
             runner = MemoryStepRunner(self._dispatch, journal, max_bytes=DEFAULT_MAX_STEP_BYTES, replays=self._replays)
             RunExecutor(self._app, self._leases, self._dispatch, journal=journal, runner=runner)
+        self._limits: MemoryLimits | None = None
+        if self._app.limits:
+            self._limits = MemoryLimits(self.client.rows, self._dispatch.table, self._app.limits)
+        self.client.rows.limits = self._limits
         self._dispatch.tap(self._app)
         self._schedules = MemorySchedules(self.client, self._app.schedules.values())
         self._stack = AsyncExitStack()
@@ -131,6 +136,7 @@ class MemoryWorker(AsyncWithOnly):
             client=StepClient(lambda: self.client).get,
             transactions=MemoryTransactions(self._dispatch),
             progress=self._dispatch.note_progress,
+            charge=self._dispatch.charge_limit,
         )
         if self._resources is FROM_LIFESPAN:
             self._dispatch.resources = await self._stack.enter_async_context(opened_resources(self._app))
@@ -253,6 +259,8 @@ class MemoryWorker(AsyncWithOnly):
         claimed = self.client.rows.claim(max(self._concurrency, self._max_batch))
         leases, _ = self._leases.add_claimed(claimed, uuid4(), time.monotonic())
         self._leases.take_suspects()
+        if self._limits is not None:
+            self._limits.mark(leases)
         try:
             self._dispatch.admit(leases)
             while len(self._leases):
@@ -279,6 +287,8 @@ class MemoryWorker(AsyncWithOnly):
         self.client.rows.release(ids)
         held = [tasks for lease, tasks in outcomes.new_tasks.items() if self.client.rows.is_leased(lease.id)]
         self.client.rows.write(outcomes)
+        if self._limits is not None:
+            self._limits.write(self._dispatch.take_limit_notes())
         for tasks in held:
             self.client._memory.add_new_tasks(tasks)
         continuing = [lease for lease, _ in outcomes.continued]

@@ -39,7 +39,7 @@ class Pgtask(TableContender):
     def drain(self, arena: Arena) -> Effort:
         flags = ("--batch", str(arena.batch), "--burst", "--burst-horizon", "0")
         result = run_measured(
-            supervisor_command(arena.dsn, arena.procs, *flags),
+            supervisor_command(arena.dsn, arena.procs, *flags, app=arena.workload.app),
             directory=arena.directory,
             env=clean_environment(arena.directory),
             timeout=arena.timeout,

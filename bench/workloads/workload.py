@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from bench.workloads.limited import NothingKeyed
 from bench.workloads.steps import (
     QUERY,
     WRITE,
@@ -38,7 +39,7 @@ class Workload(msgspec.Struct, frozen=True):
     `make(number)` is the first step of a task, and `later` are samples of the steps after it. `tasks`: enough for a run
     of some seconds. `setup`: SQL to run in the database before the fill. `is_idle`: its steps do nothing but move on,
     so that the floor can be compared with it. `query`: the statement that each step sends to the database;
-    `is_transaction`: in one transaction with its outcome.
+    `is_transaction`: in one transaction with its outcome. `app` is the app that has its steps.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Workload(msgspec.Struct, frozen=True):
     is_idle: bool = True
     query: str | None = None
     is_transaction: bool = False
+    app: str = "bench.workloads.app:app"
 
     @property
     def steps(self) -> int:
@@ -67,6 +69,7 @@ WORKLOADS = {
     for workload in (
         Workload("noop", Nothing),
         Workload("noopbatch", NothingAtOnce),
+        Workload("noopkeyed", NothingKeyed, tasks=30_000, app="bench.workloads.limited:app"),
         Workload("chain5", First, (Second(_NUMBER), Third(_NUMBER), Fourth(_NUMBER), Fifth(_NUMBER)), tasks=60_000),
         Workload("sleep0", Suspend),
         Workload("cpu1ms", Spin, tasks=10_000, is_idle=False),

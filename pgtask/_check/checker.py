@@ -10,12 +10,14 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, cast
 from uuid import UUID
 
 import msgspec
 
 from pgtask._check.causes import Break, Cause, Causes
+from pgtask._check.dump import Header, read_dump, write_dump
 from pgtask._check.remedies import BAD_ENVELOPE, TOO_LARGE, for_payload, for_unknown_step, for_unknown_task
 from pgtask._check.replay import replay
 from pgtask._fastpath import RowReader, Table, scan_envelope
@@ -26,7 +28,7 @@ from pgtask._workflow.values import History
 from pgtask.app import App
 from pgtask.errors import DecodeError, UnknownStepError
 
-__all__ = ["CheckResult", "check_table"]
+__all__ = ["CheckResult", "check_dump", "check_table", "dump_table"]
 
 ID_BYTES = 16
 RUNS_IN_PORTION = 100
@@ -53,15 +55,35 @@ async def check_table(
     max_bytes: int,
     seconds: float,
     queues: Sequence[str] | None = None,
+    sample: int | None = None,
 ) -> CheckResult:
-    """Check all that waits in the table, or in some queues, against the code of the apps that share it.
+    """Check all that waits in the table, or in some queues, against the code of the apps that share it; or a
+    sample of so many tasks, chosen at random.
 
     `max_bytes` bounds a step, as for a worker; a replay may take so many `seconds`."""
     with tempfile.SpooledTemporaryFile(max_size=IDS_IN_MEMORY) as runs:
         checker = _Checker(apps, runs, max_bytes, seconds)
-        await copy_rows(connection, checker.take_rows, max_bytes=max_bytes, queues=queues)
+        await copy_rows(connection, checker.take_rows, max_bytes=max_bytes, queues=queues, sample=sample)
         await checker.replay_runs(connection)
         return CheckResult(checker.reader.rows, checker.runs, checker.causes.found())
+
+
+async def check_dump(path: Path, apps: Sequence[App], *, seconds: float) -> tuple[Header, CheckResult]:
+    """Check what a file of `dump_table` has. Return what it was asked for, and the result. Raises `ConfigError`."""
+    header, parts = read_dump(path)
+    with tempfile.SpooledTemporaryFile(max_size=IDS_IN_MEMORY) as runs:
+        checker = _Checker(apps, runs, header.max_bytes, seconds)
+        for part in parts:
+            if isinstance(part, bytes):
+                checker.take_rows(part)
+            elif checker.can_decode(part.task.step):
+                await checker.replay_run(part.task, part.history)
+        return header, CheckResult(checker.reader.rows, checker.runs, checker.causes.found())
+
+
+async def dump_table(connection: Any, path: Path, header: Header) -> int:
+    """Write all that waits to a file, for `check_dump`; return the number of tasks. Raises `OSError`."""
+    return await write_dump(connection, path, header, _read_runs)
 
 
 class _Checker:
@@ -118,14 +140,14 @@ class _Checker:
 
     async def replay_runs(self, connection: Any) -> None:
         """Replay the runs whose ids were spooled."""
-        self._spool.seek(0)
-        while portion := self._spool.read(ID_BYTES * RUNS_IN_PORTION):
-            ids = [UUID(bytes=portion[at : at + ID_BYTES]) for at in range(0, len(portion), ID_BYTES)]
-            tasks = {task.id: task for task in await read_tasks(connection, ids)}
-            async for id, history in read_histories(connection, list(tasks)):
-                await self._replay_run(tasks[id], history)
+        async for task, history in _read_runs(connection, self._spool):
+            await self.replay_run(task, history)
 
-    async def _replay_run(self, task: WaitingRun, history: History) -> None:
+    def can_decode(self, text: str) -> bool:
+        """Return whether a worker can decode the step of a run."""
+        return self._check_row(text) is None
+
+    async def replay_run(self, task: WaitingRun, history: History) -> None:
         family, _, payload = scan_envelope(task.step)
         if history.wakeup_at is None or (flows := self._workflows.get(family)) is None:
             return  # its task is gone
@@ -135,6 +157,16 @@ class _Checker:
         )
         if broken is not None:
             self.causes.add(broken, task.id, task.error)
+
+
+async def _read_runs(connection: Any, spool: IO[bytes]) -> AsyncIterator[tuple[WaitingRun, History]]:
+    """Yield the runs whose ids were spooled, those that still wait, with their histories."""
+    spool.seek(0)
+    while portion := spool.read(ID_BYTES * RUNS_IN_PORTION):
+        ids = [UUID(bytes=portion[at : at + ID_BYTES]) for at in range(0, len(portion), ID_BYTES)]
+        tasks = {task.id: task for task in await read_tasks(connection, ids)}
+        async for id, history in read_histories(connection, list(tasks)):
+            yield tasks[id], history
 
 
 async def read_histories(connection: Any, ids: Sequence[UUID]) -> AsyncIterator[tuple[UUID, History]]:

@@ -19,12 +19,12 @@ from typing import Any
 from pgtask._cli.bulk_progress import BulkProgress
 from pgtask._cli.change_tasks import change_tasks, count_tasks
 from pgtask._cli.database import with_connection
-from pgtask._cli.operator import operator_name
-from pgtask._cli.options import ID_HELP, add_filters, filter_words, has_filters, parse_rate, task_filter, whole_number
+from pgtask._cli.options import ID_HELP, add_filters, has_filters, parse_rate, task_filter, whole_number
 from pgtask._cli.output import note, write_lines
 from pgtask._cli.parser import Parser
+from pgtask._operator import operator_name
 from pgtask._postgres.actions import begin_action, note_action
-from pgtask._postgres.listing import STATES, Cursor, TaskFilter
+from pgtask._postgres.listing import STATES, Cursor, TaskFilter, filter_words
 from pgtask._postgres.task_changes import PORTION, Change, begin_bulk, change_portion, count_portion
 from pgtask._status import ExitCode
 from pgtask.errors import ConfigError, PgtaskError
@@ -63,10 +63,9 @@ def bulk_usage(command: str, options: str = "", queue: str = "-q NAMES") -> str:
 
 
 def change_named_or_chosen(
-    args: argparse.Namespace, change: Change, done: str, *, states: tuple[str, ...] = STATES, words: str = ""
+    args: argparse.Namespace, change: Change, done: str, *, states: tuple[str, ...] = STATES
 ) -> int:
-    """Change the tasks with `args.ids`, or those that the filters choose among the `states`; return the exit code.
-    `words` is what the change does, for the row of the action."""
+    """Change the tasks with `args.ids`, or those that the filters choose among the `states`; return the exit code."""
     is_chosen = has_filters(args) or args.parked or args.state is not None
     if args.ids and (is_chosen or args.all or args.dry_run or args.rate is not None or args.limit is not None):
         raise ConfigError(f"give either IDs or filters, not both (see pgtask {args.command} --help)")
@@ -84,7 +83,7 @@ def change_named_or_chosen(
         number = with_connection(args, lambda connection: _count(connection, wanted, change, args.limit))
         write_lines([f"{count_tasks(number)} would be {done}"])
         return 0
-    bulk = _BulkChange(args, wanted, done, f"{args.command} {words}".strip())
+    bulk = _BulkChange(args, wanted, done)
     with_connection(args, lambda connection: bulk.run(connection, change))
     write_lines([f"{count_tasks(bulk.tasks)} {done}"])
     if not bulk.is_stopped:
@@ -111,13 +110,12 @@ async def _count(
 class _BulkChange:
     """A change that goes on portion by portion, until all is done or Ctrl-C is pressed."""
 
-    def __init__(self, args: argparse.Namespace, wanted: TaskFilter, done: str, action: str) -> None:
+    def __init__(self, args: argparse.Namespace, wanted: TaskFilter, done: str) -> None:
         self._wanted = wanted
         self._limit: int | None = args.limit
         self._rate: float | None = args.rate
         self._done = done
-        self._action = action
-        self._filter = _chosen_by(args)
+        self._filter = _chosen_by(args, wanted)
         self._stop = asyncio.Event()
         self.tasks = 0
 
@@ -130,7 +128,7 @@ class _BulkChange:
             total = None
             if sys.stderr.isatty():
                 total = await _count(connection, self._wanted, change, self._limit, self._stop)
-            number = await begin_action(connection, operator_name(), self._action, self._filter)
+            number = await begin_action(connection, operator_name(), change.action, self._filter)
             progress = BulkProgress(total, self._done)
             try:
                 self._wanted, change = await begin_bulk(connection, self._wanted, change)
@@ -185,11 +183,12 @@ def _stopped_by_interrupt(stop: asyncio.Event) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def _chosen_by(args: argparse.Namespace) -> str:
+def _chosen_by(args: argparse.Namespace, wanted: TaskFilter) -> str:
     """Return what the command has chosen by, as words of a shell."""
     words = ["--parked"] if args.parked else []
     words += ["--state", args.state] if args.state is not None else []
     words += ["--all"] if args.all else []
-    words += filter_words(args, queue_flag="--from" if args.command == "move" else "--queue")
+    words += filter_words(wanted, queue_flag="--from" if args.command == "move" else "--queue")
     words += ["--limit", str(args.limit)] if args.limit is not None else []
+    words += ["--rate", f"{args.rate:.12g}/s"] if args.rate is not None else []
     return shlex.join(words)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pgtask._cli.parser import Parser
 from pgtask._durations import DURATION_EXAMPLES, MAX_SECONDS, parse_duration
 from pgtask._placement import scoped_key
-from pgtask._postgres.listing import TaskFilter
+from pgtask._postgres.listing import TaskFilter, check_error_pattern
 from pgtask.errors import ConfigError, EnqueueError
 from pgtask.policy import check_queue
 
@@ -25,9 +25,9 @@ __all__ = [
     "add_json",
     "add_page",
     "add_traceback",
-    "filter_words",
     "has_filters",
     "parse_age",
+    "parse_pattern",
     "parse_queues",
     "parse_rate",
     "parse_seconds",
@@ -75,7 +75,12 @@ def add_filters(parser: Parser, *, queue_flags: Sequence[str] = ("-q", "--queue"
     parser.add_argument("--task", metavar="TASK", help="only this task, as Greeter")
     parser.add_argument("--step", metavar="STEP", help="only this step, as ReadName or Greeter.ReadName")
     parser.add_argument("--key", metavar="KEY", help="only those with this key, of the --task it belongs to")
-    parser.add_argument("--error", metavar="PATTERN", help="only parked ones with this error, as 'TimeoutError%%'")
+    parser.add_argument(
+        "--error",
+        type=parse_pattern,
+        metavar="PATTERN",
+        help="only parked ones with this error, as 'TimeoutError%%'",
+    )
     parser.add_argument(
         "--age", type=parse_age, metavar="TIME", help="only those that fell due, or were parked, before"
     )
@@ -123,15 +128,6 @@ def _check_scope(key: str, task: str | None) -> str:
     return key
 
 
-def filter_words(args: argparse.Namespace, *, queue_flag: str = "--queue") -> list[str]:
-    """Return the filters as the words of a command that has the same."""
-    words = [] if args.queue is None else [queue_flag, ",".join(args.queue)]
-    for name in ("task", "step", "key", "error"):
-        words += [] if getattr(args, name) is None else [f"--{name}", getattr(args, name)]
-    words += [] if args.age is None else ["--age", f"{args.age.total_seconds():.12g}s"]
-    return words + [word for path, text in args.where or () for word in ("--where", f"{path}={text}")]
-
-
 def has_filters(args: argparse.Namespace) -> bool:
     return any(getattr(args, name) is not None for name in FILTERS)
 
@@ -174,6 +170,14 @@ def parse_queues(text: str) -> list[str]:
 
 def parse_age(text: str) -> timedelta:
     return timedelta(seconds=parse_seconds(text))
+
+
+def parse_pattern(text: str) -> str:
+    """Return a pattern of LIKE."""
+    try:
+        return check_error_pattern(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def parse_where(text: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pgtask._postgres.times import FarTime, to_microseconds
 
-__all__ = ["format_elapsed", "format_size", "format_time", "relative_time"]
+__all__ = ["format_elapsed", "format_number", "format_size", "format_time", "relative_time"]
 
 _UNITS = ((60.0, "m"), (3600.0, "h"), (86_400.0, "d"), (365.25 * 86_400, "y"))
 
@@ -39,6 +39,13 @@ def format_size(octets: int) -> str:
             break
         number, unit = number / 1024, name
     return f"{number:.0f} {unit}" if unit == "bytes" or number >= 100 else f"{number:.1f} {unit}"
+
+
+def format_number(value: float | None) -> str:
+    """Return a number or a rate as `1,234`, `9.5` or `-`, which is unknown."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}"
 
 
 def format_elapsed(seconds: float) -> str:

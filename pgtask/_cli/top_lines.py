@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pgtask._cli.quantities import format_elapsed, format_size
+from pgtask._cli.quantities import format_elapsed, format_number, format_size
 from pgtask._cli.tables import Column, Screen, printable, table_lines, truncate
 from pgtask._observe.fleet_database import LeasedTask
 from pgtask._observe.top import QueueRow, TopFrame
@@ -20,6 +20,7 @@ __all__ = ["PAGES", "HELP_LINES", "Line", "TopView", "plain_lines", "screen_line
 
 Style = Literal["", "bar", "head", "bad", "dim"]
 MIN_COLUMNS = 20
+MAX_SILENT = 3
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -41,14 +42,14 @@ class TopView(msgspec.Struct, frozen=True, kw_only=True):
     shows_help: bool = False
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}"
-
-
 def _signed(value: float | None) -> str:
-    return "-" if value is None else "0" if abs(value) < 0.05 else f"{'+' if value > 0 else '-'}{_number(abs(value))}"
+    return (
+        "-"
+        if value is None
+        else "0"
+        if abs(value) < 0.05
+        else f"{'+' if value > 0 else '-'}{format_number(abs(value))}"
+    )
 
 
 def _seconds(value: float | None) -> str:
@@ -67,7 +68,7 @@ def _count(state: str) -> Callable[[QueueRow], str]:
     return lambda row: f"{'~' if state in row.estimated else ''}{getattr(row, state):,}"
 
 
-def _field(name: str, show: Callable[[Any], str] = _number) -> Callable[[Any], str]:
+def _field(name: str, show: Callable[[Any], str] = format_number) -> Callable[[Any], str]:
     return lambda row: show(getattr(row, name))
 
 
@@ -97,14 +98,14 @@ PAGES: dict[str, TopPage] = {
     "steps": TopPage(
         (
             Column("step", lambda row: row.step, is_name=True),
-            _column("runs/s", "runs", _number),
-            _column("errors/s", "errors", _number),
+            _column("runs/s", "runs", format_number),
+            _column("errors/s", "errors", format_number),
             _column("p50", "run_p50", _seconds),
             _column("p95", "run_p95", _seconds),
             _column("wait p50", "wait_p50", _seconds, rank=2),
             _column("wait p95", "wait_p95", _seconds, rank=3),
-            _column("done", "done", _number, rank=1),
-            _column("parked", "parked", _number, rank=4),
+            _column("done", "done", format_number, rank=1),
+            _column("parked", "parked", format_number, rank=4),
         ),
         ("step", "runs", "errors", "run_p50", "run_p95", "wait_p50", "wait_p95", "done", "parked"),
         1,
@@ -115,12 +116,12 @@ PAGES: dict[str, TopPage] = {
             Column("host", lambda row: row.host, is_name=True, rank=5),
             _column("pid", "pid", lambda pid: "-" if pid is None else str(pid), rank=4),
             Column("state", lambda row: row.state or "-", rank=7),
-            _column("runs/s", "runs", _number),
-            _column("errors/s", "errors", _number, rank=8),
-            _column("leases", "leases", _number),
-            _column("exec", "executing", _number, rank=6),
-            _column("wait", "waiting", _number, rank=3),
-            _column("unwr", "unwritten", _number, rank=1),
+            _column("runs/s", "runs", format_number),
+            _column("errors/s", "errors", format_number, rank=8),
+            _column("leases", "leases", format_number),
+            _column("exec", "executing", format_number, rank=6),
+            _column("wait", "waiting", format_number, rank=3),
+            _column("unwr", "unwritten", format_number, rank=1),
             _column("lag p95", "lag", _seconds, rank=9),
             _column("cpu", "cpu", _share),
             _column("rss", "rss", _size),
@@ -142,9 +143,9 @@ HELP_LINES = (
     "q         quit",
     "",
     "Queues, leases and what runs longest are those of the whole table.",
-    "Steps, and all about workers that run here, are counted by supervisors of",
-    "yours on this host, if they have --metrics. Rates, percentiles and CPU are of",
-    "the last 5 s. ~ is an estimate, and - is unknown.",
+    "Steps, and all about workers, are counted by supervisors that have --metrics:",
+    "yours on this host, and those that --from names. Rates, percentiles and CPU are",
+    "of the last 5 s. ~ is an estimate, and - is unknown.",
 )
 
 
@@ -185,9 +186,11 @@ def _head_lines(frame: TopFrame, view: TopView | None) -> Iterator[Line]:
     else:
         due, leased, parked = (sum(getattr(row, name) for row in frame.queues) for name in ("due", "leased", "parked"))
         about = "~" if any(row.estimated for row in frame.queues) else ""
-        rates = f"in {_number(frame.added)}/s  out {_number(frame.removed)}/s"
+        rates = f"in {format_number(frame.added)}/s  out {format_number(frame.removed)}/s"
         yield Line(f"{rates}  due {about}{due:,}  leased {leased:,}  parked {parked:,}", "bad" if parked else "")
-    if not frame.supervisors:
+    for reason in frame.silent[:MAX_SILENT]:
+        yield Line(printable(reason), "bad")
+    if not frame.supervisors and not frame.silent:
         yield Line("no supervisor of yours here counts: start it with --metrics PORT to see steps and CPU", "dim")
 
 

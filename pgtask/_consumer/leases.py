@@ -10,12 +10,14 @@ import asyncio
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Any
 from uuid import UUID
 
 from pgtask import _fastpath
+from pgtask._consumer.spans import processing
 from pgtask._lease_clock import lease_clock
 from pgtask._log import EventLog
 from pgtask._placement import shown_key
@@ -40,12 +42,13 @@ class Lease:
     - `task_id`, `queue`, `priority`, `key`, `created_at`: as in the row.
     - `raw`: the step as the row has it, JSON text: `{"Task":{"Step":{fields}}}`.
     - `tried`: failed tries so far.
+    - `trace`: the trace context of the producer, if there is one and this process traces.
     - `claims`: claims since the last outcome, this one included; more than 1 says that a worker or consumer died with
       this task, or lost its lease.
     """
 
     __slots__ = (
-        *("task_id", "queue", "priority", "key", "created_at", "raw", "tried", "claims"),
+        *("task_id", "queue", "priority", "key", "created_at", "raw", "tried", "claims", "trace"),
         *("held", "holder", "is_lost", "settled_by", "done_at", "done_on"),
     )
 
@@ -58,6 +61,7 @@ class Lease:
         self.priority: int = described[2]
         self.key = shown_key(raw, described[3])
         self.created_at: datetime = described[4]
+        self.trace: str | None = described[5] if len(described) > 5 else None
         self.held, self.holder = held, holder  # these and the rest are the engine's
         self.is_lost = False
         self.done_at, self.done_on = inf, None  # the time on the lease clock, and the connection, of `done(conn=)`
@@ -76,6 +80,11 @@ class Lease:
         if self.holder.table is None:
             raise ConsumeError("the client has no app to decode steps with: make it Client(app=app), or use lease.raw")
         return self.holder.table.decode(self.raw)[1]
+
+    def span(self) -> AbstractContextManager[Any]:
+        """Make the span of this try the current one inside: `with lease.span(): ...`. Yields it; None if this process
+        does not trace, or the producer did not."""
+        return processing(self)
 
     @property
     def lost(self) -> bool:

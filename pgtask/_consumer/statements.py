@@ -21,6 +21,7 @@ from pgtask._log import EventLog
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.store import Link, statement
 from pgtask._postgres.transactions import atomically, planned_by_index
+from pgtask._traces import find_tracer
 from pgtask._worker.behind import Behind
 from pgtask._worker.claim import Claim
 from pgtask._worker.pauses import Pauses
@@ -123,7 +124,8 @@ class StatementQueue:
     async def _add_claimed(self, rows: list[Any], token: UUID, sent: float) -> list[Lease]:
         leases = self._held.add_claimed(rows, token, sent)
         try:
-            described = await self._link.run("claimed", [held.id for held in leases], token)
+            name = "claimed" if find_tracer() is None else "claimed:traced"
+            described = await self._link.run(name, [held.id for held in leases], token)
         except BaseException as error:
             self._held.leases.remove_all(leases)
             if isinstance(error, Exception):

@@ -3,6 +3,7 @@
 import contextvars
 from collections import deque
 
+from pgtask.limits import limit_key
 from pgtask.task import Context
 
 cdef object Task = asyncio.Task
@@ -31,6 +32,8 @@ cdef class Dispatcher:
     cdef readonly object closed_batches  # deque of lists of leases in state READY whose batch waits for a slot
     cdef readonly object set_aside  # deque of leases in state READY that wait for a thread
     cdef list unwanted  # leases in state RELEASED: of tasks that another app has, or of paused ones
+    cdef list unlimited  # pairs of a lease in state RELEASED and the key of the limit for which its task has to wait
+    cdef public list limit_notes  # of ended steps: the key of a limit, what happened, and a number
     cdef readonly dict released  # by task that waited too long: how often, and until when it may come back
     cdef public int returns  # how often a task has to come back, to start beside steps that compute
     cdef readonly int suspended  # steps that have started and not ended
@@ -83,6 +86,8 @@ cdef class Dispatcher:
         self.set_aside = deque()
         self.closed_batches = deque()
         self.unwanted = []
+        self.unlimited = []
+        self.limit_notes = []
         self.released = {}
         self.returns = 1
         self.concurrency = concurrency
@@ -204,6 +209,26 @@ cdef class Dispatcher:
         if unwanted:
             self.unwanted = []
         return unwanted
+
+    def take_unlimited(self):
+        """Return pairs: the leases of tasks that were claimed beside the limit of their step, and the key of that."""
+        unlimited = self.unlimited
+        if unlimited:
+            self.unlimited = []
+        return unlimited
+
+    def take_limit_notes(self):
+        """Return what ended steps have shown under their limits."""
+        notes = self.limit_notes
+        if notes:
+            self.limit_notes = []
+        return notes
+
+    def charge_limit(self, id, units):
+        """Charge the key under which a task was claimed. Safe for all threads."""
+        key = self.leases.limit_key_of(id)
+        if key is not None:
+            self.limit_notes.append((key, "charged", units))
 
     cdef void leave_unwanted(self, TaskLease lease) except *:
         """Have the pump release a lease whose step does not start here."""
@@ -346,7 +371,24 @@ cdef class Dispatcher:
             else:
                 reject_row(self, lease, error, None)
             return False
-        return True
+        return lease.entry.limit is None or lease.in_turn or self.is_within_limit(lease)
+
+    cdef bint is_within_limit(self, TaskLease lease) except -1:
+        """Return whether the task was claimed under the limit of its step. Otherwise it has to wait for that."""
+        try:
+            key = limit_key(lease.entry.limit, lease.step)
+        except Exception as error:
+            self.count_refused()
+            fail_try(self, lease, error)
+            return False
+        if key is None or key == lease.limit_key:
+            return True
+        self.count_refused()
+        lease.state = RELEASED
+        self.unlimited.append((lease, key))
+        if len(self.unlimited) == 1:
+            self.wake_pump()
+        return False
 
     cdef inline void count_ended(self, TaskLease lease) except *:
         self.ended += 1

@@ -60,6 +60,8 @@ cdef class TaskLease:
     cdef object written  # the progress that its row has, or None
     cdef readonly object trace  # trace context of the producer and queue, if the worker traces and the row has one
     cdef public object span  # of its last try, or None
+    cdef public object limit_key  # of the limit under which it was claimed, as its row has it; or None
+    cdef public int limit_failures  # failed tries in a row that the key had then
     cdef Py_ssize_t mark  # index in `Marks` of a step that executes beside the one that has the loop; else 0
 
     def __repr__(self):
@@ -220,6 +222,11 @@ cdef class Leases:
         cdef TaskLease lease = self.by_id.get(id)
         if lease is not None and lease.state == RUNNING and lease.tried + 1 == attempt:
             lease.progress = progress
+
+    def limit_key_of(self, id):
+        """Return the key of the limit under which a task of this worker was claimed, or None. Safe for all threads."""
+        cdef TaskLease lease = self.by_id.get(id)
+        return None if lease is None else lease.limit_key
 
     def unwritten_progress(self, list leases):
         """Return the progress of each of these leases if a row has another one; else None. Safe for the renewing

@@ -1,18 +1,20 @@
 """The counters of the workers, in memory that outlives them: the layout, its writer and its reader.
 
 A file of pages: the first is that of the supervisor, each other one belongs to a worker, and later to the next one that
-gets it. It has a head, and a row for each step, which its name finds again. All cells are numbers of eight bytes, and
-only their owner writes them, so that a reader needs no lock. A name is written before the number of rows that includes it.
+gets it. It has a head, a row for each edge that a task has taken, and a row for each step, which its name finds again.
+All cells are numbers of eight bytes, and only their owner writes them, so that a reader needs no lock. A row is written
+before the number of rows that includes it.
 """
 
 from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
-    PAGE_BYTES = 262144
+    PAGE_BYTES = 294912
     HEAD_BYTES = 4096
+    EDGE_BYTES = 24576
     NAME_BYTES = 504  # of the task, NUL, and the step
     BOUNDS = 20
-    LAYOUT = 1  # raise it with each change of the layout
+    LAYOUT = 2  # raise it with each change of the layout
 
 cdef uint64_t MAGIC = 0x7367617074676B01
 cdef double[BOUNDS] bounds
@@ -40,6 +42,12 @@ cdef struct StepRow:
     uint64_t lost
 
 
+cdef struct EdgeRow:
+    uint64_t start  # the place of its row
+    uint64_t end
+    uint64_t count
+
+
 cdef struct Head:
     uint64_t magic
     uint64_t layout
@@ -47,7 +55,9 @@ cdef struct Head:
     int64_t number  # of the worker; of the supervisor's page, the workers that it wants
     double started  # monotonic seconds
     double heard  # the same, of the last sign of life
+    uint64_t holder  # the first half of the tokens of the worker
     uint64_t rows
+    uint64_t edges
     # Gauges of a worker.
     uint64_t leases
     uint64_t executing
@@ -67,7 +77,8 @@ cdef struct Head:
     Histogram lag  # seconds by which its loop was late
 
 
-cdef Py_ssize_t MAX_ROWS = (PAGE_BYTES - HEAD_BYTES) // sizeof(StepRow)
+cdef Py_ssize_t MAX_ROWS = (PAGE_BYTES - HEAD_BYTES - EDGE_BYTES) // sizeof(StepRow)
+cdef Py_ssize_t MAX_EDGES = EDGE_BYTES // sizeof(EdgeRow)
 
 
 cdef inline void observe(Histogram* histogram, double seconds) noexcept nogil:
@@ -86,7 +97,10 @@ cdef class CounterPage:
 
     cdef object memory  # keeps it alive
     cdef Head* head
+    cdef EdgeRow* edges
+    cdef Py_ssize_t last_edge  # the place of the edge that was counted last
     cdef StepRow* rows
+    cdef dict places  # of the rows of steps that tasks have gone on to by way of the queue, by the text before their fields
     cdef readonly double epoch  # seconds that `clock` is behind the clock of the database
     size = PAGE_BYTES
 
@@ -96,14 +110,18 @@ cdef class CounterPage:
             raise ValueError(f"a page has {PAGE_BYTES} bytes, not {view.shape[0]}")
         self.memory = view
         self.head = <Head*>&view[0]
-        self.rows = <StepRow*>(&view[0] + HEAD_BYTES)
+        self.edges = <EdgeRow*>(&view[0] + HEAD_BYTES)
+        self.rows = <StepRow*>(&view[0] + HEAD_BYTES + EDGE_BYTES)
+        self.places = {}
 
-    def begin(self, Py_ssize_t pid, Py_ssize_t number, double epoch):
-        """Begin the part of a process. The counters of those before it stay. `epoch`: the time now, since the epoch."""
+    def begin(self, Py_ssize_t pid, Py_ssize_t number, double epoch, bytes holder=b""):
+        """Begin the part of a process. The counters of those before it stay. `epoch`: the time now, since the epoch;
+        `holder`: the first half of its tokens."""
         cdef Head* head = self.head
         head.leases = head.executing = head.waiting = head.unwritten = 0
         head.is_ready = head.is_connected = head.is_listening = head.is_renewing = head.is_stopping = 0
         head.number = number
+        head.holder = int.from_bytes(holder, "big")
         head.started = head.heard = clock()
         head.layout = LAYOUT
         head.magic = MAGIC
@@ -231,7 +249,7 @@ cdef class CounterPage:
             found = None if continued is None else set(continued)
             for lease, _ in outcomes.continued:
                 if found is None or lease.id in found:
-                    self.row_of(lease).next += 1
+                    self.count_continued(lease)
                 else:
                     self.row_of(lease).lost += 1
         if outcomes.rescheduled:
@@ -250,10 +268,42 @@ cdef class CounterPage:
         self.count_done(outcomes.done[:done] if done < len(outcomes.done) else outcomes.done)
         self.count_lost(outcomes.done[done:])
         for lease, _ in outcomes.continued:
-            self.row_of(lease).next += 1
+            self.count_continued(lease)
         for row in outcomes.rescheduled[:rescheduled]:
             self.count_rescheduled(row)
         self.count_lost([row[0] for row in outcomes.rescheduled[rescheduled:]])
+
+    cdef inline void count_continued(self, TaskLease lease) noexcept:
+        """Count a task that goes on under its lease, to a step that has not begun yet."""
+        cdef StepRow* into = self.row_of(lease)
+        into.next += 1
+        self.count_edge(into, self.rows if lease.entry.row == NULL else lease.entry.row)
+
+    cdef void count_edge(self, StepRow* start, StepRow* end) noexcept:
+        """Count a task that went on from one step to another. What has no room is in no edge, but in its step."""
+        cdef uint64_t here = start - self.rows, there = end - self.rows
+        cdef Py_ssize_t at = self.last_edge, count = self.head.edges
+        if not (at < count and self.edges[at].start == here and self.edges[at].end == there):
+            at = 0
+            while at < count and not (self.edges[at].start == here and self.edges[at].end == there):
+                at += 1
+            if at == MAX_EDGES:
+                return
+            if at == count:
+                self.edges[at].start, self.edges[at].end = here, there
+                self.head.edges = count + 1
+            self.last_edge = at
+        self.edges[at].count += 1
+
+    cdef StepRow* row_of_text(self, str step) except NULL:
+        """Return the row of the step that an envelope names."""
+        cdef str name = step[:step.find(":", step.find(":") + 1)]
+        place = self.places.get(name)
+        if place is None:
+            parts = name.split('"')
+            place = self.find_row(parts[1], parts[3]) - self.rows
+            self.places[name] = place
+        return &self.rows[<Py_ssize_t>place]
 
     cdef void count_rescheduled(self, row) except *:
         cdef TaskLease lease = row[0]
@@ -263,6 +313,7 @@ cdef class CounterPage:
             into.parked += 1
         elif step is not None:
             into.next += 1
+            self.count_edge(into, self.row_of_text(step))
         elif tried is not None and tried > lease.tried:
             into.retried += 1
         else:
@@ -287,11 +338,12 @@ def bucket_bounds():
 
 
 def read_page(memory):
-    """Return the head of a page and its rows, as dictionaries; None for a page that no process has begun. `memory` is a
-    copy of its bytes, or of those of its first rows."""
+    """Return the head of a page, its steps and its edges, as dictionaries; None for a page that no process has begun.
+    `memory` is a copy of its bytes, or of those of its first rows; of the head alone, there are no rows."""
     cdef const unsigned char[::1] view = memory
     cdef const Head* head
     cdef const StepRow* row
+    cdef const EdgeRow* edge
     cdef Py_ssize_t at
     if view.shape[0] < HEAD_BYTES:  # its supervisor is about to give it its size
         return None
@@ -299,24 +351,31 @@ def read_page(memory):
     if head.magic != MAGIC or head.layout != LAYOUT:
         return None
     fields = {
-        "pid": head.pid, "number": head.number, "started": head.started, "heard": head.heard,
+        "pid": head.pid, "number": head.number, "holder": f"{head.holder:016x}", "started": head.started, "heard": head.heard,
         "leases": head.leases, "executing": head.executing, "waiting": head.waiting, "unwritten": head.unwritten,
         "is_ready": bool(head.is_ready), "is_connected": bool(head.is_connected),
         "is_listening": bool(head.is_listening), "is_renewing": bool(head.is_renewing),
         "is_stopping": bool(head.is_stopping), "claims": head.claims, "claimed": head.claimed,
         "flushes": head.flushes, "flushed": head.flushed, "busy": head.busy, "lag": histogram_of(&head.lag),
     }
-    cdef Py_ssize_t count = min(<Py_ssize_t>head.rows, (view.shape[0] - HEAD_BYTES) // <Py_ssize_t>sizeof(StepRow))
+    cdef Py_ssize_t room = max(0, view.shape[0] - HEAD_BYTES - EDGE_BYTES)
+    cdef Py_ssize_t count = min(<Py_ssize_t>head.rows, room // <Py_ssize_t>sizeof(StepRow))
     rows = []
     for at in range(count):
-        row = <const StepRow*>(&view[HEAD_BYTES]) + at
+        row = <const StepRow*>(&view[HEAD_BYTES + EDGE_BYTES]) + at
         task, _, step = (<const char*>row.name)[:min(row.name_bytes, <uint64_t>NAME_BYTES)].decode("utf-8", "replace").partition("\0")
         rows.append({
             "task": task, "step": step, "run": histogram_of(&row.run), "wait": histogram_of(&row.wait),
             "done": row.done, "next": row.next, "retried": row.retried, "parked": row.parked,
             "expired": row.expired, "postponed": row.postponed, "lost": row.lost,
         })
-    return fields, rows
+    edges = []
+    for at in range(min(<Py_ssize_t>head.edges, MAX_EDGES) if count else 0):
+        edge = <const EdgeRow*>(&view[HEAD_BYTES]) + at
+        if edge.start < <uint64_t>count and edge.end < <uint64_t>count:
+            start, end = rows[edge.start], rows[edge.end]
+            edges.append({"task": start["task"], "step": start["step"], "next": end["step"], "count": edge.count})
+    return fields, rows, edges
 
 
 def bytes_in_use(memory):
@@ -324,4 +383,4 @@ def bytes_in_use(memory):
     cdef const unsigned char[::1] view = memory
     if view.shape[0] < HEAD_BYTES:
         return 0
-    return min(PAGE_BYTES, HEAD_BYTES + (<const Head*>&view[0]).rows * sizeof(StepRow))
+    return min(PAGE_BYTES, HEAD_BYTES + EDGE_BYTES + (<const Head*>&view[0]).rows * sizeof(StepRow))

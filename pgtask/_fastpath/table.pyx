@@ -25,6 +25,7 @@ cdef class StepEntry:
     cdef int unsuspended  # runs in a row that ended without suspending, up to PROVEN; SUSPENDS after one that suspended
     cdef readonly double timeout  # seconds; 0: none
     cdef readonly bint archive
+    cdef readonly object limit  # of its policy, or None
     cdef readonly object batch  # None unless it runs in batches
     cdef readonly Py_ssize_t batch_size
     cdef bint is_holdable  # its steps may run while a transaction holds their rows, once they have proved not to suspend
@@ -45,8 +46,11 @@ cdef class StepEntry:
         self.run = getattr(definition.cls, "run" if definition.batch is None else "run_batch", None)
         self.is_async = definition.is_async
         self.archive = definition.archive
+        self.limit = definition.policy.limit
         lingers = self.batch is not None and self.batch.linger
-        self.is_holdable = self.is_async and self.run is not None and not self.archive and not lingers
+        self.is_holdable = (
+            self.is_async and self.run is not None and not self.archive and not lingers and self.limit is None
+        )
         timeout = definition.policy.timeout
         self.timeout = 0 if timeout is None else timeout.total_seconds()
 
@@ -61,7 +65,7 @@ cdef class Table:
     cdef int found  # such steps
     cdef readonly frozenset families  # the names of its tasks
     cdef tuple paused  # the tasks and steps of which no step starts
-    cdef bint has_paused_queues  # then no task goes on without a claim
+    cdef bint has_paused_queues  # or keys: then no task goes on without a claim
     cdef object page  # that counts its steps, or None
     cdef bytes payload  # that `find_entry` has found
 

@@ -46,6 +46,8 @@ cdef bint apply_outcome(Dispatcher dispatcher, TaskLease lease, outcome, error) 
         return False
     if dispatcher.interruptions:
         dispatcher.interruptions.pop(lease.id, None)
+    if lease.limit_failures > 0:
+        dispatcher.limit_notes.append((lease.limit_key, "ended", 0.0))
     kind = type(outcome)
     if kind is Done or kind is Next:
         if outcome.enqueue is not NO_TASKS:
@@ -146,7 +148,13 @@ cdef object continue_with(Dispatcher dispatcher, TaskLease lease, outcome):
     # An override given at enqueue stays; only a policy that differs from the last step's changes the lane.
     queue = None if then.queue == now.queue else then.queue
     priority = None if then.priority == now.priority else then.priority
-    leaves = dispatcher.draining or dispatcher.quarantined or lease.transitions >= MAX_TRANSITIONS
+    leaves = (
+        dispatcher.draining
+        or dispatcher.quarantined
+        or lease.transitions >= MAX_TRANSITIONS
+        or then.limit is not None
+        or lease.limit_key is not None
+    )
     if delay > 0 or queue is not None or priority is not None or leaves:
         reschedule(dispatcher, lease, text, 0, None, delay, queue, priority)
         return None
@@ -231,6 +239,8 @@ cdef void count_failed_try(Dispatcher dispatcher, TaskLease lease, error):
     """Retry a step whose try has failed by its policy, or park the task."""
     dispatcher.interruptions.pop(lease.id, None)
     lease.reason = NOT_CANCELLED
+    if lease.limit_key is not None:
+        dispatcher.limit_notes.append((lease.limit_key, "failed", 1.0))
     delay = seconds_before_retry(lease.entry.policy, error, lease.tried + 1)
     if delay is not None:
         dispatcher.errors += 1
@@ -245,6 +255,8 @@ cdef void put_off(Dispatcher dispatcher, TaskLease lease, error, delay):
     dispatcher.interruptions.pop(lease.id, None)
     lease.reason = NOT_CANCELLED
     dispatcher.log_throttled(lease, error, delay)
+    if lease.limit_key is not None:
+        dispatcher.limit_notes.append((lease.limit_key, "paused", delay))
     reschedule(dispatcher, lease, None, lease.tried, None, delay)
 
 

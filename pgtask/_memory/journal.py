@@ -24,6 +24,7 @@ from pgtask._workflow.entries import (
     LoadHistory,
     RecordCheckpoint,
     SpawnChildren,
+    SpawnTraced,
     Suspend,
     TakeSignal,
 )
@@ -54,6 +55,7 @@ class MemoryJournal(Journal):
             Adopt: self._adopt,
             RecordCheckpoint: self._record,
             SpawnChildren: self._spawn,
+            SpawnTraced: self._spawn,
             TakeSignal: self._take,
             Suspend: self._suspend,
             EndRun: self._end,

@@ -5,9 +5,9 @@ Invariant: `insert`, `claim` and `write` change these tasks like enqueue.sql, cl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 import msgspec
@@ -88,12 +88,22 @@ def _put_off(task: MemoryTask, due: datetime, rule: KeyRule) -> datetime:
     return due if rule.ceiling is None else min(due, task.created_at + timedelta(seconds=rule.ceiling))
 
 
+class LimitsOfRows(Protocol):
+    """What `Rows` asks the limits of an app."""
+
+    def in_turns(self, due: Sequence[MemoryTask], /) -> list[MemoryTask]: ...
+    def admit(self, task: MemoryTask, /) -> bool: ...
+    def is_stuck(self, task: MemoryTask, /) -> bool: ...
+
+
 class Rows:
     """The tasks of one table, finished ones included, and its clock."""
 
     def __init__(self, now: datetime | None = None) -> None:
         self.now = datetime.now(UTC) if now is None else now
         self.tasks: dict[UUID, MemoryTask] = {}
+        self.limits: LimitsOfRows | None = None
+        """The limits of the app of a worker."""
         self.followers: list[Callable[[MemoryTask], None]] = []
         """Functions that are called with each task that is parked."""
 
@@ -162,8 +172,10 @@ class Rows:
     def next_due(self) -> datetime | None:
         """Return the due time of the first waiting task; None if all wait until something wakes them."""
         self.promote()
-        waiting = (task.due_at for task in self.tasks.values() if task.state == "waiting")
-        return min((due for due in waiting if due < FOREVER), default=None)
+        waiting = [task for task in self.tasks.values() if task.state == "waiting" and task.due_at < FOREVER]
+        if self.limits is not None:
+            waiting = [task for task in waiting if not self.limits.is_stuck(task)]
+        return min((task.due_at for task in waiting), default=None)
 
     def wake(self, task: MemoryTask) -> None:
         """Make a task due now; if it is leased, move its due time, which its worker compares."""
@@ -177,12 +189,18 @@ class Rows:
         self.promote()
         due = [task for task in self.tasks.values() if task.state == "waiting" and task.due_at <= self.now]
         due.sort(key=lambda task: (-task.priority, task.due_at))
-        for task in due[:limit]:
-            task.state = "leased"
-            task.claims += 1
+        if self.limits is not None:
+            due = self.limits.in_turns(due)
+        taken: list[MemoryTask] = []
+        for task in due:
+            if len(taken) == limit:
+                break
+            if self.limits is None or self.limits.admit(task):
+                task.state = "leased"
+                task.claims += 1
+                taken.append(task)
         return [
-            (task.id, task.raw, task.tried, task.claims, self._size(task), task.due_at.timestamp())
-            for task in due[:limit]
+            (task.id, task.raw, task.tried, task.claims, self._size(task), task.due_at.timestamp()) for task in taken
         ]
 
     def _size(self, task: MemoryTask) -> int | None:

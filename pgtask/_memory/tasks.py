@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from pgtask._memory.records import Records
 from pgtask._memory.rows import MemoryTask, Rows
 from pgtask._postgres.listing import STATES, Cursor, TaskFilter
@@ -99,6 +101,7 @@ class MemoryTasks:
             and wanted.key in (None, task.key)
             and (wanted.pattern is None or re.match(wanted.pattern, task.raw[:1024]) is not None)
             and (wanted.error is None or _is_like(task.error or "", wanted.error))
+            and all(_has(task.raw, path, text) for path, text in wanted.where)
             and (wanted.older_than is None or task.due_at < self._rows.now - wanted.older_than)
         )
 
@@ -169,6 +172,17 @@ class MemoryTasks:
         """Clear the error and the tries of a task, and the end of its run, as a trigger of ours does."""
         task.state, task.error, task.tried, task.claims = "waiting", None, 0, 0
         self._records.reopen(task.id)
+
+
+def _has(step: str, path: str, text: str) -> bool:
+    """Return whether a step has a field with this text, as pg_task_has does."""
+    found = next(iter(next(iter(msgspec.json.decode(step).values())).values()))
+    for part in path.split("."):
+        try:
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        except (LookupError, TypeError, ValueError):
+            return False
+    return text == (found if isinstance(found, str) else msgspec.json.encode(found).decode())
 
 
 def _is_like(text: str, pattern: str) -> bool:

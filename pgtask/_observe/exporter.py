@@ -13,8 +13,11 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import msgspec
+
 from pgtask._observe import pages
 from pgtask._observe.database import PATIENCE, DatabaseProbe
+from pgtask._observe.fleets import FLEET_PATH, UsageReader
 from pgtask._observe.health import find_dead, find_unready
 from pgtask._observe.metrics import encode
 from pgtask._observe.server import Answer, MetricsServer
@@ -37,7 +40,12 @@ async def _serve(config: Config, server: socket.socket, file: int, parent_fd: in
     assert config.dsn is not None
     loop = asyncio.get_running_loop()
     exporter = _Exporter(file, DatabaseProbe(config.dsn, pooled=not config.listen), loop)
-    routes = {"/metrics": exporter.metrics, "/livez": exporter.livez, "/readyz": exporter.readyz}
+    routes = {
+        "/metrics": exporter.metrics,
+        "/livez": exporter.livez,
+        "/readyz": exporter.readyz,
+        FLEET_PATH: exporter.fleet,
+    }
     serving = MetricsServer(server, routes)
     threading.Thread(target=serving.serve_forever, daemon=True).start()
     # At once: a thread of the server may be waiting for this loop.
@@ -52,6 +60,7 @@ class _Exporter:
         self._file = file
         self._database = database
         self._loop = loop
+        self._usage = UsageReader()
 
     def metrics(self, accept: str) -> Answer:
         depth = self._ask(self._database.depth())
@@ -63,6 +72,11 @@ class _Exporter:
     def readyz(self, _: str) -> Answer:
         database = self._ask(self._database.ping())
         return Answer.of_checks(find_unready(pages.read(self._file), time.monotonic(), database))
+
+    def fleet(self, _: str) -> Answer:
+        """Answer `pgtask top --from`: the whole snapshot."""
+        (seen,) = self._usage.see([pages.read(self._file)])
+        return Answer(200, msgspec.json.encode(seen))
 
     def _ask(self, question: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(question, self._loop).result(MAX_WAIT)

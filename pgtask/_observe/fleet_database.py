@@ -17,7 +17,7 @@ from pgtask._postgres.store import Link
 from pgtask._postgres.task_status import step_label
 from pgtask.errors import DatabaseError
 
-__all__ = ["DatabaseSample", "FleetDatabase", "LeasedTask", "Session", "Traffic"]
+__all__ = ["MAX_LEASES", "DatabaseSample", "FleetDatabase", "LeasedTask", "Session", "Traffic"]
 
 MAX_LEASES = 5000
 MAX_TASKS = 20
@@ -51,8 +51,8 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class DatabaseSample(msgspec.Struct, frozen=True, kw_only=True):
-    """What the database has answered; with an `error` it has not. `sessions` is None behind a pooler, which hides them.
-    `leases`: the leased tasks of each worker, by its part of tokens."""
+    """What the database has answered; with an `error` it has not. `sessions` is None behind a pooler, which hides them,
+    and on a standby. `leases`: the leased tasks of each worker, by its part of tokens."""
 
     error: str | None = None
     depth: tuple[QueueDepth, ...] = ()
@@ -66,9 +66,9 @@ class FleetDatabase:
     """The database of a fleet, over a connection of its own, which is opened again after a loss."""
 
     def __init__(self, dsn: str, *, pooled: bool) -> None:
-        limit = {"statement_timeout": f"{1000 * PATIENCE:.0f}ms"}
+        settings = {"statement_timeout": f"{1000 * PATIENCE:.0f}ms", "default_transaction_read_only": "on"}
         self._pooled = pooled
-        self._link = Link(dsn, "pgtask top", pooled=pooled, settings=limit)
+        self._link = Link(dsn, "pgtask top", pooled=pooled, settings=settings)
 
     async def sample(self) -> DatabaseSample:
         """Return what the database knows now."""
@@ -86,8 +86,9 @@ class FleetDatabase:
     async def _read(self) -> DatabaseSample:
         depth = [QueueDepth(*row) for row in await self._link.once("depth")]
         held = await self._link.once("top/leases", MAX_LEASES, MAX_TASKS)
-        sessions = None if self._pooled else [Session(*row) for row in await self._link.once("top/workers")]
         traffic = [Traffic(*row) for row in await self._link.once("top/traffic")]
+        has_sessions = bool(traffic) and not self._pooled
+        sessions = [Session(*row) for row in await self._link.once("top/workers")] if has_sessions else None
         return DatabaseSample(
             depth=tuple(depth),
             leases={row["worker"]: row["tasks"] for row in held if row["id"] is None},

@@ -9,30 +9,15 @@ import contextlib
 import os
 import time
 
-import msgspec
 import psutil
 
 from pgtask._observe import pages
+from pgtask._observe.fleets import SeenFleet, UsageReader
 from pgtask._observe.pages import Snapshot
 
-__all__ = ["LocalFleets", "LocalSample", "Usage"]
+__all__ = ["LocalFleets"]
 
 FIND_INTERVAL = 5.0  # seconds between two searches for supervisors, which look at all processes
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """The seconds of CPU that a process has used, and the bytes of memory that it holds."""
-
-    cpu: float
-    rss: int
-
-
-class LocalSample(msgspec.Struct, frozen=True):
-    """The supervisors, and the usage of their workers by pid, at a time in monotonic seconds."""
-
-    seen_at: float
-    fleets: tuple[Snapshot, ...] = ()
-    usage: dict[int, Usage] = {}
 
 
 class LocalFleets:
@@ -42,19 +27,15 @@ class LocalFleets:
         self._files: dict[int, int] = {}  # by inode, which tells one file from another
         self._found_at = float("-inf")
         self._searches: dict[int, int] = {}  # by the pid of the process
-        self._processes: dict[int, psutil.Process] = {}
+        self._usage = UsageReader()
 
-    def sample(self) -> LocalSample:
+    def sample(self) -> tuple[SeenFleet, ...]:
         """Read all pages now."""
         now = time.monotonic()
         if now - self._found_at >= FIND_INTERVAL:
             self._found_at = now
             self._find()
-        fleets = tuple(filter(None, (self._read(inode) for inode in list(self._files))))
-        pids = [worker.pid for fleet in fleets for worker in fleet.workers]
-        self._processes = {pid: process for pid in pids if (process := self._process(pid)) is not None}
-        usage = {pid: found for pid, process in self._processes.items() if (found := _usage(process)) is not None}
-        return LocalSample(now, fleets, usage)
+        return self._usage.see(filter(None, [self._read(inode) for inode in list(self._files)]))
 
     def close(self) -> None:
         for inode in list(self._files):
@@ -78,12 +59,6 @@ class LocalFleets:
                     self._files[inode] = file
         self._searches = searches
 
-    def _process(self, pid: int) -> psutil.Process | None:
-        try:
-            return self._processes.get(pid) or psutil.Process(pid)
-        except psutil.Error:
-            return None
-
     def _read(self, inode: int) -> Snapshot | None:
         """Read the pages of a supervisor; forget it if it has ended, or is of another version of pgtask."""
         with contextlib.suppress(OSError, ValueError):
@@ -91,13 +66,4 @@ class LocalFleets:
             if psutil.pid_exists(snapshot.pid):
                 return snapshot
         os.close(self._files.pop(inode))
-        return None
-
-
-def _usage(process: psutil.Process) -> Usage | None:
-    try:
-        with process.oneshot():
-            times = process.cpu_times()
-            return Usage(times.user + times.system, process.memory_info().rss)
-    except psutil.Error:
         return None

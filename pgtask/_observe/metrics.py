@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from pgtask._observe.database import QueueDepth
-from pgtask._observe.pages import BOUNDS, Histogram, Snapshot, StepCounts
+from pgtask._observe.pages import BOUNDS, Histogram, Snapshot, StepCounts, StepEdge
 
 __all__ = ["encode"]
 
@@ -44,6 +44,7 @@ class _Fleet(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from _step_families(self._snapshot.steps)
+        yield _edge_family(self._snapshot.edges)
         yield from _loop_families(self._snapshot)
         yield from _worker_families(self._snapshot)
         yield from _queue_families(self._depth)
@@ -72,6 +73,15 @@ def _step_families(steps: Sequence[StepCounts]) -> Iterator[Metric]:
         for outcome in _OUTCOMES:
             outcomes.add_metric([*name, outcome], getattr(step, outcome))
     yield from (run, wait, outcomes)
+
+
+def _edge_family(edges: Sequence[StepEdge]) -> Metric:
+    family = CounterMetricFamily(
+        "pgtask_step_transitions", "Tasks that went on from a step to the next one.", labels=[*_STEP, "next"]
+    )
+    for edge in edges:
+        family.add_metric([edge.task or "(unknown)", edge.step or "(unknown)", edge.next or "(unknown)"], edge.count)
+    return family
 
 
 def _loop_families(snapshot: Snapshot) -> Iterator[Metric]:

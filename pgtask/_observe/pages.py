@@ -23,7 +23,18 @@ import msgspec
 
 from pgtask._fastpath import CounterPage, bucket_bounds, bytes_in_use, read_page
 
-__all__ = ["BOUNDS", "Histogram", "PageWriter", "Pages", "Snapshot", "StepCounts", "WorkerState", "find", "read"]
+__all__ = [
+    "BOUNDS",
+    "Histogram",
+    "PageWriter",
+    "Pages",
+    "Snapshot",
+    "StepCounts",
+    "StepEdge",
+    "WorkerState",
+    "find",
+    "read",
+]
 
 BOUNDS = bucket_bounds()
 """The upper bounds of the buckets of a `Histogram` in seconds, but for the last one, which has none."""
@@ -95,16 +106,26 @@ class StepCounts(msgspec.Struct, frozen=True, kw_only=True):
 _COUNTED = StepCounts.__struct_fields__[2:]
 
 
+class StepEdge(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks have gone on from a step to the `next` one, in the database."""
+
+    task: str
+    step: str
+    next: str
+    count: int
+
+
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that lives. `started` and `heard` are monotonic seconds: its start, and its last sign of life.
 
-    It has `leases`, of which `executing` steps are suspended or in a thread, and `waiting` have not started;
-    `unwritten` outcomes are not in the database yet. `lag` and `steps` include what earlier processes have counted in
-    its page.
+    `holder` is the first half of its tokens. It has `leases`, of which `executing` steps are suspended or in a thread,
+    and `waiting` have not started; `unwritten` outcomes are not in the database yet. `lag` and `steps` include what
+    earlier processes have counted in its page.
     """
 
     number: int
     pid: int
+    holder: str = ""
     started: float
     heard: float
     leases: int
@@ -133,6 +154,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     is_stopping: bool
     workers: tuple[WorkerState, ...]
     steps: tuple[StepCounts, ...]
+    edges: tuple[StepEdge, ...] = ()
     claims: int
     claimed: int
     flushes: int
@@ -223,19 +245,20 @@ def read(file: int | Path) -> Snapshot:
     if own is None:
         raise ValueError("the counters are of another version of pgtask: restart the supervisor")
     begun = [page for page in pages if page is not None]
-    heads = [head for head, _ in begun]
-    rows = [_step_counts(row) for _, found in begun for row in found]
+    heads = [head for head, _, _ in begun]
+    rows = [_step_counts(row) for _, found, _ in begun for row in found]
     return Snapshot(
         **{name: own[0][name] for name in ("pid", "started", "heard", "is_stopping")},
         wanted=own[0]["number"],
-        workers=tuple(_worker_state(*page) for page in begun if page[0]["pid"]),
+        workers=tuple(_worker_state(*page[:2]) for page in begun if page[0]["pid"]),
         steps=tuple(_sum_up(rows)),
+        edges=tuple(_sum_up_edges(edge for _, _, found in begun for edge in found)),
         **{name: sum(head[name] for head in heads) for name in ("claims", "claimed", "flushes", "flushed", "busy")},
         lag=reduce(operator.add, (_histogram(head["lag"]) for head in heads), Histogram()),
     )
 
 
-def _read_page(file: int, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+def _read_page(file: int, index: int) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]] | None:
     start = index * CounterPage.size
     head = os.pread(file, _HEAD, start)
     return read_page(os.pread(file, bytes_in_use(head), start))
@@ -263,6 +286,16 @@ def _sum_up(rows: Iterable[StepCounts]) -> list[StepCounts]:
     if (nothing := sums.get(("", ""))) is not None and nothing == StepCounts(task="", step=""):
         del sums["", ""]
     return [sums[name] for name in sorted(sums)]
+
+
+def _sum_up_edges(edges: Iterable[dict[str, Any]]) -> list[StepEdge]:
+    sums: dict[tuple[str, str, str], int] = {}
+    for edge in edges:
+        name = edge["task"], edge["step"], edge["next"]
+        sums[name] = sums.get(name, 0) + edge["count"]
+    return [
+        StepEdge(task=task, step=step, next=then, count=sums[task, step, then]) for task, step, then in sorted(sums)
+    ]
 
 
 def _make_file() -> int:

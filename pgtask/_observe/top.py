@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from pgtask._observe.fleet_database import DatabaseSample, LeasedTask, Session
-from pgtask._observe.local_fleets import LocalSample, Usage
-from pgtask._observe.pages import Histogram, Snapshot, StepCounts, WorkerState
+from pgtask._observe.fleets import HERE, FleetsSample, SeenFleet
+from pgtask._observe.pages import Histogram, StepCounts, WorkerState
 
-__all__ = ["QueueRow", "StepRates", "TopFrame", "TopHistory", "WorkerRow"]
+__all__ = ["EdgeRates", "QueueRow", "StepRates", "TopFrame", "TopHistory", "WorkerRow"]
 
 MAX_HOLDER = 8  # digits that name a worker which is not of this host
 PERIOD = 5.0  # seconds that rates, shares of CPU and percentiles are of
@@ -34,8 +34,19 @@ class QueueRow(msgspec.Struct, frozen=True, kw_only=True):
     estimated: tuple[str, ...] = ()
 
 
+class EdgeRates(msgspec.Struct, frozen=True, kw_only=True):
+    """The tasks that went on from a step to the `next` one since the supervisors began, and how many do in a second."""
+
+    task: str
+    step: str
+    next: str
+    tasks: int
+    rate: float | None
+
+
 class StepRates(msgspec.Struct, frozen=True, kw_only=True):
-    """A step in the fleets of this host: what happens in a second, percentiles in seconds, and totals."""
+    """A step in the fleets that are seen: what happens in a second, percentiles in seconds, and totals. `done` counts
+    tries that ended well, `next` those of them that went on to another step."""
 
     step: str
     runs: float | None
@@ -45,12 +56,13 @@ class StepRates(msgspec.Struct, frozen=True, kw_only=True):
     wait_p50: float | None
     wait_p95: float | None
     done: int
+    next: int = 0
     parked: int
 
 
 class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker. Of one on another host, only its address, its pid and its leases are known; of a holder of leases
-    without a connection of ours, only its part of tokens. `leases` counts those in the table."""
+    """A worker. Of one whose supervisor is not seen, only its address, its pid and its leases are known; of a holder of
+    leases without a connection of ours, only its part of tokens. `leases` counts those in the table."""
 
     worker: str
     host: str
@@ -70,24 +82,26 @@ class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
 
 class TopFrame(msgspec.Struct, frozen=True, kw_only=True):
     """All that is shown. `database` is the reason why the database does not answer; then its part is the last known
-    one, of `answered_at`. `supervisors` are those of this host whose counters are read; `added` and `removed` are
-    rows in a second."""
+    one, of `answered_at`. `supervisors` are those whose counters are read; `silent` says why others are not; `added`
+    and `removed` are rows in a second."""
 
     seen_at: float
     database: str | None = None
     answered_at: float | None = None
     supervisors: tuple[int, ...] = ()
+    silent: tuple[str, ...] = ()
     added: float | None = None
     removed: float | None = None
     queues: tuple[QueueRow, ...] = ()
     steps: tuple[StepRates, ...] = ()
+    edges: tuple[EdgeRates, ...] = ()
     workers: tuple[WorkerRow, ...] = ()
     longest: tuple[LeasedTask, ...] = ()
 
 
 class _Moment(msgspec.Struct, frozen=True):
     database: DatabaseSample
-    local: LocalSample
+    fleets: FleetsSample
 
 
 class TopHistory:
@@ -97,30 +111,32 @@ class TopHistory:
         self._moments: deque[_Moment] = deque()
         self._answered: deque[tuple[float, DatabaseSample]] = deque()
 
-    def frame(self, database: DatabaseSample, local: LocalSample, wall_time: float) -> TopFrame:
+    def frame(self, database: DatabaseSample, seen: FleetsSample, wall_time: float) -> TopFrame:
         """Add a sample, and return the frame up to it."""
-        now = local.seen_at
+        now = seen.seen_at
         if database.error is None:
             self._answered.append((now, database))
-        local = LocalSample(now, tuple(_ours(local.fleets, self._last.sessions)), local.usage)
-        self._moments.append(_Moment(database, local))
-        while len(self._moments) > 2 and self._moments[1].local.seen_at <= now - PERIOD:
+        seen = FleetsSample(now, tuple(_ours(seen.fleets, self._last.sessions)), seen.silent)
+        self._moments.append(_Moment(database, seen))
+        while len(self._moments) > 2 and self._moments[1].fleets.seen_at <= now - PERIOD:
             self._moments.popleft()
         while len(self._answered) > 2 and self._answered[1][0] <= now - PERIOD:
             self._answered.popleft()
-        earlier = self._moments[0].local
+        earlier = self._moments[0].fleets
         rates = self._traffic() if database.error is None else (None, None)
         return TopFrame(
             seen_at=wall_time,
             database=database.error,
             answered_at=self._answered[-1][0] - now + wall_time if self._answered else None,
-            supervisors=tuple(fleet.pid for fleet in local.fleets),
+            supervisors=tuple(fleet.snapshot.pid for fleet in seen.fleets),
+            silent=seen.silent,
             added=rates[0],
             removed=rates[1],
             queues=tuple(self._queues()),
-            steps=tuple(_step_rates(earlier, local)),
-            workers=tuple(_worker_rows(self._last, earlier, local)),
-            longest=tuple(_find_longest(self._last, local)),
+            steps=tuple(_step_rates(earlier, seen)),
+            edges=tuple(_edge_rates(earlier, seen)),
+            workers=tuple(_worker_rows(self._last, earlier, seen)),
+            longest=tuple(_find_longest(self._last, seen)),
         )
 
     @property
@@ -147,12 +163,13 @@ class TopHistory:
             yield msgspec.structs.replace(row, growth=growth)
 
 
-def _ours(fleets: Iterable[Snapshot], sessions: tuple[Session, ...] | None) -> Iterator[Snapshot]:
-    """Yield the fleets of this database: all but those whose workers have connections, and none of them is here."""
-    known = {session.pid for session in sessions or ()}
+def _ours(fleets: Iterable[SeenFleet], sessions: tuple[Session, ...] | None) -> Iterator[SeenFleet]:
+    """Yield the fleets of this database: all that were named, and those of this host but the ones whose workers have
+    connections, and none of them is to this database."""
+    known = {session.worker for session in sessions or ()}
     for fleet in fleets:
-        connected = {worker.pid for worker in fleet.workers if worker.is_connected}
-        if sessions is None or not connected or connected & known:
+        connected = {worker.holder for worker in fleet.snapshot.workers if worker.is_connected}
+        if fleet.host != HERE or sessions is None or not connected or connected & known:
             yield fleet
 
 
@@ -171,31 +188,60 @@ def _count_queues(sample: DatabaseSample) -> list[QueueRow]:
 # --- steps --------------------------------------------------------------------------------------------------
 
 
-def _step_rates(earlier: LocalSample, now: LocalSample) -> Iterator[StepRates]:
-    seconds = now.seen_at - earlier.seen_at
-    before, after = _sum_steps(earlier.fleets), _sum_steps(now.fleets)
-    for name, counts in sorted(after.items()):
-        old = before.get(name, StepCounts(task=counts.task, step=counts.step))
-        run, wait = _difference(counts.run, old.run), _difference(counts.wait, old.wait)
+def _step_rates(earlier: FleetsSample, now: FleetsSample) -> Iterator[StepRates]:
+    before, after, seconds = _both(earlier, now)
+    known, older, newer = _sum_steps(now.fleets), _sum_steps(before), _sum_steps(after)
+    for name, counts in sorted(known.items()):
+        nothing = StepCounts(task=counts.task, step=counts.step)
+        old, new = older.get(name, nothing), newer.get(name, nothing)
+        run, wait = _difference(new.run, old.run), _difference(new.wait, old.wait)
         yield StepRates(
             step=f"{counts.task}.{counts.step}" if counts.task else "(unknown)",
             runs=run.count / seconds if seconds else None,
-            errors=max(0, _errors(counts) - _errors(old)) / seconds if seconds else None,
+            errors=max(0, _errors(new) - _errors(old)) / seconds if seconds else None,
             run_p50=run.quantile(0.5),
             run_p95=run.quantile(0.95),
             wait_p50=wait.quantile(0.5),
             wait_p95=wait.quantile(0.95),
             done=counts.done + counts.next,
+            next=counts.next,
             parked=counts.parked,
         )
 
 
-def _sum_steps(fleets: Iterable[Snapshot]) -> dict[tuple[str, str], StepCounts]:
+def _both(earlier: FleetsSample, now: FleetsSample) -> tuple[list[SeenFleet], list[SeenFleet], float | None]:
+    """Return the fleets that both samples have, as they were and as they are, and the seconds between; None if there
+    are no such fleets, or the samples are one. Rates are of these."""
+    old = {fleet.key: fleet for fleet in earlier.fleets}
+    after = [fleet for fleet in now.fleets if fleet.key in old]
+    seconds = now.seen_at - earlier.seen_at
+    return [old[fleet.key] for fleet in after], after, seconds if after and seconds > 0 else None
+
+
+def _sum_steps(fleets: Iterable[SeenFleet]) -> dict[tuple[str, str], StepCounts]:
     sums: dict[tuple[str, str], StepCounts] = {}
     for fleet in fleets:
-        for counts in fleet.steps:
+        for counts in fleet.snapshot.steps:
             name = counts.task, counts.step
             sums[name] = sums[name] + counts if name in sums else counts
+    return sums
+
+
+def _edge_rates(earlier: FleetsSample, now: FleetsSample) -> Iterator[EdgeRates]:
+    before, after, seconds = _both(earlier, now)
+    older, newer = _sum_edges(before), _sum_edges(after)
+    for (task, step, then), tasks in sorted(_sum_edges(now.fleets).items()):
+        grown = newer.get((task, step, then), 0) - older.get((task, step, then), 0)
+        rate = grown / seconds if seconds else None
+        yield EdgeRates(task=task, step=step, next=then, tasks=tasks, rate=rate)
+
+
+def _sum_edges(fleets: Iterable[SeenFleet]) -> dict[tuple[str, str, str], int]:
+    sums: dict[tuple[str, str, str], int] = {}
+    for fleet in fleets:
+        for edge in fleet.snapshot.edges:
+            name = edge.task, edge.step, edge.next
+            sums[name] = sums.get(name, 0) + edge.count
     return sums
 
 
@@ -212,55 +258,46 @@ def _errors(counts: StepCounts) -> int:
 # --- workers ------------------------------------------------------------------------------------------------
 
 
-def _worker_rows(database: DatabaseSample, earlier: LocalSample, now: LocalSample) -> Iterator[WorkerRow]:
-    seconds = now.seen_at - earlier.seen_at
-    before = {(fleet.pid, worker.pid): worker for fleet in earlier.fleets for worker in fleet.workers}
-    sessions = {session.pid: session for session in database.sessions or ()}
+def _worker_rows(database: DatabaseSample, earlier: FleetsSample, now: FleetsSample) -> Iterator[WorkerRow]:
+    before = {fleet.key: fleet for fleet in earlier.fleets}
+    sessions = {session.worker: session for session in database.sessions or ()}
     leases = dict(database.leases)
     for fleet in now.fleets:
-        for worker in fleet.workers:
-            session = sessions.pop(worker.pid, None)
-            held = worker.leases if session is None else leases.pop(session.worker, 0)
-            usage = earlier.usage.get(worker.pid), now.usage.get(worker.pid)
-            yield _local_row(fleet, worker, before.get((fleet.pid, worker.pid)), usage, held, (now.seen_at, seconds))
-    for session in database.sessions or ():
-        if sessions.get(session.pid) is session or session.worker in leases:
-            held = leases.pop(session.worker, 0)
-            name, host = session.worker[:MAX_HOLDER], session.address or "?"
-            yield WorkerRow(worker=name, host=host, pid=session.pid, leases=held)
+        for worker in fleet.snapshot.workers:
+            session = sessions.pop(worker.holder, None)
+            held = leases.pop(worker.holder, worker.leases if session is None else 0)
+            yield _seen_row(fleet, worker, before.get(fleet.key), held)
+    for session in sessions.values():
+        held = leases.pop(session.worker, 0)
+        name, host = session.worker[:MAX_HOLDER], session.address or "?"
+        yield WorkerRow(worker=name, host=host, pid=session.pid, leases=held)
+    state = "" if database.sessions is None else "no connection"
     for holder, held in sorted(leases.items()):
-        yield WorkerRow(worker=holder[:MAX_HOLDER], host="?", leases=held, state="no connection")
+        yield WorkerRow(worker=holder[:MAX_HOLDER], host="?", leases=held, state=state)
 
 
-def _find_longest(database: DatabaseSample, local: LocalSample) -> Iterator[LeasedTask]:
+def _find_longest(database: DatabaseSample, seen: FleetsSample) -> Iterator[LeasedTask]:
     """Yield the tasks that were leased longest ago; their workers are named as in the rows of workers."""
-    pids = {session.worker: session.pid for session in database.sessions or ()}
-    labels = {worker.pid: _label(fleet, worker) for fleet in local.fleets for worker in fleet.workers}
+    labels = {worker.holder: _label(fleet, worker) for fleet in seen.fleets for worker in fleet.snapshot.workers}
     for task in sorted(database.longest, key=lambda task: -task.seconds):
-        label = labels.get(pids.get(task.worker, -1), task.worker[:MAX_HOLDER])
+        label = labels.get(task.worker, task.worker[:MAX_HOLDER])
         yield msgspec.structs.replace(task, worker=label)
 
 
-def _label(fleet: Snapshot, worker: WorkerState) -> str:
-    return f"{fleet.pid}/{worker.number}"
+def _label(fleet: SeenFleet, worker: WorkerState) -> str:
+    return f"{fleet.snapshot.pid}/{worker.number}"
 
 
-def _local_row(
-    fleet: Snapshot,
-    worker: WorkerState,
-    before: WorkerState | None,
-    usage: tuple[Usage | None, Usage | None],
-    leases: int,
-    clock: tuple[float, float],
-) -> WorkerRow:
-    now, seconds = clock
-    is_measured = before is not None and seconds > 0
-    old = worker if before is None else before
+def _seen_row(fleet: SeenFleet, worker: WorkerState, earlier: SeenFleet | None, leases: int) -> WorkerRow:
+    known = {} if earlier is None else {one.pid: one for one in earlier.snapshot.workers}
+    seconds = 0.0 if earlier is None else fleet.clock - earlier.clock
+    is_measured = worker.pid in known and seconds > 0
+    old = known.get(worker.pid, worker)
+    usage, used = fleet.usage.get(worker.pid), None if earlier is None else earlier.usage.get(worker.pid)
     lag = _difference(worker.lag, old.lag)
-    cpu = usage[1].cpu - usage[0].cpu if usage[0] is not None and usage[1] is not None else None
     return WorkerRow(
         worker=_label(fleet, worker),
-        host="here",
+        host=fleet.host,
         pid=worker.pid,
         state=_state_of(fleet, worker),
         leases=leases,
@@ -270,15 +307,15 @@ def _local_row(
         runs=(_runs(worker) - _runs(old)) / seconds if is_measured else None,
         errors=(_all_errors(worker) - _all_errors(old)) / seconds if is_measured else None,
         lag=lag.quantile(0.95) if is_measured else None,
-        cpu=max(0.0, cpu) / seconds if cpu is not None and is_measured else None,
-        rss=None if usage[1] is None else usage[1].rss,
-        uptime=max(0.0, now - worker.started),
+        cpu=max(0.0, usage.cpu - used.cpu) / seconds if usage and used and is_measured else None,
+        rss=None if usage is None else usage.rss,
+        uptime=max(0.0, fleet.clock - worker.started),
     )
 
 
-def _state_of(fleet: Snapshot, worker: WorkerState) -> str:
+def _state_of(fleet: SeenFleet, worker: WorkerState) -> str:
     if not worker.is_ready:
-        return "stopping" if fleet.is_stopping else "not ready"
+        return "stopping" if fleet.snapshot.is_stopping else "not ready"
     if not worker.is_connected:
         return "no database"
     return "ready" if worker.is_renewing else "no renewal"

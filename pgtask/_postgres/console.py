@@ -1,4 +1,4 @@
-"""The statements of the console: leases by worker, tasks by step, and the parts of a run.
+"""The statements of the console: tasks by step, and the parts of a run.
 
 Invariant: each reads a bounded number of index entries, and changes and locks nothing.
 """
@@ -6,7 +6,6 @@ Invariant: each reads a bounded number of index entries, and changes and locks n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,28 +20,15 @@ __all__ = [
     "MAX_CHILDREN",
     "MAX_FOLDED",
     "StepCount",
-    "WorkerLeases",
     "count_steps",
     "read_children",
     "read_last_checkpoints",
-    "read_leases",
 ]
 
 MAX_FOLDED = 5_000
 """The most tasks of a state that a page reads to fold or count them."""
 MAX_CHECKPOINTS = 300
 MAX_CHILDREN = 100
-
-
-class WorkerLeases(msgspec.Struct, frozen=True):
-    """The tasks that one worker has leased. `expired`: those whose lease it has not renewed."""
-
-    worker: str
-    tasks: int
-    expired: int
-    queue: str
-    ends_at: datetime
-    seen_at: datetime
 
 
 class StepCount(msgspec.Struct, frozen=True):
@@ -53,12 +39,6 @@ class StepCount(msgspec.Struct, frozen=True):
     step: str
     tasks: int
     is_cut: bool
-
-
-async def read_leases(connection: Any) -> list[WorkerLeases]:
-    """Return the leases of each worker, those with the most tasks first."""
-    rows = await connection.fetch(statement("web/leases"), MAX_FOLDED)
-    return [WorkerLeases(**plain_values(row)) for row in rows]
 
 
 async def count_steps(connection: Any) -> list[StepCount]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote
@@ -22,7 +23,17 @@ from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import TaskRow, aware, describe, transaction
 from pgtask._postgres.times import from_microseconds, to_microseconds
 
-__all__ = ["SCAN_LIMIT", "STATES", "Cursor", "Page", "TaskFilter", "find_tasks", "list_tasks"]
+__all__ = [
+    "SCAN_LIMIT",
+    "STATES",
+    "Cursor",
+    "Page",
+    "TaskFilter",
+    "check_error_pattern",
+    "filter_words",
+    "find_tasks",
+    "list_tasks",
+]
 
 STATES = ("leased", "ready", "scheduled", "parked")
 """The states of a task, in the order of lists: running, next to run, waiting for a person.
@@ -33,6 +44,7 @@ Parked tasks come last, because a filter by queue may have to read many of them 
 SCAN_LIMIT = 100_000
 """The most rows that one page reads; a filter may leave most of them out."""
 
+_LITERAL = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_"})  # in a pattern of LIKE
 # The first and last of Python's times stand for the infinities.
 _NEVER, _LONG_AGO = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 # Places before and after all rows of one time.
@@ -67,8 +79,19 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fields(self) -> list[str] | None:
-        """The parameter of pg_task_has: each path and its text; None: any."""
-        return [part for pair in self.where for part in pair] or None
+        """Two patterns that the step of each such task matches, and the parameter of pg_task_has: each path and its
+        text; None: any. See shared/matching.sql."""
+        if not self.where:
+            return None
+        longest = max(self.where, key=lambda pair: len(pair[1]))
+        return [*_written(*longest), *(part for pair in self.where for part in pair)]
+
+    @property
+    def words(self) -> str:
+        """What it chooses by, as the words of a command that has the same."""
+        words = [] if self.states == STATES else ["--state", ",".join(self.states)]
+        words += filter_words(self)
+        return shlex.join(words) or "--all"
 
     @property
     def stored_keys(self) -> list[str]:
@@ -92,10 +115,44 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
         return rf"^\s*\{{\s*{_quote_name(self.task)}\s*:\s*\{{\s*{inner}"
 
 
+def filter_words(wanted: TaskFilter, *, queue_flag: str = "--queue") -> list[str]:
+    """Return the filter, but for its states, as the words of a command that has the same."""
+    words = [] if wanted.queues is None else [queue_flag, ",".join(wanted.queues)]
+    if wanted.step is not None:
+        words += ["--step", wanted.step if wanted.task is None else f"{wanted.task}.{wanted.step}"]
+    elif wanted.task is not None:
+        words += ["--task", wanted.task]
+    for flag, text in (("--key", wanted.key), ("--error", wanted.error)):
+        words += [] if text is None else [flag, text]
+    words += [] if wanted.older_than is None else ["--age", f"{wanted.older_than.total_seconds():.12g}s"]
+    return words + [word for path, text in wanted.where for word in ("--where", f"{path}={text}")]
+
+
+def check_error_pattern(pattern: str) -> str:
+    """Return a pattern of LIKE. Raises `ValueError` for one that Postgres refuses."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise ValueError("the backslash at its end quotes nothing: write \\\\ for the sign itself")
+    return pattern
+
+
 def _quote_name(name: str | None) -> str:
     if name is None:
         return '"[^"]+"'
-    return re.sub(r"([^\w\s])", r"\\\1", json.dumps(name, ensure_ascii=False))
+    return _escape(json.dumps(name, ensure_ascii=False))
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([^\w\s])", r"\\\1", text)
+
+
+def _written(path: str, text: str) -> tuple[str, str]:
+    """Return a pattern of LIKE and a regular expression of a field as JSON without escapes has it. The last part of its
+    path may be the number of an item."""
+    name = path.rpartition(".")[2]
+    is_item = name.lstrip("-").isdigit()
+    pattern = "".join("%" + part.translate(_LITERAL) for part in ((text,) if is_item else (f'"{name}"', text)))
+    expression = rf'"?{_escape(text)}["\s,}}\]]'
+    return f"{pattern}%", expression if is_item else rf'"{_escape(name)}"\s*:\s*{expression}'
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -156,10 +213,16 @@ class _Section(msgspec.Struct, frozen=True):
 
 
 async def list_tasks(
-    connection: Any, wanted: TaskFilter, *, limit: int, after: Cursor | None = None, characters: int | None = None
+    connection: Any,
+    wanted: TaskFilter,
+    *,
+    limit: int,
+    after: Cursor | None = None,
+    characters: int | None = None,
+    max_read: int | None = None,
 ) -> Page:
     """Return a page of up to `limit` tasks, state by state; waiting ones lane by lane, in claim order. Of steps and
-    errors it holds the first `characters`.
+    errors it holds the first `characters`. With a filter it reads `max_read` tasks at most, by default `SCAN_LIMIT`.
 
     Each page is a snapshot of its own: a task that changes its place in between may show twice, or not at all.
     """
@@ -167,9 +230,9 @@ async def list_tasks(
         if wanted.key is not None:
             rows = await describe(connection, (await _find_keyed(connection, wanted))[:limit], characters)
             return Page(rows, [], None, False)
-        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now)
-        rows = await describe(connection, [task for task, _ in found], characters)
-    return Page(rows, [place for _, place in found], following, is_cut)
+        found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now, max_read or SCAN_LIMIT)
+        rows = await describe(connection, [row["id"] for _, row in found], characters)
+    return Page(rows, [_cursor_of(section, row) for section, row in found], following, is_cut)
 
 
 async def find_tasks(
@@ -179,8 +242,8 @@ async def find_tasks(
     async with transaction(connection, readonly=True) as now:
         if wanted.key is not None:
             return (await _find_keyed(connection, wanted))[:limit], None
-        found, following, _ = await _scan_sections(connection, wanted, limit, after, now)
-    return [task for task, _ in found], following
+        found, following, _ = await _scan_sections(connection, wanted, limit, after, now, SCAN_LIMIT)
+    return [row["id"] for _, row in found], following
 
 
 async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
@@ -189,21 +252,20 @@ async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
 
 
 async def _scan_sections(
-    connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None, now: datetime
-) -> tuple[list[tuple[UUID, Cursor]], Cursor | None, bool]:
-    """Return the tasks of a page with their places, the place of the next page, and whether the scan was cut short."""
-    found: list[tuple[UUID, Cursor]] = []
-    left = SCAN_LIMIT if wanted.is_selective else limit + 1
+    connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None, now: datetime, max_read: int
+) -> tuple[list[tuple[_Section, Any]], Cursor | None, bool]:
+    """Return the rows of a page with their sections, the place of the next page, and whether the scan was cut short."""
+    found: list[tuple[_Section, Any]] = []
+    left = max_read if wanted.is_selective else limit + 1
     for section in await _list_sections(connection, wanted, after):
         start = after if after is not None and _section_of(after) == section else None
         rows = await _read_section(connection, section, wanted, start, left, limit + 1 - len(found), now)
-        places = [_cursor_of(section, row) for row in rows]
-        found += [(row["id"], place) for row, place in zip(rows, places, strict=True) if row["matches"]]
+        found += [(section, row) for row in rows if row["matches"]]
         if len(found) > limit:
-            return found[:limit], found[limit - 1][1], False
+            return found[:limit], _cursor_of(*found[limit - 1]), False
         left -= rows[-1]["nth"] if rows else 0
         if left <= 0:
-            return found, places[-1], True
+            return found, _cursor_of(section, rows[-1]), True
     return found, None, False
 
 

@@ -1,4 +1,4 @@
-"""Pauses: queues, tasks and steps of which no worker or consumer starts a task, as rows.
+"""Pauses: queues, tasks, steps and keys of which no worker or consumer starts a task, as rows.
 
 Invariants: a thing that is paused twice is resumed by one call; whatever changes a pause leaves a row of who did it, in
 the same transaction.
@@ -17,11 +17,12 @@ from pgtask._postgres.store import statement
 
 __all__ = ["Pause", "Paused", "pause", "read_pauses", "resume"]
 
-Kind = Literal["queue", "task", "step"]
+Kind = Literal["queue", "task", "step", "key"]
 
 
 class Paused(NamedTuple):
-    """A thing that can be paused: a queue, a task or workflow, or a step (`Task.Step`)."""
+    """A thing that can be paused: a queue, a task or workflow, a step (`Task.Step`), or a key as its column has it
+    (`Task/key`)."""
 
     kind: str
     name: str

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import asyncpg
+
 from pgtask._postgres.connection import connect, map_errors
 from pgtask._postgres.migrate import migrate_again
-from pgtask._postgres.verify import Difference, Thing
+from pgtask._postgres.verify import REPAIR, Difference, Thing
+from pgtask.errors import SchemaError
 
 __all__ = ["repair_schema"]
 
@@ -49,14 +52,35 @@ async def _build_indexes(dsn: str, differences: Sequence[Difference]) -> None:
 
 
 async def _build_index(connection: Any, difference: Difference) -> None:
+    """Build an index. If that fails, what it has left is dropped. Raises `SchemaError` for keys that several tasks
+    have."""
+    thing = difference.thing
+    left = {"rebuild": f"{thing.name}_ccnew", "build": thing.name, "replace": f"{thing.name}_new"}[
+        str(difference.repair)
+    ]
+    try:
+        await _send_build(connection, difference, left)
+    except asyncpg.PostgresError as error:
+        await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {left}")
+        if not isinstance(error, asyncpg.UniqueViolationError):
+            raise
+        raise SchemaError(
+            f"cannot build the index {thing.name}: {(error.detail or str(error)).rstrip('.')}; several tasks have one "
+            f"key, see SELECT key, array_agg(id) FROM {thing.on_table} GROUP BY key HAVING count(*) > 1; cancel all "
+            f"but one of each (pgtask cancel ID), then run: {REPAIR}"
+        ) from error
+
+
+async def _send_build(connection: Any, difference: Difference, new: str) -> None:
+    """Build an index, which is called `new` until it is complete."""
     name, definition = difference.thing.name, difference.thing.definition
     match difference.repair:
         case "rebuild":
+            await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {new}")  # of a try that was interrupted
             await connection.execute(f"REINDEX INDEX CONCURRENTLY {name}")
         case "build":
             await connection.execute(definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
         case "replace":
-            new = f"{name}_new"
             await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {new}")
             await connection.execute(definition.replace(f" INDEX {name} ", f" INDEX CONCURRENTLY {new} ", 1))
             async with connection.transaction():

@@ -122,15 +122,21 @@ def _status(values: dict[str, Any]) -> RunStatus:
 
 
 async def list_runs(
-    connection: Any, *, name: str | None, state: RunState | None, limit: int, before: UUID | None
+    connection: Any,
+    *,
+    name: str | None,
+    state: RunState | None,
+    limit: int,
+    before: UUID | None,
+    max_read: int = MAX_RUNS_READ,
 ) -> tuple[list[RunStatus], UUID | None]:
     """List up to `limit` runs of a workflow (None: of all) in a state (None: any), the latest first; and the id before
-    which to continue, None at the end. Reads `MAX_RUNS_READ` runs at most. Runs that plain SQL has triggered and that
+    which to continue, None at the end. Reads `max_read` runs at most. Runs that plain SQL has triggered and that
     no worker has begun have no record: they are found among the latest `MAX_UNBEGUN` tasks."""
     found: list[RunStatus] = []
     after = before or _LATEST
     unbegun = await _list_unbegun(connection, name, state, limit, after)
-    for _ in range(MAX_RUNS_READ // _CHUNK):
+    for _ in range(max_read // _CHUNK):
         chunk = _CHUNK if state is not None else min(_CHUNK, limit - len(found))
         text, *args = ("runs/list", after, chunk) if name is None else ("runs/list_named", after, chunk, name)
         ids = [UUID(int=row[0].int) for row in await connection.fetch(statement(text), *args)]

@@ -6,6 +6,7 @@ children. Each portion is one transaction, which waits for no row that another s
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -55,12 +56,26 @@ class Change(msgspec.Struct, frozen=True):
         """The parameters of its statements, after those that choose the tasks."""
         return ()
 
+    @property
+    def words(self) -> list[str]:
+        """What it does beside its name, as words of its command."""
+        return []
+
+    @property
+    def action(self) -> str:
+        """What it does, for the row of an action."""
+        return shlex.join([self.name, *self.words])
+
 
 class Cancel(Change, frozen=True):
     """Remove the task; under a live lease only by `force`."""
 
     name: ClassVar[str] = "cancel"
     force: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        return ["--force"] if self.force else []
 
 
 class Retry(Change, frozen=True):
@@ -81,6 +96,10 @@ class Reschedule(Change, frozen=True):
         assert self.at is not None  # of fix_time
         return (self.at,)
 
+    @property
+    def words(self) -> list[str]:
+        return ["--after", f"{self.delay:.12g}s"] if self.at is None else ["--at", self.at.isoformat()]
+
 
 class Move(Change, frozen=True):
     """Move the task to another queue or priority; None: as it is."""
@@ -92,6 +111,11 @@ class Move(Change, frozen=True):
     @property
     def args(self) -> tuple[Any, ...]:
         return (self.queue, self.priority)
+
+    @property
+    def words(self) -> list[str]:
+        given = (("--queue", self.queue), ("--priority", self.priority))
+        return [word for name, value in given if value is not None for word in (name, str(value))]
 
 
 async def begin_bulk(connection: Any, wanted: TaskFilter, change: Change) -> tuple[TaskFilter, Change]:
@@ -159,6 +183,7 @@ async def _change_chosen(connection: Any, ids: Sequence[UUID], wanted: TaskFilte
     """Change those of the tasks that the filter still chooses, in one transaction."""
     async with transaction(connection):
         if not isinstance(change, Cancel):
+            await connection.fetchval(statement("bulk/together"))
             done = await connection.fetchval(statement(f"bulk/{change.name}"), ids, *wanted.args, *change.args)
             return int(done)
         rows = await connection.fetch(statement("bulk/lock"), ids, *wanted.args, change.force)

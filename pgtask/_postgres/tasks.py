@@ -52,7 +52,8 @@ MAX_TRIES = 20  # of work that the server undoes: each time another transaction 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `pg_task` as it was at `seen_at`, by the clock of the server. An infinite time is the year 9999 or 1,
     and one that Python cannot hold is a `FarTime`. A task that waits behind another one has the time `behind`, at which
-    it is due once that is gone, and the id of that."""
+    it is due once that is gone, and the id of that. One that waits for a limit, or runs under it, has the key of that,
+    and the time `limit_at` at which it was due."""
 
     id: UUID
     state: str
@@ -72,6 +73,8 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     behind: datetime | None
     behind_id: UUID | None
     expires_at: datetime | None
+    limit_key: str | None = None
+    limit_at: datetime | None = None
     error: str | None
     seen_at: datetime
 

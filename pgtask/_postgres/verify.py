@@ -42,6 +42,8 @@ _READ = (
     "pg_task_archive",
     "pg_task_pauses",
     "pg_task_schedules",
+    "pg_task_limits",
+    "pg_task_limit_keys",
     "pg_task_schema",
 )
 READER: Privileges = dict.fromkeys(_READ, ("SELECT",))
@@ -54,6 +56,8 @@ WORKER: Privileges = {
     "pg_task_signals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_stops": ("SELECT",),
     "pg_task_pauses": ("SELECT",),
+    "pg_task_limits": ("SELECT", "INSERT", "UPDATE"),
+    "pg_task_limit_keys": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_schema": ("SELECT",),
 }
 """The privileges of a role of workers and clients, without an archive and without schedules."""

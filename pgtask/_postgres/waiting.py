@@ -12,7 +12,7 @@ from uuid import UUID
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import transaction
 
-__all__ = ["WaitingRun", "copy_rows", "read_once", "read_tasks"]
+__all__ = ["WaitingRun", "copy_rows", "find_empty_queues", "read_once", "read_tasks"]
 
 
 class WaitingRun(NamedTuple):
@@ -25,9 +25,15 @@ class WaitingRun(NamedTuple):
 
 
 async def copy_rows(
-    connection: Any, take: Callable[[bytes], None], *, max_bytes: int, queues: Sequence[str] | None
+    connection: Any,
+    take: Callable[[bytes], None],
+    *,
+    max_bytes: int,
+    queues: Sequence[str] | None,
+    sample: int | None = None,
 ) -> None:
-    """Give the columns id, step and error of all tasks to `take`, in the binary format of COPY, portion by portion."""
+    """Give the columns id, step and error of all tasks, or of so many chosen at random, to `take`, in the binary format
+    of COPY, portion by portion."""
 
     async def take_chunk(chunk: bytes) -> None:
         take(bytes(chunk))
@@ -35,13 +41,21 @@ async def copy_rows(
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         await connection.execute("SET LOCAL statement_timeout = 0")
         given = None if queues is None else list(queues)
-        await connection.copy_from_query(statement("check/rows"), max_bytes, given, output=take_chunk, format="binary")
+        name, more = ("check/rows", ()) if sample is None else ("check/sample", (sample,))
+        values = max_bytes, given, *more
+        await connection.copy_from_query(statement(name), *values, output=take_chunk, format="binary")
 
 
 async def read_tasks(connection: Any, ids: Sequence[UUID]) -> list[WaitingRun]:
     """Return the tasks of those runs that still wait."""
     rows = await read_once(connection, "check/runs", ids)
     return [WaitingRun(UUID(int=row["id"].int), row["step"], row["tried"], row["error"]) for row in rows]
+
+
+async def find_empty_queues(connection: Any, queues: Sequence[str]) -> list[str]:
+    """Return those of the queues that have no task."""
+    rows = await read_once(connection, "check/empty_queues", list(queues))
+    return [row["queue"] for row in rows]
 
 
 async def read_once(connection: Any, name: str, *parameters: Any) -> list[Any]:

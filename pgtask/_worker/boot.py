@@ -76,7 +76,7 @@ def boot_worker(
     exit_with_parent(spec.parent_fd)
     _pin_to_cpu(spec)
     if spec.page is not None:
-        spec.page.begin(os.getpid(), spec.number, time.time())
+        spec.page.begin(os.getpid(), spec.number, time.time(), spec.worker)
     code = _load_and_run(config, spec, run, hooks)
     end_if_copy(None)
     end_program(code)

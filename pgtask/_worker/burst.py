@@ -13,6 +13,7 @@ import msgspec
 from pgtask._postgres.store import Link
 from pgtask._status import MAX_PARKED
 from pgtask._worker.claim import Claim
+from pgtask._worker.limits import Limits
 
 __all__ = ["Burst"]
 
@@ -33,12 +34,14 @@ class Burst:
         foreign: str | None,
         queues: Sequence[str],
         horizon: float,
+        limits: Limits | None = None,
     ) -> None:
         self._link, self._claim = link, claim
         self._foreign = foreign
         self._names = names
         self._queues = list(queues) or None
         self._horizon = horizon
+        self._limits = limits
         self.is_over = False
         self.parked_left = 0
         """The number of tasks of this app that it has left parked, `MAX_PARKED` for so many or more."""
@@ -51,6 +54,8 @@ class Burst:
             return False
         ((leased, some_parked),) = await self._link.run("burst_left", self._queues, self._foreign)
         if leased:
+            return False
+        if await self._waits_for_limits():
             return False
         await self._claim.poll_lanes(is_complete=True)  # a task of the last lease may have been released since
         if not self._claim.may_find_tasks and not self._expects_more():
@@ -66,6 +71,14 @@ class Burst:
                 self.parked_left += tasks
             else:
                 self.parked_others += tasks
+
+    async def _waits_for_limits(self) -> bool:
+        """Return whether a task of this app waits for a limit and would be due without it."""
+        if self._limits is None or not self._limits.is_used:
+            return False
+        names = self._limits.names
+        ((waits,),) = await self._link.run("limits/left", names, self._horizon, self._queues, self._foreign)
+        return bool(waits)
 
     def _expects_more(self) -> bool:
         due = self._claim.next_due

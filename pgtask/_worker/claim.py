@@ -270,14 +270,22 @@ class Claim:
         except IndexError:
             return None
 
-    def obey_pauses(self, queues: frozenset[str], tasks: Iterable[str], steps: Iterable[str]) -> None:
-        """Claim none of the tasks of these queues, tasks and steps (`Task.Step`), and no others that were paused."""
+    def obey_pauses(
+        self, queues: frozenset[str], tasks: Iterable[str], steps: Iterable[str], keys: Iterable[str]
+    ) -> None:
+        """Claim none of the tasks of these queues, tasks, steps (`Task.Step`) and keys (`Task/key`), and no
+        others that were paused."""
         self._paused_queues = queues
-        self.foreign.set_paused(tasks, steps)
+        self.foreign.set_paused(tasks, steps, keys)
         self._lanes = [lane for lane in self._lanes if lane.queue not in queues]
         if self._last_lane is not None and self._last_lane.queue in queues:
             self._last_lane = None
         self.poll_soon()
+
+    @property
+    def paused_queues(self) -> frozenset[str]:
+        """The queues of which nothing is claimed."""
+        return self._paused_queues
 
     def skip_foreign(self, token: UUID) -> None:
         """Claim no more tasks of other apps from the lane in which the claim of `token` has taken one."""

@@ -162,6 +162,25 @@ class _ReleaseBatch(_FlushBatch):
         self._come_back()
 
 
+class _WaitBatch(_ReleaseBatch):
+    """Leases whose tasks have to wait for the limits of their steps, with the keys of these."""
+
+    statement = "limits/wait"
+
+    def __init__(self, flush: Flush, leases: list[TaskLease], keys: dict[TaskLease, str]) -> None:
+        super().__init__(flush, leases)
+        self._keys = keys
+
+    def _of(self, leases: list[TaskLease]) -> _WaitBatch:
+        part = _WaitBatch(self._flush, leases, self._keys)
+        part.inherit(self)
+        return part
+
+    def parameters(self) -> tuple[Any, ...]:
+        ids, tokens, _ = super().parameters()
+        return ids, tokens, [self._keys[lease] for lease in self._leases]
+
+
 class Flush:
     """The writer of `Outcomes` over `link`. It removes written leases from `leases`, and calls `wake` when an outcome
     that was set aside is written, and `due_in` with the seconds until the first new task of written outcomes is due.
@@ -349,6 +368,11 @@ class Flush:
         session has locked: its lease is kept, and `take_releasable` returns it later."""
         if leases:
             await self._writer.write(_ReleaseBatch(self, leases))
+
+    async def let_wait(self, unlimited: list[tuple[TaskLease, str]]) -> None:
+        """Have tasks wait for the limits of their steps, under these keys, since they were claimed without."""
+        if unlimited:
+            await self._writer.write(_WaitBatch(self, [lease for lease, _ in unlimited], dict(unlimited)))
 
     def end_released(self, leases: list[TaskLease], locked: set[UUID]) -> None:
         """Remove leases that a statement has released, but those whose rows are locked."""

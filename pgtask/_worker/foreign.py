@@ -1,10 +1,10 @@
-"""foreign: tasks of other apps in the same table, and of paused tasks and steps, which this worker skips.
+"""foreign: tasks of other apps in the same table, and of paused tasks, steps and keys, which this worker skips.
 
 Theory of operation. A worker claims any task that is due in its queues. When it meets a task whose family (the outer
 name of the envelope) its app does not have, it releases that task at once, as if never claimed. From then on it claims
 from that *lane* (a queue and a priority) by a statement that skips foreign families. Before, this costs nothing.
 
-Tasks of a paused task or step count as foreign: while there is such a pause, in all lanes.
+Tasks of a paused task, step or key count as foreign: while there is such a pause, in all lanes.
 
 Another app may have a million tasks there. So each search finds the first task of our own, and remembers the time
 before which all tasks were foreign: the next search begins there. A task that is released with an old time lies before
@@ -44,12 +44,16 @@ def pattern_of(families: Iterable[str]) -> str:
     return rf'^{SPACE}\{{{SPACE}"(?!(?:{ours})")(?:[^"\\]|\\.)*"{SPACE}:{SPACE}\{{'
 
 
-def paused_pattern(tasks: Iterable[str], steps: Iterable[str]) -> str | None:
+def paused_pattern(tasks: Iterable[str], steps: Iterable[str], keys: Iterable[str] = ()) -> str | None:
     """Return a regular expression of Postgres that matches the beginning of an envelope of one of these tasks, or of
-    one of these steps (`Task.Step`); None if there are none."""
+    one of these steps (`Task.Step`), or one of these keys (`Task/key`) behind it, as shared/envelope.sql has it; None
+    if there are none."""
     begins = [_begin(task) for task in sorted(tasks)]
     begins += [_begin(task) + _begin(name) for task, _, name in (step.partition(".") for step in sorted(steps))]
-    return f"^(?:{'|'.join(begins)})" if begins else None
+    patterns = [f"^(?:{'|'.join(begins)})"] if begins else []
+    if names := [re.sub(r"([^\w])", r"\\\1", key, flags=re.ASCII) for key in sorted(keys)]:
+        patterns.append(rf"\x01(?:{'|'.join(names)})$")
+    return "|".join(patterns) or None
 
 
 def _begin(name: str) -> str:
@@ -123,9 +127,10 @@ class Foreign:
             self._met.add(lane)
             self._lanes.setdefault(lane, _LaneSearch())
 
-    def set_paused(self, tasks: Iterable[str], steps: Iterable[str]) -> None:
-        """Skip the tasks of these tasks and steps as well, and no others that were paused. All searches begin anew."""
-        paused = paused_pattern(tasks, steps)
+    def set_paused(self, tasks: Iterable[str], steps: Iterable[str], keys: Iterable[str] = ()) -> None:
+        """Skip the tasks of these tasks, steps and keys as well, and no others that were paused. All searches begin
+        anew."""
+        paused = paused_pattern(tasks, steps, keys)
         patterns = [pattern for pattern in (self._of_others, paused) if pattern is not None]
         self.pattern = "|".join(patterns) or None
         self._is_everywhere = paused is not None

@@ -2,8 +2,8 @@
 
 Theory of operation. The pauses are rows, which this stage reads at the start, when a notification says that they have
 changed, after each new connection of the listener, and every ten seconds; each second without a listener. A paused
-queue has no lanes for the claims. Tasks of a paused task or step are passed over as those of other apps are
-(foreign.py).
+queue has no lanes for the claims. Tasks of a paused task, step or key are passed over as those of other apps
+are (foreign.py). A worker does not know the key of a task: while a key is paused, each next step is claimed anew.
 
 Invariant: no claim is sent before the pauses were read once.
 """
@@ -11,6 +11,7 @@ Invariant: no claim is sent before the pauses were read once.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 
 from pgtask._fastpath import Table
 from pgtask._log import EventLog
@@ -29,12 +30,23 @@ MAX_INTERVAL = 10.0  # the same with notifications, for a listener that has lost
 
 
 class Pauses:
-    """What is paused, as of the last look over `link`; `claim` and `table` obey it."""
+    """What is paused, as of the last look over `link`; `claim` and `table` obey it. Calls `limited` with the names of
+    the limits, if there are any."""
 
-    def __init__(self, link: Link, claim: Claim, table: Table | None, *, listens: bool) -> None:
+    def __init__(
+        self,
+        link: Link,
+        claim: Claim,
+        table: Table | None,
+        *,
+        listens: bool,
+        limited: Callable[[Iterable[str]], None] = lambda names: None,
+    ) -> None:
         self._link = link
         self._claim = claim
         self._table = table
+        self._limited = limited
+        self._limits: frozenset[str] = frozenset()
         self._interval = MAX_INTERVAL if listens else INTERVAL
         self._all: frozenset[Paused] = frozenset()
         self.was_read = False
@@ -52,21 +64,24 @@ class Pauses:
         self.due_at = time.monotonic() + self._interval
         try:
             if waits:
-                rows = await self._link.run("pauses", raises=(RowsLocked, StatementTimeout))
+                rows = await self._link.run("obeyed", raises=(RowsLocked, StatementTimeout))
             else:
-                rows = await self._link.once("pauses")
+                rows = await self._link.once("obeyed")
         except DatabaseUnavailable:
             self.due_at = time.monotonic() + INTERVAL
             return False
         self.was_read = True
-        before, self._all = self._all, frozenset(Paused(*row[:2]) for row in rows)
+        if (limits := frozenset(row[1] for row in rows if row[0] == "limit")) != self._limits or limits:
+            self._limits = limits
+            self._limited(limits)
+        before, self._all = self._all, frozenset(Paused(*row[:2]) for row in rows if row[0] != "limit")
         if self._all == before:
             return False
         tasks, steps = self._names("task"), self._names("step")
-        queues = self._names("queue")
-        self._claim.obey_pauses(queues, tasks, steps)
+        queues, keys = self._names("queue"), self._names("key")
+        self._claim.obey_pauses(queues, tasks, steps, keys)
         if self._table is not None:
-            self._table.pause(tasks, steps, bool(queues))
+            self._table.pause(tasks, steps, bool(queues or keys))
         if paused := self._all - before:
             log.info("work.paused", what=_list(paused))
         if resumed := before - self._all:

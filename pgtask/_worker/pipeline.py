@@ -35,6 +35,7 @@ from pgtask._worker.forked import end_if_copy
 from pgtask._worker.hold import Hold
 from pgtask._worker.invariants import PumpInvariants
 from pgtask._worker.leaving import cancel_steps, release_leases
+from pgtask._worker.limits import Limits
 from pgtask._worker.pauses import Pauses
 from pgtask._worker.renew import MAX_WAIT, Renew
 from pgtask._worker.schedules import Schedules
@@ -142,7 +143,14 @@ class Pipeline:
             families=self._table.families if skips_foreign else None,
         )
         self._behind = Behind(self.link, listens=config.listen)
-        self.pauses = Pauses(self.link, self._claim, self._table, listens=config.listen)
+        self.limits = Limits(
+            *(self.link, self._claim, app.limits.values()),
+            worker=worker,
+            queues=config.queue,
+            lease_timeout=config.lease_timeout,
+            max_step_bytes=config.max_step_bytes,
+        )
+        self.pauses = Pauses(self.link, self._claim, self._table, listens=config.listen, limited=self.limits.learn)
         self.schedules = Schedules(self.link, config.app or "", {} if config.burst else app.schedules)
         self.burst = Burst(
             self.link,
@@ -151,6 +159,7 @@ class Pipeline:
             queues=config.queue,
             horizon=config.burst_horizon,
             foreign=self._claim.foreign.pattern,
+            limits=self.limits,
         )
 
     def _build_dispatch(self, app: App, marks: Marks) -> None:
@@ -234,6 +243,7 @@ class Pipeline:
     def _poll_soon(self) -> None:
         """Poll at once, since a task may have become due."""
         self._claim.poll_soon()
+        self.limits.look_soon()
         self._work.set()
 
     def _look_behind(self) -> None:
@@ -329,6 +339,7 @@ class Pipeline:
             await self._obey_pauses()
             await self._promote()
             await self._start_scheduled()
+            await self._let_wait()
             unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_unwanted()
             if self.dispatch.quarantined:
                 unused += self.dispatch.batches.take_unstarted()
@@ -363,6 +374,17 @@ class Pipeline:
         if self.leaving is None and time.monotonic() >= self.schedules.due_at and await self.schedules.look():
             self._poll_soon()
 
+    async def _let_wait(self) -> None:
+        """Write what steps have shown about their limits, and have tasks wait for theirs that were claimed without."""
+        await self._note_limits()
+        if unlimited := self.dispatch.take_unlimited():
+            await self._flush.let_wait(unlimited)
+            self.limits.look_soon()
+
+    async def _note_limits(self) -> None:
+        if self.limits.is_used:
+            await self.limits.write_notes(self.dispatch.take_limit_notes())
+
     def _is_quiet(self) -> bool:
         """Return whether no step executes, and every outcome is in the database."""
         return not (self.dispatch.suspended or len(self.dispatch.outcomes) or self._flush.blocked)
@@ -394,6 +416,7 @@ class Pipeline:
         return is_small and bool(self.dispatch.ready) and self.leaving is None
 
     async def _write(self, outcomes: Outcomes) -> None:
+        await self._note_limits()
         self._note_outcomes(outcomes)
         await self._flush.flush(outcomes)
 
@@ -403,6 +426,8 @@ class Pipeline:
             if row.error is None:
                 self._claim.poll_in(row.delay)
         self._capacity.prefetch.count_outcomes(len(outcomes))
+        if self.limits.is_used:
+            self.limits.note_outcomes(outcomes)
 
     def _is_empty(self) -> bool:
         """Return whether no step executes or waits for its turn, and every outcome is in the database, or was set
@@ -420,6 +445,8 @@ class Pipeline:
         self._capacity.update()
         limit = self._capacity.claim_limit()
         same_lane_from = self._suspects.fills_from
+        if same_lane_from is None and self.pauses.was_read and (room := self._room_for_limits(limit)) > 0:
+            return await self._claim_limited(room)
         if not self.pauses.was_read or limit <= 0 or (same_lane_from is None and not self._claim.may_find_tasks):
             return False
         if seconds := self._hold.seconds_to_slot():
@@ -440,21 +467,39 @@ class Pipeline:
         if not rows:
             return self._claim.has_more
         self._capacity.prefetch.record_claim(time.monotonic() - began)
-        leases, displaced = self._leases.add_claimed(rows, token, sent)
+        self._admit(*self._leases.add_claimed(rows, token, sent), requested=self._claim.requested)
+        return True
+
+    def _room_for_limits(self, limit: int) -> int:
+        """Return how many tasks to claim under limits now."""
+        if limit <= 0 or not self.limits.is_used:
+            return 0
+        return limit if self.limits.is_due(others_wait=self._claim.may_find_tasks) else 0
+
+    async def _claim_limited(self, most: int) -> bool:
+        """Claim what a limit allows. Returns whether tasks came."""
+        rows, token, sent = await self.limits.claim(most, suspects=self._suspects.may_claim)
+        if rows:
+            leases, displaced = self._leases.add_claimed(rows, token, sent)
+            self.limits.mark(leases, rows)
+            self._admit(leases, displaced, requested=most)
+        return bool(rows) or self._claim.may_find_tasks
+
+    def _admit(self, leases: list[TaskLease], displaced: list[TaskLease], *, requested: int) -> None:
+        """Start claimed tasks."""
         self._lose(displaced)
         self._note_waiting(False)
         self.renew.watch_waiting()
         suspects = self._leases.take_suspects()
-        requested, is_empty = self._claim.requested, self._is_empty()
+        is_empty = self._is_empty()
         self.dispatch.admit(self._suspects.sort_claimed(leases, suspects, requested=requested, is_empty=is_empty))
-        return True
 
     async def _wait_for_work(self) -> None:
         """Wait until something happens, or a timer rings; there always is a timer, unless the worker leaves."""
         await self._hold.end_unused()
         wait = max(0.0, min(self._suspects.seconds_to_wait(), self._flush.seconds_to_wait()))
         if self.leaving is None:
-            looks = min(self._behind.due_at, self.pauses.due_at, self.schedules.due_at)
+            looks = min(self._behind.due_at, self.pauses.due_at, self._limits_due_at(), self.schedules.due_at)
             wait = min(wait, self._seconds_to_claim(), max(0.0, looks - time.monotonic()))
         self._note_waiting(self.leaving is None and self._capacity.claim_limit() > 0 and not self._claim.may_find_tasks)
         timer = None
@@ -469,6 +514,11 @@ class Pipeline:
         """Note whether this worker waits for tasks, so that writers notify it."""
         if self.wake is not None:
             self.wake.sleep.set_waiting(waits)
+
+    def _limits_due_at(self) -> float:
+        """The time of the next claim under limits, if there is room for one."""
+        has_room = self.pauses.was_read and self._capacity.claim_limit() > 0
+        return self.limits.due_at if has_room else float("inf")
 
     def _seconds_to_claim(self) -> float:
         """Seconds until a claim may bring tasks, as far as this worker knows, or until it checks for free slots."""

@@ -199,7 +199,10 @@ class _WorkerProcess:
         client = StepClient(functools.partial(self._make_client, pipeline.dispatch.db, self._config, self._app))
         stack.push_async_callback(client.close)
         pipeline.dispatch.tools = StepTools(
-            client=client.get, transactions=pipeline.transactions, progress=pipeline.dispatch.leases.report_progress
+            client=client.get,
+            transactions=pipeline.transactions,
+            progress=pipeline.dispatch.leases.report_progress,
+            charge=pipeline.dispatch.charge_limit,
         )
         pipeline.dispatch.resources = await stack.enter_async_context(opened_resources(self._app))
         pipeline.trace_steps(stack)  # the lifespan may have set the provider

@@ -23,7 +23,7 @@ from pgtask._sparing import SparingLog
 from pgtask._traces import operation
 from pgtask.outcome import Fail
 
-__all__ = ["StepSpans"]
+__all__ = ["StepSpans", "link_to", "read_context"]
 
 log = EventLog("pgtask.dispatch")
 
@@ -31,14 +31,15 @@ FLUSH_TIME = 2.0  # seconds for the export of what is left when a worker ends
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
-def _read(text: str) -> context.Context:
+def read_context(text: str) -> context.Context:
     """Return the context in which a span is a child of the one that a row names; an empty one if that is not valid."""
     parent, _, state = text.partition(" ")
     return _PROPAGATOR.extract({"traceparent": parent, "tracestate": state}, context=context.Context())
 
 
-def _link_to(text: str) -> list[trace.Link]:
-    named = trace.get_current_span(_read(text)).get_span_context()
+def link_to(text: str) -> list[trace.Link]:
+    """Return a link to the span that a row names; none if that is not valid."""
+    named = trace.get_current_span(read_context(text)).get_span_context()
     return [trace.Link(named)] if named.is_valid else []
 
 
@@ -59,7 +60,7 @@ class StepSpans:
             attributes |= {"messaging.message.id": str(lease.id), "pgtask.attempt": lease.tried + 1}
             is_first = lease.tried == 0
             lease.span = self._start(
-                queue, attributes, _read(text) if is_first else None, [] if is_first else _link_to(text)
+                queue, attributes, read_context(text) if is_first else None, [] if is_first else link_to(text)
             )
         except Exception as error:
             self._failed_log.log_or_count(error=repr(error)[:200])
@@ -74,7 +75,7 @@ class StepSpans:
                 queue = traced[0][1]
                 attributes = operation("process", queue, leases[0].label)
                 attributes["messaging.batch.message_count"] = len(leases)
-                span = self._start(queue, attributes, None, [link for text, _ in traced for link in _link_to(text)])
+                span = self._start(queue, attributes, None, [link for text, _ in traced for link in link_to(text)])
             for lease in leases:
                 lease.span = span if lease.trace is not None else None
         except Exception as error:

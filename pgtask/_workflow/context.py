@@ -23,6 +23,7 @@ from pgtask._error_text import describe
 from pgtask._fastpath import Handled, Requeue, TaskLease
 from pgtask._json_types import codec_of
 from pgtask._retry import seconds_before_retry, throttled_seconds
+from pgtask._traces import trace_to_write
 from pgtask._workflow.branches import Branch, Branches, Wait, misplaced_error
 from pgtask._workflow.children import ChildIds, ChildRun, child_rows, decode_results, encode_results
 from pgtask._workflow.entries import (
@@ -30,6 +31,7 @@ from pgtask._workflow.entries import (
     CollectResults,
     JournalEntry,
     SpawnChildren,
+    SpawnTraced,
     Suspend,
     TakeSignal,
 )
@@ -300,7 +302,11 @@ class RunContext(WorkflowContext):
             children = ChildIds.generate(flow.name, len(inputs))
             rows = child_rows(name, flow, children, inputs, queue, priority)
             checkpoint = self.history.number(branch.place, "spawn", name, children.to_json())
-            await self._submit(SpawnChildren(self.lease, checkpoint, self.history.take_version(), rows))
+            version, trace = self.history.take_version(), trace_to_write()
+            if trace is None:
+                await self._submit(SpawnChildren(self.lease, checkpoint, version, rows))
+            else:
+                await self._submit(SpawnTraced(self.lease, checkpoint, version, rows, trace))
             self.history.failed_before = 0
         else:
             try:

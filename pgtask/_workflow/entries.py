@@ -33,6 +33,7 @@ __all__ = [
     "LoadHistory",
     "RecordCheckpoint",
     "SpawnChildren",
+    "SpawnTraced",
     "Suspend",
     "TakeSignal",
 ]
@@ -126,6 +127,17 @@ class SpawnChildren(LeasedEntry[None], frozen=True, eq=False):
 
     def complete(self, answer: None, effects: JournalEffects) -> None:
         self.lease.clear_claims()
+
+
+class SpawnTraced(SpawnChildren, frozen=True, eq=False):
+    """Make children that are traced: below the span of the try that makes them."""
+
+    statement = "journal/spawn:traced"
+    trace: str
+
+    @staticmethod
+    def parameters(batch: Sequence[SpawnTraced]) -> list[Any]:  # type: ignore[override]  # a batch is of one kind
+        return [*SpawnChildren.parameters(batch), [entry.trace for entry in batch for _ in entry.children]]
 
 
 class TakeSignal(LeasedEntry[SignalResult], frozen=True, eq=False):
@@ -261,6 +273,7 @@ STATEMENTS: tuple[type[JournalEntry[Any]], ...] = (
     Adopt,
     RecordCheckpoint,
     SpawnChildren,
+    SpawnTraced,
     TakeSignal,
     Suspend,
     EndRun,

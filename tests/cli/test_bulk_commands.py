@@ -74,6 +74,40 @@ def test_bulk_changes_what_the_filter_chooses(
     assert command(*words, "--dry-run").out.startswith("0 tasks would") or words[0] == "reschedule"
 
 
+@pytest.mark.parametrize("words", [("retry", "--all"), ("reschedule", "--all", "--after", "1h")])
+def test_bulk_revives_the_record_of_a_failed_run(words: tuple[str, ...], database: str, command: Command) -> None:
+    run = insert(database, **PARKED)
+    query(database, "INSERT INTO pg_task_runs (id, name, state, error) VALUES ($1, 'W', 'ERROR', 'no')", run)
+    assert command(*words).out.startswith("1 task ")
+    assert query(database, "SELECT state, error, ended_at FROM pg_task_runs") == [(None, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("words", "times"),
+    [(("retry", "--all"), 1), (("move", "-q", "x", "--all"), 1), (("cancel", "--all"), 0)],
+)
+def test_bulk_tells_workers_once_and_calls_no_trigger(
+    words: tuple[str, ...], times: int, database: str, command: Command
+) -> None:
+    query(database, FILL)
+    for function in ("pg_task_notify", "pg_task_run_revived", "pg_task_touch"):
+        query(
+            database,
+            f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE 'row by row'; END $$",
+        )
+
+    async def listen_and_change(db: Any) -> None:
+        told: list[str] = []
+        await db.add_listener("pg_task_changed", lambda *args: told.append(args[-1]))
+        said = await asyncio.to_thread(command, *words)
+        assert said.code == 0, said.err
+        await db.fetchval("SELECT 1")
+        assert told == [""] * times
+
+    with_connection(database, listen_and_change)
+
+
 def test_limit_ends_a_bulk_change(database: str, command: Command) -> None:
     query(database, FILL)
     assert command("cancel", "--all", "-n", "30") == (0, "30 tasks cancelled\n", "")
@@ -90,6 +124,14 @@ def test_limit_ends_a_bulk_change(database: str, command: Command) -> None:
         ('{"T":{"S":{"a":{"b":[5,"x y"]}}}}', ["a.b.1=x y", "a.b.0=5"], True),
         ('{"T":{"S":{"a":{"b":[5,"x y"]}}}}', ["a.b.1=x y", "a.b.0=6"], False),
         ('{"T":{"S":{"a":"\\u0000"}}}', ["a=1"], False),
+        ('{"T": {"S": {"a" :  1 , "b": 12}}}', ["a=1", "b=12"], True),
+        ('{"T":{"S":{"\\u0061":"\\u0031/\\/"}}}', ["a=1//"], True),
+        ('{"T":{"S":{"a":12,"b":{"x":1}}}}', ["a=1"], False),
+        ('{"T":{"S":{"a":12,"b":{"x":1}}}}', ['b={"x":1}'], True),
+        ('{"T":{"S":["x",12]}}', ["1=12"], True),
+        ('{"T":{"S":{"a_%":"50% [a]_(b)"}}}', ["a_%=50% [a]_(b)"], True),
+        ('{"T":{"S":{"ab":"50x"}}}', ["a_=50%"], False),
+        ('{"T":{"S":{"a":""}}}', ["a="], True),
         ('{"T":{"S":"a"}}', ["a=1"], False),
         ('{"T":{"S":null}}', ["a=1"], False),
         ('{"T":7}', ["a=1"], False),
@@ -176,6 +218,7 @@ def test_rate_paces_a_change(database: str, command: Command, monkeypatch: pytes
     # 50 tasks at 100/s in portions of 20: the last one begins after 40 tasks, at 0.4 s.
     ((seconds,),) = query(database, "SELECT extract(epoch FROM ended_at - began_at)::float8 FROM pg_task_actions")
     assert seconds >= 0.4
+    assert query(database, ACTIONS)[0][1] == "--all --rate 100/s"
 
 
 def test_interrupt_leaves_whole_portions(database: str) -> None:
@@ -259,3 +302,18 @@ def test_prune_removes_old_actions(database: str, command: Command) -> None:
     for number in range(5):
         command("pause", f"q{number}")
     assert command("prune", "--actions", "--older-than", "0", "--batch", "2").out == "6 actions removed\n"
+
+
+def test_tasks_parked_for_one_time_are_all_changed(
+    database: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index scan backwards returns those of one index tuple forwards."""
+    monkeypatch.setattr(bulk, "PORTION", 100)
+    query(
+        database,
+        "INSERT INTO pg_task (step, error, tried, wakeup_at) "
+        "SELECT '{}', 'no', 3, '2026-01-01' FROM generate_series(1, 3000)",
+    )
+    query(database, "REINDEX INDEX pg_task_parked_idx")
+    assert command("retry", "--all").out == "3,000 tasks made due\n"
+    assert count(database, "error IS NOT NULL") == 0

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -108,7 +109,7 @@ def test_task_parked_for_the_same_error_does_not_count(waiting: str, command: Co
 def test_only_tasks_of_named_queues_are_checked(waiting: str, command: Command) -> None:
     query(waiting, "UPDATE pg_task SET queue = 'slow' WHERE step LIKE '%Count%'")
     assert command("check", "checked:app_renamed_field", "-q", "default").code == 0
-    said = command("check", "checked:app_renamed_field", "-q", "slow", "-q", "none")
+    said = command("check", "checked:app_renamed_field", "-q", "slow")
     assert (said.code, "1 task checked" in said.err) == (1, True)
 
 
@@ -290,6 +291,65 @@ def test_failures_that_are_recorded_are_no_break() -> None:
     assert run(replay([flow_], task, msgspec.Raw(b"null"), history, max_bytes=1000, seconds=5)) is None
 
 
+# --- files, samples and queues ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ORACLE)
+def test_check_of_a_dump_says_what_that_of_the_table_says(
+    here: str, command: Command, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "waiting.dump"
+    assert command("check", "--dump", str(file)) == (0, "", f"pgtask: 14 tasks written to {file}\n")
+    assert (file.stat().st_mode & 0o777, list(tmp_path.iterdir())) == (0o600, [file])
+    of_table = command("check", f"checked:app_{change}")
+    monkeypatch.setenv("PGTASK_DSN", with_database(here, "missing"))
+    assert command("check", "--from", str(file), f"checked:app_{change}") == of_table
+
+
+def test_dump_holds_times_that_python_cannot(waiting: str, command: Command, tmp_path: Path) -> None:
+    query(waiting, "UPDATE pg_task SET wakeup_at = '50000-01-01' WHERE error IS NULL AND locked_by IS NULL")
+    query(waiting, "UPDATE pg_task_checkpoints SET due_at = 'infinity'")
+    file = str(tmp_path / "waiting.dump")
+    assert command("check", "--dump", file).code == 0
+    assert command("check", "--from", file, "checked:app_before").err == command("check", "checked:app_before").err
+
+
+def test_dump_of_a_queue_or_a_sample_says_so(waiting: str, command: Command, tmp_path: Path) -> None:
+    query(waiting, "UPDATE pg_task SET queue = 'slow' WHERE step LIKE '%Count%'")
+    file = str(tmp_path / "waiting.dump")
+    assert "1 task written" in command("check", "--dump", file, "--queue", "slow").err
+    assert command("check", "--from", file, "checked:app_before").err == (
+        "pgtask: the file has the tasks of the queues slow only\n"
+        "pgtask: 1 task checked, 0 of them runs; nothing would break\n"
+    )
+    assert command("check", "--dump", file, "--sample", "3").code == 0
+    assert "3 tasks checked, chosen at random, " in command("check", "--from", file, "checked:app_before").err
+
+
+@pytest.mark.parametrize("size", [0, 10, 30, 200, -1])
+def test_dump_that_is_cut_is_refused(here: str, command: Command, tmp_path: Path, size: int) -> None:
+    file = tmp_path / "waiting.dump"
+    assert command("check", "--dump", str(file)).code == 0
+    file.write_bytes(file.read_bytes()[:size])
+    said = command("check", "--from", str(file), "checked:app_before")
+    assert (said.code, said.out) == (2, "")
+    assert "pgtask check --dump FILE" in said.err
+
+
+def test_sample_reads_so_many_tasks(here: str, command: Command) -> None:
+    said = command("check", "checked:app_before", "--sample", "5")
+    assert said.err.startswith("pgtask: 5 tasks checked, chosen at random, ")
+    said = command("check", "checked:app_renamed_field", "--sample", "1000")
+    assert (said.code, "14 tasks checked, chosen at random" in said.err) == (1, True)
+
+
+def test_mistyped_queue_is_refused(here: str, command: Command) -> None:
+    said = command("check", "checked:app_before", "--queue", "defualt")
+    assert (said.code, said.out) == (2, "")
+    assert "--queue defualt: the table has no task in it, and the code no step that waits there" in said.err
+    assert "the queues of the code are default" in said.err
+
+
 # --- causes, and the command --------------------------------------------------------------------------------
 
 
@@ -331,3 +391,7 @@ def test_wrong_use_of_check_is_one_line(here: str, command: Command) -> None:
     assert command("check").code == 2
     assert command("check", "checked:app_before", "--replay-limit", "soon").code == 2
     assert command("check", "checked:app_before", "--dsn", with_database(here, "missing")).code == 5
+    assert command("check", "--from", "missing.dump", "checked:app_before").code == 2
+    assert command("check", "--from", "missing.dump", "-q", "a", "checked:app_before").code == 2
+    assert command("check", "--dump", "a.dump", "checked:app_before").code == 2
+    assert command("check", "--dump", "missing/a.dump").code == 2

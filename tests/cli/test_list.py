@@ -275,9 +275,9 @@ def test_statements_never_scan_or_sort_the_table(database: str) -> None:
     never, long_ago, now = datetime.max, datetime.min, datetime.now(UTC)
     ids = [UUID(int=number) for number in range(3)]
     statements: list[tuple[Any, ...]] = [
-        ("list_tasks", "parked", "^x", ["q"], 0, now, never, (0, 1), 10, 5, "E%", now, ["a", "1"], now),
-        ("list_tasks", "leased", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["a", "1"], now),
-        ("list_tasks", "waiting", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["a", "1"], now),
+        ("list_tasks", "parked", "^x", ["q"], 0, now, never, (0, 1), 10, 5, "E%", now, ["%1%", "1", "a", "1"], now),
+        ("list_tasks", "leased", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["%1%", "1", "a", "1"], now),
+        ("list_tasks", "waiting", "^x", ["q"], 0, now, long_ago, (0, 1), 10, 5, "E%", now, ["%1%", "1", "a", "1"], now),
         ("describe", ids, 100),
         ("find_prefix", ids[0], ids[1], 3),
         ("find_ending", "01234567", 3),
@@ -309,7 +309,11 @@ def test_statements_never_scan_or_sort_the_table(database: str) -> None:
                     lines = await connection.fetch(f"EXPLAIN {statement(name)}", *args)
                 plan = NOTHING_TO_SORT.sub("", "\n".join(line[0] for line in lines))
                 assert "Index" in plan, name
-                assert not re.search(r"Seq Scan|Bitmap|Sort", plan), f"{name}:\n{plan}"
+                # Parked tasks of one time only: their order in the index is not that of their places.
+                assert ("Presorted Key: pg_task.wakeup_at" in plan or "Presorted Key: wakeup_at" in plan) == (
+                    "parked" in args[:1]
+                )
+                assert not re.search(r"Seq Scan|Bitmap|(?<!Incremental )Sort(?! Key)", plan), f"{name}:\n{plan}"
 
     with_connection(database, explain)
 

@@ -42,14 +42,25 @@ def test_stats_show_what_is_paused(database: str, command: Command) -> None:
     assert json.loads(command("stats", "--json").out)["pauses"][0]["name"] == "Crawl"
 
 
+def test_key_of_a_task_is_paused_alone(database: str, command: Command) -> None:
+    words = ("--task", "Crawl", "--key", "a b")
+    assert command("pause", *words) == (0, "key Crawl/a b is paused\n", "")
+    assert query(database, PAUSES) == [("key", "Crawl/a b", None)]
+    assert command("resume", *words) == (0, "key Crawl/a b goes on\n", "")
+    assert query(database, PAUSES) == []
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["pause", "--key", "k"], "--key k: a key belongs to a task or workflow; name this one by --task"),
+        (["pause", "--key", "k", "--task", "A", "--task", "B"], "name this one by --task"),
+        (["pause", "--key", "", "--task", "A"], "must be 1 to 512 characters"),
         (["pause", "--task", "Order.Charge"], "for a step: --step Task.Step"),
         (["pause", "--step", "Charge"], "must be the name of a task and its step"),
         (["pause", "--step", "A."], "must be the name of a task and its step"),
         (["pause", "a\x00b"], "queue"),
-        (["pause", "--reason", "x"], "name a queue, a --task or a --step"),
+        (["pause", "--reason", "x"], "name a queue, a --task, a --step or a --key"),
         (["resume"], "name a paused queue, --task or --step, or the id of a run"),
         (["resume", "--all", "reports"], "leave the names out"),
         (["resume", "reports"], "no queue of this name is paused"),

@@ -24,7 +24,7 @@ from uuid import UUID
 import msgspec
 import pytest
 from counted import Awaits, Plain, Refused
-from exported import ANY_PORT, APP
+from exported import ANY_PORT, APP, Exported
 from fix_commands import LEASED, PARKED, Command, insert, query
 from fix_database import fresh_database
 from fleet import put, working
@@ -35,7 +35,9 @@ from pgtask._cli.top_keys import press
 from pgtask._cli.top_lines import TopView, plain_lines, screen_lines
 from pgtask._observe.database import QueueDepth
 from pgtask._observe.fleet_database import DatabaseSample, FleetDatabase, LeasedTask, Session, Traffic
-from pgtask._observe.local_fleets import LocalSample
+from pgtask._observe.fleets import FleetsSample, SeenFleet
+from pgtask._observe.pages import Histogram, Snapshot, StepCounts, StepEdge
+from pgtask._observe.remote_fleets import RemoteFleets, parse_address
 from pgtask._observe.top import QueueRow, StepRates, TopFrame, TopHistory, WorkerRow
 
 ENTERS, LEAVES, RED = "\x1b[?1049h", "\x1b[?1049l", "\x1b[31m"
@@ -189,22 +191,85 @@ def sample(at: float, due: int, inserted: int, *, estimate: bool = False) -> Dat
 def test_rates_are_of_the_last_seconds_and_unknown_at_first() -> None:
     history = TopHistory()
     frames = [
-        history.frame(sample(at, 10 * at**2, 100 * at**2), LocalSample(float(at)), 1000.0 + at) for at in range(12)
+        history.frame(sample(at, 10 * at**2, 100 * at**2), FleetsSample(float(at)), 1000.0 + at) for at in range(12)
     ]
     assert (frames[0].added, frames[0].queues[0].growth) == (None, None)
     assert (frames[11].added, frames[11].removed, frames[11].queues[0].growth) == (1700.0, 0.0, 170.0)
-    gone = history.frame(DatabaseSample(error="gone"), LocalSample(12.0), 1012.0)
+    gone = history.frame(DatabaseSample(error="gone"), FleetsSample(12.0), 1012.0)
     assert (gone.database, gone.added, gone.answered_at) == ("gone", None, 1011.0)
     assert gone.queues[0].due == 1210
-    about = history.frame(sample(13, 1, 50_000, estimate=True), LocalSample(13.0), 1013.0)
+    about = history.frame(sample(13, 1, 50_000, estimate=True), FleetsSample(13.0), 1013.0)
     assert (about.queues[0].estimated, about.queues[0].growth, about.database) == (("due",), None, None)
     assert [(worker.host, worker.pid, worker.cpu) for worker in about.workers] == [("10.0.0.1", 7, None)]
+
+
+def counted_fleet(host: str, at: float, runs: int, started: float = 1.0) -> SeenFleet:
+    took = Histogram(float(runs), (0, runs, *(0,) * 19))
+    steps = (StepCounts(task="Order", step="Charge", run=took, next=runs, retried=runs // 10),)
+    edges = (StepEdge(task="Order", step="Charge", next="Ship", count=runs),)
+    counters: dict[str, Any] = {"claims": 0, "claimed": 0, "flushes": 0, "flushed": 0, "busy": 0.0, "lag": Histogram()}
+    snapshot = Snapshot(
+        pid=1, wanted=1, started=started, heard=at, is_stopping=False, workers=(), steps=steps, edges=edges, **counters
+    )
+    return SeenFleet(snapshot=snapshot, clock=at, host=host)
+
+
+def test_rates_are_of_fleets_that_both_looks_have() -> None:
+    history = TopHistory()
+
+    def look(at: float, *fleets: SeenFleet, silent: tuple[str, ...] = ()) -> TopFrame:
+        return history.frame(DatabaseSample(), FleetsSample(at, fleets, silent), 1000.0 + at)
+
+    first = look(0.0, counted_fleet("a", 0.0, 1000))
+    assert (first.steps[0].runs, first.steps[0].done, first.edges[0].rate) == (None, 1000, None)
+    # Another host answers now: what it has counted before is in no rate.
+    both = look(1.0, counted_fleet("a", 1.0, 1020), counted_fleet("b", 1.0, 50_000))
+    assert (both.steps[0].runs, both.steps[0].errors, both.steps[0].done) == (20.0, 2.0, 51_020)
+    assert (both.edges[0].tasks, both.edges[0].rate) == (51_020, 20.0)
+    gone = look(2.0, counted_fleet("b", 2.0, 50_030), silent=("a: no answer",))
+    assert (gone.steps[0].runs, gone.edges[0].rate, gone.silent) == (None, None, ("a: no answer",))
+    assert screen(frame=gone)[2] == "a: no answer"
+    # A supervisor with the pid of an earlier one counts from zero.
+    anew = look(3.0, counted_fleet("b", 3.0, 7, started=2.5))
+    assert (anew.steps[0].runs, anew.steps[0].done) == (None, 7)
+
+
+def test_workers_with_one_pid_on_two_hosts_are_two() -> None:
+    sessions = (Session(7, "ab" * 8, "10.0.0.1"), Session(7, "cd" * 8, "10.0.0.2"))
+    found = DatabaseSample(sessions=sessions, leases={"cd" * 8: 3, "ef" * 8: 1})
+    frame = TopHistory().frame(found, FleetsSample(0.0), 1000.0)
+    rows = [(row.host, row.pid, row.leases, row.state) for row in frame.workers]
+    assert rows == [("10.0.0.1", 7, 0, ""), ("10.0.0.2", 7, 3, ""), ("?", None, 1, "no connection")]
+    hidden = TopHistory().frame(DatabaseSample(leases={"ef" * 8: 1}), FleetsSample(0.0), 1000.0)
+    assert [row.state for row in hidden.workers] == [""]  # behind a pooler nothing tells whether it is connected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("worker-7:9464", "http://worker-7:9464"),
+        ("https://worker-7/metrics", "https://worker-7"),
+        ("[::1]:9464", "http://[::1]:9464"),
+        ("ftp://worker-7:9464", None),
+        ("http://", None),
+        ("worker-7:port", None),
+        ("a b:1", None),
+        ("http://me:secret@worker-7:9464", None),
+    ],
+)
+def test_an_address_of_from_is_checked(database: str, command: Command, text: str, expected: str | None) -> None:
+    if expected is not None:
+        assert parse_address(text) == expected
+        return
+    said = command("top", "--once", "--from", text)
+    assert said.code == 2
+    assert "as http://worker-7:9464" in said.err
 
 
 def test_leases_are_counted_by_worker_and_age(database: str) -> None:
     holder = "00112233-4455-6677"
     now = int(time.time() * 1e6)
-    for age in (90, 30):
+    for age in (900, 300):
         token = f"{now - age * 1_000_000:016x}"
         old = {"created_at": "now() - interval '1 h'", "updated_at": "now() - interval '1 h'"}
         insert(database, **{**LEASED, **old, "locked_by": f"'{holder}-{token[:4]}-{token[4:]}'"})
@@ -222,8 +287,8 @@ def test_leases_are_counted_by_worker_and_age(database: str) -> None:
     found = asyncio.run(look())
     assert found.error is None
     assert found.leases == {"0011223344556677": 2, "ffffffffffff4fff": 1}
-    ages = sorted((task.worker[:4], round(task.seconds, -1)) for task in found.longest)
-    assert ages == [("0011", 30.0), ("0011", 90.0), ("ffff", 600.0)]
+    ages = sorted((task.worker[:4], round(task.seconds, -2)) for task in found.longest)
+    assert ages == [("0011", 300.0), ("0011", 900.0), ("ffff", 600.0)]
 
 
 # --- a fleet at work ----------------------------------------------------------------------------------------
@@ -240,7 +305,8 @@ def test_one_look_at_a_fleet_for_people_and_programs(database: str, command: Com
 
         def is_whole(frame: Any) -> bool:  # a worker fills in its page once a second
             leased = {(row["queue"], row["leased"]) for row in frame["queues"]}
-            return ("slow", 5) in leased and all(row["state"] == "ready" for row in frame["workers"])
+            ours = [row for row in frame["workers"] if row["worker"].startswith(f"{fleet.process.pid}/")]
+            return ("slow", 5) in leased and all(row["state"] == "ready" for row in ours)
 
         frame = until(look, is_whole)
         assert frame["database"] is None
@@ -253,11 +319,25 @@ def test_one_look_at_a_fleet_for_people_and_programs(database: str, command: Com
         assert all(row["rss"] > 1e6 and row["cpu"] is not None and row["state"] == "ready" for row in ours)
         assert {row["step"] for row in frame["longest"]} == {"Counted.Awaits"}
         assert {row["worker"] for row in frame["longest"]} <= {row["worker"] for row in ours}
-        said = command("top", "--once", "--interval", "0.2")
+        address = f"http://127.0.0.1:{Exported(fleet).port}"
+        assert_asked_by_address(address, fleet.process.pid, ours)
+        said = command("top", "--once", "--interval", "0.2", "--from", f"{address}/metrics", "--from", "127.0.0.1:9")
         assert (said.code, said.err) == (0, "")
+        assert "http://127.0.0.1:9: Connection refused" in said.out
+        assert len(re.findall(rf"^{fleet.process.pid}/2 ", said.out, re.MULTILINE)) == 1  # not once more by its address
         assert all(text in said.out for text in ("Counted.Plain", "slow", "runs longest", f"{fleet.process.pid}/2"))
         fleet.send(signal.SIGQUIT)
         assert fleet.ends() == 0
+
+
+def assert_asked_by_address(address: str, pid: int, workers: list[Any]) -> None:
+    """What the exporter says of a supervisor is what its pages say here."""
+    (seen,), silent = asyncio.run(RemoteFleets([address]).sample())
+    assert (seen.host, seen.snapshot.pid, silent) == (address.removeprefix("http://"), pid, ())
+    assert {step.step: step.done for step in seen.snapshot.steps}["Plain"] == 500
+    assert sorted(worker.pid for worker in seen.snapshot.workers) == sorted(row["pid"] for row in workers)
+    assert all(usage.rss > 1e6 for usage in seen.usage.values())
+    assert len(seen.usage) == 2
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from client_kit import count, play
 from fix_database import run
 from post import Numbered, Write
 from schema_kit import payloads
-from sessions import connected, until
+from sessions import connected, until, until_waiting
 
 from pgtask import Client, EnqueueError, WorkflowContext, workflow
 from pgtask._postgres import listing, task_changes, task_store
 from pgtask._worker_client import WorkerClient
 from pgtask.config import load_config
-from pgtask.errors import TaskNotFound
+from pgtask.errors import PgtaskError, TaskNotFound
 
 HOUR = timedelta(hours=1)
 
@@ -264,5 +264,42 @@ def test_changed_task_wakes_a_worker(dsn: str) -> None:
             assert await payloads(dsn, bulk) == [""]
         id = await client.delay(Write("x"), HOUR)
         assert await payloads(dsn, lambda: client.task(id).reschedule(after=timedelta(0))) == [""]
+
+    play(dsn, scenario)
+
+
+ACTIONS = "SELECT action, filter, tasks, state FROM pg_task_actions WHERE ended_at > began_at ORDER BY id"
+
+
+def test_changes_of_many_leave_rows_of_who_did_it(dsn: str, small: None) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue_many(Numbered(number) for number in range(20))
+        assert await client.tasks(queue="post", step=Numbered).move(queue="it's", priority=3) == 20
+        assert await client.tasks(where={"n": 3}).cancel(force=True) == 1
+        await client.tasks().retry()
+        await db.execute("ALTER TABLE pg_task ADD CONSTRAINT own CHECK (queue <> 'no')")
+        with pytest.raises(PgtaskError):
+            await client.tasks(state=("ready", "parked"), older_than=timedelta(0)).move(queue="no")
+        assert [tuple(row) for row in await db.fetch(ACTIONS)] == [
+            ("move --queue 'it'\"'\"'s' --priority 3", "--queue post --task Post --step Numbered", 20, "done"),
+            ("cancel --force", "--where n=3", 1, "done"),
+            ("retry", "--all", 0, "done"),
+            ("move --queue no", "--state ready,parked --age 0s", 0, "failed"),
+        ]
+
+    play(dsn, scenario)
+
+
+def test_cancelled_change_of_many_says_so(dsn: str, small: None) -> None:
+    async def scenario(client: Client, db: Any) -> None:
+        await client.enqueue_many(Numbered(number) for number in range(20))
+        async with db.transaction():
+            await db.execute("LOCK TABLE pg_task IN ACCESS EXCLUSIVE MODE")
+            change = asyncio.create_task(client.tasks().move(queue="other"))
+            await until_waiting(db)
+            change.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await change
+        assert await db.fetchval("SELECT state FROM pg_task_actions") == "stopped"
 
     play(dsn, scenario)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -86,6 +87,15 @@ def test_each_manager_waits_for_the_grace() -> None:
         config = load_config({"dsn": "postgresql:///x", "app": "a:b", **supervisor._parse(arguments)})
         assert "--grace" in arguments, file
         assert seconds > config.grace + STOP_MARGIN, file
+
+
+def test_compose_has_no_password_of_its_own() -> None:
+    """And takes any characters in yours, as they are not part of a URL."""
+    for name in ("worker", "migrate"):
+        environment = compose()[name]["environment"]
+        assert environment["PGPASSWORD"].startswith("${POSTGRES_PASSWORD:?"), "any characters, and none by default"
+        assert urlsplit(environment["DATABASE_URL"]).password is None
+    assert compose()["postgres"]["environment"]["POSTGRES_PASSWORD"] == environment["PGPASSWORD"]
 
 
 def test_no_file_system_is_writable() -> None:

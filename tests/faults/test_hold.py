@@ -346,9 +346,9 @@ def test_commit_whose_reply_is_lost_counts_what_is_gone(dsn: str, ledger: Rows) 
     async def main() -> str:
         async with Line(dsn) as line:
             ended = asyncio.create_task(asyncio.to_thread(burst, line.dsn, "--no-listen", procs=1))
-            commits = "SELECT count(*) = 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'COMMIT%'"
-            await asyncio.to_thread(ledger.until, commits)
-            line.swallow()
+            sleeps = "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE 'COMMIT%'"
+            await asyncio.to_thread(ledger.until, sleeps)
+            line.swallow(b"COMMIT")
             await asyncio.to_thread(ledger, "INSERT INTO go DEFAULT VALUES")
             return (await ended).output
 

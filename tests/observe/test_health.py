@@ -104,7 +104,7 @@ def test_the_backlog_is_never_empty_while_a_task_runs(dsn: str, rows: Rows) -> N
 def test_an_unknown_page_names_the_others(dsn: str) -> None:
     with ready(dsn, *ANY_PORT, app=APP) as fleet:
         status, text = Exported(fleet).get("/")
-        assert (status, text) == (404, "there are /metrics /livez /readyz\n")
+        assert (status, text) == (404, "there are /metrics /livez /readyz /fleet\n")
 
 
 def test_a_port_in_use_is_one_clear_error(dsn: str) -> None:
@@ -130,13 +130,13 @@ def test_a_missing_library_is_named_with_the_remedy(dsn: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("text", "address"),
-    [("9187", ("", 9187)), ("localhost:9187", ("localhost", 9187)), ("[::1]:0", ("::1", 0)), (9187, ("", 9187))],
+    [("9464", ("", 9464)), ("localhost:9464", ("localhost", 9464)), ("[::1]:0", ("::1", 0)), (9464, ("", 9464))],
 )
 def test_address_of_the_metrics(text: object, address: tuple[str, int]) -> None:
     assert load_config({"metrics": text}, environ={}).metrics == address
 
 
-@pytest.mark.parametrize("text", ["", "x", "70000", "-1", "host:", "::1", "::1:9187", True, 1.5])
+@pytest.mark.parametrize("text", ["", "x", "70000", "-1", "host:", "::1", "::1:9464", True, 1.5])
 def test_wrong_address_is_refused(text: object) -> None:
     with pytest.raises(ConfigError, match=r"--metrics=.*expected"):
         load_config({"metrics": text}, environ={})

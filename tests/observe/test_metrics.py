@@ -30,7 +30,7 @@ def drained(rows: Rows) -> None:
 
 def test_counters_equal_the_ledger(dsn: str, rows: Rows) -> None:
     put(dsn, *[Plain()] * 3000, *[Plain(fails=1)] * 200, *[Plain(fails=9)] * 30)
-    put(dsn, *[Refused()] * 50, *[First()] * 400, *[Awaits()] * 300, *[Threaded()] * 60)
+    put(dsn, *[Refused()] * 50, *[First()] * 390, *[First(0.001)] * 10, *[Awaits()] * 300, *[Threaded()] * 60)
     put(dsn, *[Together()] * 700, *[Together(bad=True)] * 3)
     put(dsn, *[Plain()] * 20, expires=datetime.now(UTC) - timedelta(seconds=1))
     with working(dsn, *ANY_PORT, procs=2, app=APP) as fleet:
@@ -52,6 +52,7 @@ def test_counters_equal_the_ledger(dsn: str, rows: Rows) -> None:
         }
         until_equal(exported.outcomes, wanted)
         samples = exported.samples()
+        assert samples["pgtask_step_transitions_total", "Second", "First", "Counted"] == 400
         runs = ("messaging_process_duration_seconds_count", "process", "pgtask")
         assert samples[*runs, "Plain", "Counted"] == 3200 + 260 + 30
         assert samples[*runs, "Threaded", "Counted"] == 60

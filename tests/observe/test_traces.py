@@ -171,6 +171,63 @@ def test_steps_of_a_workflow_are_spans_below_its_try(tell: Tell) -> None:
     assert {span["parent"] for span in spans.named("inside")} == {span["id"] for span in steps}
 
 
+def test_child_runs_are_below_the_try_that_makes_them(tell: Tell) -> None:
+    spans = tell("children")
+    tries = spans.named("process default")
+    send = spans.one("send default")
+    above = {span["id"] for span in tries if span["parent"] == send["id"]}  # before its children ran, and after that
+    children = [span["parent"] for span in tries if span["attributes"]["pgtask.step"] == "count.Run"]
+    assert (len(children), len(set(children))) == (2, 1)
+    assert set(children) < above
+    assert {span["trace"] for span in tries} == {send["trace"]}
+
+
+def test_consumer_makes_a_span_for_each_claim_and_try(dsn: str, file: Path) -> None:
+    produce(dsn, "plain")
+    produce(dsn, "consume")
+    spans = Spans([json.loads(line) for line in file.read_text().splitlines()])
+    send = spans.one("send q")
+    claims = spans.named("receive q")
+    assert [(one["kind"], one["links"]) for one in claims] == [("CONSUMER", [send["id"]])] * 2
+    first, second = spans.named("process q")
+    assert (first["parent"], first["links"], first["trace"]) == (send["id"], [], send["trace"])
+    assert (second["parent"], second["links"]) == (None, [send["id"]])
+    assert [one["attributes"]["pgtask.attempt"] for one in (first, second)] == [1, 2]
+    assert first["attributes"]["pgtask.step"] == "Traced.Plain"
+    assert [one["parent"] for one in spans.named("inside")] == [first["id"], second["id"]]
+
+
+def test_consumer_that_does_not_trace_makes_none(dsn: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    produce(dsn, "plain")
+    before = file.read_text()
+    monkeypatch.delenv("SPANS")
+    produce(dsn, "consume")
+    assert file.read_text() == before
+
+
+PARENT = f"00-{7:032x}-{9:016x}-01"
+
+
+@pytest.mark.parametrize(
+    ("parent", "state", "written"),
+    [
+        (PARENT, "", PARENT),
+        (PARENT, "a=b", f"{PARENT} a=b"),
+        (PARENT[:-1] + "0", "", None),
+        (f"00-{0:032x}-{9:016x}-01", "", None),
+        ("nonsense", "a=b", None),
+        ("", "", None),
+    ],
+)
+def test_command_enqueues_into_the_trace_of_its_environment(
+    dsn: str, rows: Rows, parent: str, state: str, written: str | None
+) -> None:
+    environ = {**os.environ, "PGTASK_DSN": dsn, "PYTHONPATH": PYTHONPATH, "TRACEPARENT": parent, "TRACESTATE": state}
+    command = [sys.executable, "-m", "pgtask", "enqueue", "traced:app", "Traced.Plain"]
+    subprocess.run(command, check=True, timeout=60, env=environ, stdout=subprocess.DEVNULL)
+    assert rows.value("SELECT trace FROM pg_task") == written
+
+
 def test_what_is_not_sampled_has_no_trace(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The producer decides for all that follows."""
     monkeypatch.setenv("RATIO", "0.1")

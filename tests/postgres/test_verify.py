@@ -6,6 +6,7 @@ import json
 from functools import partial
 from typing import Any, NamedTuple
 
+import asyncpg
 import fleet
 import pytest
 from fix_checked import trigger_runs
@@ -112,6 +113,32 @@ def test_difference_is_named_and_repaired(database: str, command: Command, damag
 def _without_order(found: dict[str, list[str]]) -> dict[str, set[str]]:
     """Leave out the numbers of the columns, and the validity that a rebuilt index has too."""
     return {name: set(lines) for name, lines in found.items() if name not in ("comments",)}
+
+
+@pytest.mark.parametrize("broken", ["missing", "different", "not valid"])
+def test_key_that_two_tasks_have_is_named_with_its_remedy(database: str, command: Command, broken: str) -> None:
+    """And no index is left behind that is not valid."""
+    query(database, "DROP INDEX pg_task_key_idx")
+    tasks = [insert(database, key="'Greeter/a'") for _ in range(2)]
+    if broken == "different":
+        query(database, "CREATE INDEX pg_task_key_idx ON pg_task (key) WHERE key IS NOT NULL")
+    elif broken == "not valid":
+        with pytest.raises(asyncpg.UniqueViolationError):
+            query(database, "CREATE UNIQUE INDEX CONCURRENTLY pg_task_key_idx ON pg_task (key) WHERE key IS NOT NULL")
+    before = query(database, INDEXES)
+    for _ in range(2):
+        said = command("verify", "--repair")
+        assert (said.code, said.out) == (5, "")
+        assert "pg_task_key_idx: Key (key)=(Greeter/a) is duplicated; several tasks have one key" in said.err
+        assert said.err.endswith("(pgtask cancel ID), then run: pgtask verify --repair\n")
+        assert query(database, INDEXES) == before
+    assert command("cancel", tasks[0]).code == 0
+    assert command("verify", "--repair").code == 0
+
+
+INDEXES = """
+    SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indrelid = 'pg_task'::regclass ORDER BY 1
+"""
 
 
 def test_many_differences_are_repaired_at_once(database: str, command: Command) -> None:

@@ -30,8 +30,10 @@ class Refused(Counted):
 
 
 class First(Counted):
+    seconds: float = 0.0
+
     async def run(self, ctx: Context) -> Next[Second]:
-        return Next(Second())
+        return Next(Second(), after=timedelta(seconds=self.seconds))
 
 
 class Second(Counted):

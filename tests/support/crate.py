@@ -52,7 +52,10 @@ CRATE_1_0 = f"""
     CREATE TRIGGER pg_task_error_update AFTER UPDATE OF error ON pg_task FOR EACH ROW
         WHEN (OLD.error IS NULL AND NEW.error IS NOT NULL) EXECUTE FUNCTION pg_task_notify_on_error();
 """
-OUR_INDEXES = {f"pg_task_{name}" for name in ("pkey", "ready_idx", "lease_idx", "parked_idx", "key_idx", "behind_idx")}
+OUR_INDEXES = {
+    *("pg_task_pkey", "pg_task_ready_idx", "pg_task_lease_idx", "pg_task_parked_idx", "pg_task_key_idx"),
+    *("pg_task_behind_idx", "pg_task_limited_idx", "pg_task_limit_held_idx", "pg_task_limit_before_idx"),
+}
 OUR_TRIGGERS = {
     *("pg_task_inserted", "pg_task_rescheduled", "pg_task_inserted_parked", "pg_task_parked", "pg_task_touched"),
     *("pg_task_run_parked", "pg_task_run_revived"),
@@ -62,11 +65,14 @@ OUR_FUNCTIONS = {
     *(
         "pg_task_check_json",
         "pg_task_check_name",
+        "pg_task_claim_limited",
+        "pg_task_cost",
         "pg_task_estimate",
         "pg_task_family",
         "pg_task_has",
         "pg_task_is_printable",
         "pg_task_lanes",
+        "pg_task_note_limits",
         "pg_task_notify_paused",
         "pg_task_run_parked",
         "pg_task_run_revived",

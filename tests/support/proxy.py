@@ -26,6 +26,8 @@ class Line:
     def __init__(self, dsn: str) -> None:
         self._upstream = dsn
         self._swallow = False
+        self._swallowing: set[asyncio.StreamWriter] = set()  # lines that are cut at their next answer
+        self._asked: dict[asyncio.StreamWriter, bytes] = {}  # by line: what its client has sent last
         self._trap: tuple[bytes, str] | None = None
         self._go = asyncio.Event()
         self._lines: set[asyncio.Task[None]] = set()
@@ -47,8 +49,12 @@ class Line:
         await asyncio.gather(*self._lines, return_exceptions=True)
         await self._server.wait_closed()
 
-    def swallow(self) -> None:
-        self._swallow = True
+    def swallow(self, question: bytes = b"") -> None:
+        """Cut the line that gets the next answer; or, with `question`, the one that waits for the answer to that."""
+        if question:
+            self._swallowing = {line for line, asked in self._asked.items() if question in asked}
+        else:
+            self._swallow = True
 
     def trap(self, text: bytes, how: str) -> None:
         """Cut the line of the next client that sends this text: `before` it reaches the server, `after` the server has
@@ -80,10 +86,11 @@ class Line:
     ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
+                self._asked[client] = data
                 if self._trap is not None and self._trap[0] in data:
                     (_, how), self._trap = self._trap, None
                     if how == "after":
-                        self._swallow = True
+                        self._swallowing.add(client)
                     else:
                         self.cut += 1
                         client.transport.abort()
@@ -98,8 +105,9 @@ class Line:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
-            if self._swallow:
+            if self._swallow or writer in self._swallowing:
                 self._swallow = False
+                self._swallowing.discard(writer)
                 self.cut += 1
                 return
             writer.write(data)

@@ -81,14 +81,15 @@ class Put(Shifts):
 
 class Shift(Shifts):
     text: str
+    then: str = ""
 
-    async def run(self, ctx: Context) -> Done:
+    async def run(self, ctx: Context) -> Done | Next[Put]:
         async with ctx.db.acquire() as connection:
             await make_told(connection)
         while self.text == "slow" and not await ctx.db.fetchval(GONE):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await tell(ctx, self.text)
-        return Done()
+        return Next(Put(self.then)) if self.then else Done()
 
 
 app: Any = App(Tale, Shifts)

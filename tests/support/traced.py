@@ -158,6 +158,11 @@ async def count(ctx: WorkflowContext, number: int) -> int:
     return await ctx.step("second", compute, number)
 
 
+@workflow("parents")
+async def parents(ctx: WorkflowContext, number: int) -> list[int]:
+    return await ctx.results(await ctx.spawn_many("children", count, [number, number]))
+
+
 @asynccontextmanager
 async def lifespan() -> AsyncIterator[None]:
     if "SPANS" in os.environ and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
@@ -165,7 +170,7 @@ async def lifespan() -> AsyncIterator[None]:
     yield
 
 
-app = App(Traced, count, lifespan=lifespan)
+app = App(Traced, count, parents, lifespan=lifespan)
 
 STEPS: dict[str, list[Task]] = {
     "plain": [Plain()],
@@ -195,6 +200,8 @@ async def act_async(dsn: str, act: str) -> None:
             await client.delay(Plain(), SOON)
         elif act == "trigger":
             await client.trigger(count, 1)
+        elif act == "children":
+            await client.trigger(parents, 1)
         elif act == "sampled":
             for _ in range(200):
                 with tracer.start_as_current_span("root", context=trace.set_span_in_context(trace.INVALID_SPAN)):
@@ -204,6 +211,18 @@ async def act_async(dsn: str, act: str) -> None:
         else:
             for step in STEPS[act]:
                 await client.enqueue(step, queue="q")
+
+
+async def act_as_consumer(dsn: str) -> None:
+    """In a trace of its own."""
+    async with Client(dsn, app=app) as client, client.consumer("q") as consumer:
+        for _ in range(2):
+            leases = await consumer.claim(wait=timedelta(seconds=20))
+            for lease in leases:
+                with lease.span() as span, tracer.start_as_current_span("inside"):
+                    assert span is not None or not isinstance(trace.get_tracer_provider(), TracerProvider)
+            await consumer.retry([lease for lease in leases if not lease.tried], after=SOON)
+            await consumer.done([lease for lease in leases if lease.tried])
 
 
 async def act_on_asyncpg(dsn: str) -> None:
@@ -234,4 +253,5 @@ if __name__ == "__main__":
         if act.startswith("sync"):
             act_in_sync(dsn, act)
         else:
-            asyncio.run(act_on_asyncpg(dsn) if act == "asyncpg" else act_async(dsn, act))
+            acts = {"asyncpg": act_on_asyncpg, "consume": act_as_consumer}
+            asyncio.run(acts[act](dsn) if act in acts else act_async(dsn, act))

@@ -142,6 +142,13 @@ def test_enqueue_refuses_what_a_client_refuses(name: str) -> None:
 # --- policy -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["on_conflict", "on_parked", "debounce", "ceiling", "expires"])
+def test_argument_of_a_client_is_refused_in_an_item(name: str) -> None:
+    for value in ("replace", SECOND, timedelta(0)):
+        with pytest.raises(EnqueueError, match=rf"Enqueue\({name}=...\): an item has no {name}, .*ctx.client.enqueue"):
+            Enqueue(Closes("a"), **{name: value})  # type: ignore[arg-type]
+
+
 def test_default_policy_is_as_documented() -> None:
     policy = Policy()
     assert (policy.retry_limit, policy.retry_delay, policy.backoff) == (0, SECOND, "constant")

@@ -12,9 +12,9 @@ import pytest
 from fleet import Fleet, Rows, burst, put, ready
 from pausing import Nap
 from sessions import connected
-from shifts import Begin, Put, Tell, told
+from shifts import Begin, Put, Shift, Tell, told
 
-from pgtask import Client
+from pgtask import Client, Enqueue
 from pgtask._worker.foreign import Foreign
 
 pytestmark = pytest.mark.timeout(120)
@@ -103,6 +103,35 @@ def test_paused_task_or_step_waits(dsn: str, rows: Rows, kind: str, name: str, o
         rows.until(ROWS, holds=none)
 
 
+def test_paused_key_waits_and_others_of_its_task_do_not(dsn: str, rows: Rows) -> None:
+    with ready(dsn, procs=2, app="shifts:app") as fleet:
+        pause(rows, "key", "Tale/a.b$")
+        fleet.until("work.paused", times=2)
+        keys = ["a.b$", "a.b", "axb$", "a.b$$", None]
+        put(dsn, *(Enqueue(Tell(str(key)), key=key) for key in keys))
+        rows.until(ROWS, holds=lambda value: value == 1)
+        assert sorted(told(rows)) == ["None", "a.b", "a.b$$", "axb$"]
+        assert rows("SELECT key, claims, tried FROM pg_task") == [("Tale/a.b$", 0, 0)]
+        resume(rows)
+        rows.until(ROWS, holds=none)
+    assert told(rows)[-1] == "a.b$"
+
+
+def test_next_step_of_a_paused_key_waits(dsn: str, rows: Rows) -> None:
+    with ready(dsn, app="shifts:app") as fleet:
+        put(dsn, Enqueue(Shift("slow", then="went on"), key="k"))
+        rows.until("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL", holds=lambda value: value == 1)
+        pause(rows, "key", "Shifts/k")
+        fleet.until("work.paused")
+        told(rows)
+        rows("INSERT INTO told (text) VALUES ('go')")
+        rows.until("SELECT count(*) FROM pg_task WHERE locked_by IS NULL", holds=lambda value: value == 1)
+        assert "went on" not in told(rows)
+        resume(rows)
+        rows.until(ROWS, holds=none)
+    assert "went on" in told(rows)
+
+
 def test_next_step_that_is_paused_waits(dsn: str, rows: Rows) -> None:
     """Also the one that would go on in the same worker."""
     with ready(dsn, app="shifts:app") as fleet:
@@ -167,6 +196,8 @@ def test_lanes_are_claimed_as_before_once_a_task_is_resumed() -> None:
     before = foreign.pattern
     foreign.set_paused(["Ours"], [])
     assert all(foreign.is_mixed(queue, 0) for queue in ("shared", "own"))
+    foreign.set_paused([], [], ["Ours/k"])
+    assert foreign.is_mixed("own", 0)
     foreign.set_paused([], [])
     assert [foreign.is_mixed(queue, 0) for queue in ("shared", "own")] == [True, False]
     assert foreign.pattern == before
@@ -174,7 +205,7 @@ def test_lanes_are_claimed_as_before_once_a_task_is_resumed() -> None:
 
 def test_nothing_is_claimed_before_the_pauses_were_read(dsn: str, rows: Rows) -> None:
     put(dsn, Tell("a"))
-    rows("ALTER TABLE pg_task_pauses RENAME COLUMN reason TO motive")
+    rows("ALTER TABLE pg_task_pauses RENAME COLUMN name TO word")
     with Fleet(dsn, app="shifts:app") as fleet:
         fleet.until("database.refused")
     assert rows.value(ROWS + " WHERE claims = 0") == 1
@@ -214,9 +245,9 @@ def test_task_in_a_paused_queue_does_not_go_on_to_its_next_step(dsn: str, rows: 
 # --- consumers
 
 
-@pytest.mark.parametrize(("kind", "name"), [("queue", "a"), ("task", "Tale")])
+@pytest.mark.parametrize(("kind", "name"), [("queue", "a"), ("task", "Tale"), ("key", "Tale/k")])
 def test_consumer_obeys_pauses(dsn: str, rows: Rows, kind: str, name: str) -> None:
-    put(dsn, Tell("x"), queue="a")
+    put(dsn, Enqueue(Tell("x"), queue="a", key="k"))
 
     async def main() -> None:
         async with Client(dsn) as client, client.consumer("a") as consumer:

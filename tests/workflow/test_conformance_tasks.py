@@ -194,6 +194,8 @@ def test_filters_choose_tasks(stores: Stores) -> None:
             assert await states(world, task=Errand, key="one", state="parked") == []
             assert await states(world, older_than=HOUR) == []
             assert await world.client.tasks(task="Errand", queue="default").count() == 2
+            assert await states(world, where={"weight": 1}) == await states(world, where={"weight": "1"}) == ["ready"]
+            assert await states(world, where={"weight": 10}) == await states(world, where={"weight.0": 1}) == []
 
     run(main())
 
@@ -246,6 +248,9 @@ def test_changes_of_many_are_counted_once(stores: Stores) -> None:
         ({"key": "k"}, "a key belongs to a task; give task= as well"),
         ({"older_than": 5}, "^older_than=5 must be a timedelta"),
         ({"queue": "a,b"}, "no queue has a comma in its name"),
+        ({"where": {"a..b": 1}}, "'a..b' is not the name of a field"),
+        ({"where": {"a": object()}}, "the value of a cannot be JSON"),
+        ({"where": {"a": "x\0"}}, "without NUL"),
     ],
 )
 def test_wrong_filters_are_refused(stores: Stores, wanted: dict[str, Any], says: str) -> None:

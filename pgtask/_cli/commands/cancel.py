@@ -29,5 +29,4 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    words = "--force" if args.force else ""
-    return change_named_or_chosen(args, Cancel(force=args.force), "cancelled", words=words)
+    return change_named_or_chosen(args, Cancel(force=args.force), "cancelled")

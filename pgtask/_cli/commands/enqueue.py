@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from pgtask._ids import TaskId
 from pgtask._nearest import did_you_mean
 from pgtask._postgres.migrate import migrate
 from pgtask._postgres.tasks import find_step, open_connection
+from pgtask._traces import adopt_environment
 from pgtask._validate import encode
 from pgtask.app import App, StepDefinition
 from pgtask.client import Client
@@ -75,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     check_key_options(args, is_run=flow is not None)
     _check_expires(args, is_run=flow is not None)
     database = find_database(vars(args), creates=True)
-    task, remark = asyncio.run(_insert_task(args, database, step, flow, at))
+    with adopt_environment(os.environ):
+        task, remark = asyncio.run(_insert_task(args, database, step, flow, at))
     try:
         write_lines([str(task)])
     except OutputError as error:  # a script that does not learn this would enqueue it twice

@@ -12,7 +12,7 @@ from pgtask._cli.options import add_filters, add_json, add_page, has_filters, ta
 from pgtask._cli.output import note, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import relative_time
-from pgtask._cli.tables import Column, Screen, detect_screen, one_line, shown_id, table_lines
+from pgtask._cli.tables import Column, Screen, detect_screen, one_line, printable, shown_id, table_lines
 from pgtask._cli.task_rows import STATE_COLOURS, task_json
 from pgtask._postgres.listing import SCAN_LIMIT, STATES, Cursor, list_tasks
 from pgtask._postgres.task_status import step_label
@@ -27,8 +27,8 @@ List tasks from the indexes of the table, state by state:
 
     leased     a worker runs it; soonest-expiring first
     ready      due, waits for a worker; in claim order
-    scheduled  due later, or behind the task that has its
-               key; in the same order
+    scheduled  due later, behind the task that has its
+               key, or behind its limit; in the same order
     parked     waits for you, with its error; latest first
 
 A page is --limit tasks. stderr names the --after of the next page; with --json, each object has its cursor. With a
@@ -43,9 +43,11 @@ TABLE_CHARACTERS = 1024  # of a step and an error, of which the table shows the 
 
 def _describe_time(row: TaskRow, screen: Screen) -> str:
     """Return the due time; of a leased task the end of its lease, of a parked one the time of its parking; of one that
-    waits behind another, the id of that."""
+    waits behind another, the id of that; of one that waits for a limit, its name and key."""
     if row.behind is not None and row.state == "scheduled":
         return "is next" if row.behind_id is None else f"behind {shown_id(str(row.behind_id), screen)}"
+    if row.limit_key is not None and row.state == "scheduled":
+        return f"limit {printable(row.limit_key.rstrip())}"
     if row.state == "leased" and row.lock_expires_at is not None:
         verb = "expired" if row.lock_expires_at < row.seen_at else "ends"
         return f"{verb} {relative_time(row.lock_expires_at, row.seen_at)}"

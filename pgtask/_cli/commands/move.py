@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from pgtask._cli.bulk import add_bulk, bulk_usage, change_named_or_chosen
 from pgtask._cli.parser import Parser
@@ -39,6 +38,4 @@ def run(args: argparse.Namespace) -> int:
         priority = None if args.priority is None else check_priority(args.priority)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    words = ["--queue", queue] if queue is not None else []
-    words += ["--priority", str(priority)] if priority is not None else []
-    return change_named_or_chosen(args, Move(queue=queue, priority=priority), "moved", words=shlex.join(words))
+    return change_named_or_chosen(args, Move(queue=queue, priority=priority), "moved")

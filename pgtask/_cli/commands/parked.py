@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from pgtask._cli.database import with_connection
-from pgtask._cli.options import add_filters, add_json, filter_words, has_filters, task_filter
+from pgtask._cli.options import add_filters, add_json, has_filters, task_filter
 from pgtask._cli.output import json_line, note, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import relative_time
 from pgtask._cli.tables import Screen, detect_screen, labelled_lines, printable
 from pgtask._postgres.causes import MAX_CAUSES, ParkedCause, find_causes
+from pgtask._postgres.listing import filter_words
 from pgtask.errors import ConfigError
 
 __all__ = ["HELP", "SUMMARY", "add_arguments", "cause_lines", "run"]
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_lines(json_line(_fields(cause)) for cause in causes)
         return 0
-    write_lines(cause_lines(causes, detect_screen(sys.stdout), filters=filter_words(args)))
+    write_lines(cause_lines(causes, detect_screen(sys.stdout), filters=filter_words(wanted)))
     tasks = sum(cause.tasks for cause in causes)
     if tasks:
         count = f"{tasks:,} parked task{'' if tasks == 1 else 's'}"

@@ -30,5 +30,4 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    words = f"--after {args.after:.12g}s" if args.at is None else f"--at {args.at.isoformat()}"
-    return change_named_or_chosen(args, Reschedule(at=args.at, delay=args.after), "rescheduled", words=words)
+    return change_named_or_chosen(args, Reschedule(at=args.at, delay=args.after), "rescheduled")

@@ -1,4 +1,4 @@
-"""`pgtask resume`: resume failed or cancelled runs, wake paused ones, and end the pauses of queues, tasks and steps."""
+"""`pgtask resume`: resume failed or cancelled runs, wake paused ones, and end pauses of queues, tasks, steps, keys."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from pgtask._cli.commands.pause import add_paused, paused_things
 from pgtask._cli.database import with_connection
 from pgtask._cli.names import Name, resolve_names
-from pgtask._cli.operator import operator_name
 from pgtask._cli.options import ID_HELP
 from pgtask._cli.output import note_failures, write_lines
 from pgtask._cli.parser import Parser
+from pgtask._operator import operator_name
 from pgtask._postgres.pauses import Paused, read_pauses, resume
 from pgtask._postgres.runs import resume_runs
 from pgtask.errors import ConfigError
@@ -24,11 +24,12 @@ HELP = """\
 Resume runs that failed (ERROR) or were cancelled, from their checkpoints, with all their retries; wake paused ones, to
 check again what they wait for. A run that a worker is running, or that has succeeded, is named.
 
-Let workers start tasks of queues, tasks and steps again that pgtask pause has paused. A word is a queue if a queue of
-this name is paused, else the id of a run.
+Let workers start tasks of queues, tasks, steps and keys again that pgtask pause has paused. A word is a queue if one
+of this name is paused, else the id of a run.
 
     pgtask resume reports
     pgtask resume --task Crawl
+    pgtask resume --task Crawl --key example.org
     pgtask resume --all
     pgtask resume 0198c1d2
 """

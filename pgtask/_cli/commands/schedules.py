@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 
 from pgtask._cli.database import with_connection
-from pgtask._cli.operator import operator_name
 from pgtask._cli.options import add_json
 from pgtask._cli.output import json_line, note, note_failures, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import relative_time
 from pgtask._cli.tables import Column, detect_screen, table_lines
 from pgtask._nearest import did_you_mean
+from pgtask._operator import operator_name
 from pgtask._postgres.schedules import (
     ScheduleRow,
     pause_schedules,

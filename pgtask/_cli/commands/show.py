@@ -72,6 +72,8 @@ def show_lines(row: TaskRow, screen: Screen) -> Iterator[str]:
     }
     if row.behind is not None:
         values["behind"] = _describe_behind(row)
+    if row.limit_key is not None and row.limit_at is not None:
+        values["limit"] = f"{printable(row.limit_key.rstrip())}, due {format_time(row.limit_at, row.seen_at)}"
     if row.progress is not None:
         values["progress"] = str(row.progress)
     for label, value in values.items():

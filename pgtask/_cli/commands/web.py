@@ -10,11 +10,12 @@ import socket
 from collections.abc import Callable
 
 from pgtask._cli.database import Database, find_database, load_configured_app
-from pgtask._cli.operator import operator_name
+from pgtask._cli.from_option import add_from, addresses_of
 from pgtask._cli.options import add_traceback, whole_number
 from pgtask._cli.output import note, write_lines
 from pgtask._cli.parser import Parser
-from pgtask._cli.quantities import format_elapsed, format_time, relative_time
+from pgtask._cli.quantities import format_elapsed, format_number, format_size, format_time, relative_time
+from pgtask._operator import operator_name
 from pgtask._postgres.migrate import migrate
 from pgtask.app import App
 from pgtask.config import load_config
@@ -25,8 +26,8 @@ __all__ = ["HELP", "SUMMARY", "add_arguments", "run"]
 SUMMARY = "show the tasks in a browser"
 HELP = """\
 Serve pages that show what waits, runs, is parked and has run, until Ctrl-C: queues, tasks, runs as timelines, parked
-tasks by cause, and with APP its state machine. They change nothing, unless --write: then stdout names a token, and a
-browser that has given it may retry, cancel, pause and resume.
+tasks by cause, and with APP its state machine. Rates, and all about workers, are those of pgtask top. The pages change
+nothing, unless --write: then stdout names a token, and a browser that has given it may retry, cancel, pause and resume.
 
     pgtask web shop:app
     pgtask web --read-dsn postgresql://replica/shop --write
@@ -36,7 +37,14 @@ that has one. It needs the extra web: pip install 'pgtask-supervisor[web]'
 """
 
 DEFAULT_PORT = 8321
-FORMATS: dict[str, Callable[..., str]] = {"ago": relative_time, "time": format_time, "elapsed": format_elapsed}
+FORMATS: dict[str, Callable[..., str]] = {
+    "ago": relative_time,
+    "time": format_time,
+    "elapsed": format_elapsed,
+    "rate": format_number,
+    "size": format_size,
+}
+FRESH, MAX_GAP = 1.0, 30.0  # seconds for which a look is shown again; between two looks that a rate is of
 
 
 def add_arguments(parser: Parser) -> None:
@@ -48,6 +56,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--read-dsn", metavar="DSN", help="the database that pages read, such as a replica")
     parser.add_argument("--write", action="store_true", help="let a browser that has the token act")
+    add_from(parser)
     add_traceback(parser)
 
 
@@ -55,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from pgtask._observe.server import listen
 
     _check_libraries()
+    addresses_of(args)
     app = _find_app(args.app)
     with listen((args.host, args.port), "--port") as listening:
         database = find_database(vars(args))
@@ -77,6 +87,7 @@ def _find_app(reference: str | None) -> App | None:
 
 
 async def _serve(args: argparse.Namespace, database: Database, app: App | None, listening: socket.socket) -> None:
+    from pgtask._observe.looks import FleetLooks
     from pgtask._observe.web.chart import draw_machines
     from pgtask._observe.web.guard import LOOPBACK
     from pgtask._observe.web.server import serve_site
@@ -87,8 +98,10 @@ async def _serve(args: argparse.Namespace, database: Database, app: App | None, 
         await migrate(database.dsn)
     port = listening.getsockname()[1]
     token = secrets.token_urlsafe(18) if args.write else None
+    reads, pooled = args.read_dsn or database.dsn, database.is_pooled
     site = Site(
-        reading=WebSessions(args.read_dsn or database.dsn, pooled=database.is_pooled),
+        reading=WebSessions(reads, pooled=pooled),
+        looks=FleetLooks(reads, pooled=pooled, addresses=addresses_of(args), fresh=FRESH, max_gap=MAX_GAP),
         templates=make_templates(FORMATS),
         charts=None if app is None else draw_machines(app),
         operator=f"{operator_name()} (web)",

@@ -6,18 +6,18 @@ the number that its question has shown.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
-from urllib.parse import parse_qsl
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from pgtask._observe.web.questions import FILTERS, BadQuestion, parse_filter, parse_id
+from pgtask._observe.web.questions import FILTERS, BadQuestion, parse_fields, parse_filter, parse_id
 from pgtask._observe.web.site import ActionKeys, Site
 from pgtask._postgres.actions import begin_action, note_action
-from pgtask._postgres.listing import TaskFilter, find_tasks
+from pgtask._postgres.listing import TaskFilter, filter_words, find_tasks
 from pgtask._postgres.pauses import Paused, pause, resume
 from pgtask._postgres.runs import read_statuses, resume_runs
 from pgtask._postgres.task_changes import PORTION, Cancel, Change, Retry, apply_change, change_portion
@@ -26,6 +26,7 @@ from pgtask.policy import check_queue
 __all__ = ["act", "confirm", "lock", "pause_or_resume", "unlock"]
 
 MAX_FORM = 64 * 1024
+_FIELDS = ("mark", "token", "do", "id", "number", "kind", "name", "reason", *FILTERS)
 CHANGES: dict[str, Change] = {"retry": Retry(), "cancel": Cancel()}
 DONE = {"retry": "made due", "cancel": "cancelled", "resume": "resumed"}
 View = Callable[[Request, Site, Mapping[str, str]], Awaitable[Response]]
@@ -37,7 +38,7 @@ async def _read_form(request: Request) -> dict[str, str]:
         body += part
         if len(body) > MAX_FORM:
             raise BadQuestion("the form is too large")
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+    return parse_fields(body, _FIELDS)
 
 
 def _guarded(view: View) -> Callable[[Request], Awaitable[Response]]:
@@ -86,7 +87,7 @@ async def lock(request: Request, site: Site, form: Mapping[str, str]) -> Respons
 async def confirm(request: Request) -> Response:
     """Show how many tasks an action would change, and ask."""
     site: Site = request.app.state.site
-    query = request.query_params
+    query = parse_fields(request.scope["query_string"], ("do", "id", *FILTERS))
     if not site.may_act(request):
         return site.render(request, "unlock.html", status=403, failed=False)
     do = _parse_action(query)
@@ -130,7 +131,7 @@ async def act(request: Request, site: Site, form: Mapping[str, str]) -> Response
     async with site.writing.session() as connection:
         if "id" not in form:
             wanted, number = _parse_bulk(form, do), _parse_number(form)
-            action = await begin_action(connection, site.operator, do, f"console, up to {number:,} parked tasks")
+            action = await begin_action(connection, site.operator, do, _chosen_by(wanted, number))
             done, _ = await change_portion(connection, wanted, CHANGES[do], limit=number, after=None)
             await note_action(connection, action, done, "done")
             asked = number
@@ -142,6 +143,11 @@ async def act(request: Request, site: Site, form: Mapping[str, str]) -> Response
     return site.render(
         request, "done.html", done=done, asked=asked, what=DONE[do], is_run=do == "resume", id=form.get("id", "")
     )
+
+
+def _chosen_by(wanted: TaskFilter, number: int) -> str:
+    """Return what the command of the same name would have chosen by."""
+    return shlex.join(["--parked", *filter_words(wanted), "--limit", str(number)])
 
 
 def _parse_number(form: Mapping[str, str]) -> int:

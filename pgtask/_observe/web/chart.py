@@ -12,10 +12,11 @@ import msgspec
 from pgtask.app import App, StepDefinition
 from pgtask.task import Task
 
-__all__ = ["BOX_HEIGHT", "BOX_WIDTH", "MachineBox", "MachineChart", "draw_machines", "find_beginnings"]
+__all__ = ["BOX_HEIGHT", "BOX_WIDTH", "MachineBox", "MachineChart", "MachineLine", "draw_machines", "find_beginnings"]
 
 BOX_WIDTH, BOX_HEIGHT = 225, 58
-_GAP_X, _GAP_Y, _MARGIN = 70, 34, 40
+_GAP_X, _GAP_Y, _MARGIN_LEFT, _MARGIN_RIGHT = 104, 44, 44, 70
+_MARGIN, _BOW = 12, 46  # above and below the boxes; for bows above them
 
 
 class MachineBox(msgspec.Struct, frozen=True):
@@ -31,13 +32,26 @@ class MachineBox(msgspec.Struct, frozen=True):
     fails: bool
 
 
+class MachineLine(msgspec.Struct, frozen=True):
+    """An edge from a step to the `next` one: its path in the language of SVG, and the place of its numbers: of the
+    first line, of which `anchor` is the middle or an end, and how far below it the second one is."""
+
+    step: str
+    next: str
+    path: str
+    x: int
+    y: int
+    anchor: str
+    below: int
+
+
 class MachineChart(msgspec.Struct, frozen=True):
-    """The drawing of one task: boxes, and the paths of its lines in the language of SVG."""
+    """The drawing of one task: boxes and lines."""
 
     name: str
     kind: str
     boxes: list[MachineBox]
-    lines: list[str]
+    lines: list[MachineLine]
     width: int
     height: int
 
@@ -55,17 +69,28 @@ def _draw(task: str, kind: str, steps: Sequence[StepDefinition]) -> MachineChart
     starts = find_beginnings(steps)
     places: dict[type[Task], tuple[int, int]] = {}
     columns = _rank(steps, starts)
+    top = _MARGIN + (_BOW if _has_bows(steps, columns) else 0)
     for column, members in enumerate(columns):
         for row, cls in enumerate(members):
-            places[cls] = (_MARGIN + column * (BOX_WIDTH + _GAP_X), _MARGIN + row * (BOX_HEIGHT + _GAP_Y))
+            places[cls] = (_MARGIN_LEFT + column * (BOX_WIDTH + _GAP_X), top + row * (BOX_HEIGHT + _GAP_Y))
     boxes = [
         MachineBox(one.task, one.name, one.policy.queue, *places[one.cls], one.cls in starts, one.finishes, one.fails)
         for one in steps
     ]
-    lines = [_line(places[one.cls], places[end]) for one in steps for end in one.edges]
+    names = {one.cls: one.name for one in steps}
+    lines = [
+        MachineLine(one.name, names[end], *_line(places[one.cls], places[end])) for one in steps for end in one.edges
+    ]
     rows = max(map(len, columns), default=1)
-    width = 2 * _MARGIN + len(columns) * BOX_WIDTH + (len(columns) - 1) * _GAP_X
-    return MachineChart(task, kind, boxes, lines, width, 2 * _MARGIN + rows * BOX_HEIGHT + (rows - 1) * _GAP_Y)
+    width = _MARGIN_LEFT + _MARGIN_RIGHT + len(columns) * BOX_WIDTH + (len(columns) - 1) * _GAP_X
+    height = top + rows * BOX_HEIGHT + (rows - 1) * _GAP_Y + _MARGIN
+    return MachineChart(task, kind, boxes, lines, width, height)
+
+
+def _has_bows(steps: Sequence[StepDefinition], columns: Sequence[Sequence[type[Task]]]) -> bool:
+    """Return whether an edge leads back, or to its own step."""
+    at = {cls: column for column, members in enumerate(columns) for cls in members}
+    return any(at[end] < at[one.cls] or end is one.cls for one in steps for end in one.edges)
 
 
 def _rank(steps: Sequence[StepDefinition], starts: Sequence[type[Task]]) -> list[list[type[Task]]]:
@@ -78,22 +103,27 @@ def _rank(steps: Sequence[StepDefinition], starts: Sequence[type[Task]]) -> list
     return columns[:-1]
 
 
-def _line(start: tuple[int, int], end: tuple[int, int]) -> str:
-    """Return the path from one box to another: to the right, or in a bow above if it leads back."""
+def _line(start: tuple[int, int], end: tuple[int, int]) -> tuple[str, int, int, str, int]:
+    """Return the path from one box to another, to the right, or in a bow above if it leads back; and the place of its
+    numbers, as `MachineLine` has it."""
     x1, y1, x2, y2 = *start, *end
     middle = BOX_HEIGHT // 2
     if x2 > x1:
         from_x, from_y, to_y = x1 + BOX_WIDTH, y1 + middle, y2 + middle
         half = (from_x + x2) // 2
-        return f"M{from_x} {from_y} C{half} {from_y} {half} {to_y} {x2 - 3} {to_y}"
+        path = f"M{from_x} {from_y} C{half} {from_y} {half} {to_y} {x2 - 3} {to_y}"
+        return path, half, (from_y + to_y) // 2 - 5, "middle", 18
     if start == end:
         x = x1 + BOX_WIDTH // 2
-        return f"M{x - 24} {y1} C{x - 24} {y1 - 28} {x + 24} {y1 - 28} {x + 24} {y1 - 3}"
-    from_x, to_x = x1 + BOX_WIDTH // 2 - 40, x2 + BOX_WIDTH // 2 + 40
+        path = f"M{x - 24} {y1} C{x - 24} {y1 - 28} {x + 24} {y1 - 28} {x + 24} {y1 - 3}"
+        return path, x + 33, y1 - 20, "start", 14
     if x1 == x2:
         edge = x1 - 26
-        return f"M{x1} {y1 + middle} C{edge} {y1 + middle} {edge} {y2 + middle} {x2 - 3} {y2 + middle}"
-    return f"M{from_x} {y1} C{from_x} {y1 - 34} {to_x} {y2 - 34} {to_x} {y2 - 3}"
+        path = f"M{x1} {y1 + middle} C{edge} {y1 + middle} {edge} {y2 + middle} {x2 - 3} {y2 + middle}"
+        return path, x1 - 8, y2 + middle + 16, "end", 14
+    from_x, to_x = x1 + BOX_WIDTH // 2 - 40, x2 + BOX_WIDTH // 2 + 40
+    path = f"M{from_x} {y1} C{from_x} {y1 - 34} {to_x} {y2 - 34} {to_x} {y2 - 3}"
+    return path, (from_x + to_x) // 2, (y1 + y2) // 2 - 31, "middle", 18
 
 
 def find_beginnings(steps: Sequence[StepDefinition]) -> list[type[Task]]:

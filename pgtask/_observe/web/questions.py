@@ -1,35 +1,71 @@
-"""What the address of a page asks for: filters, a cursor, an id. A text that cannot be read is answered with 400."""
+"""What an address or a form asks for: filters, a cursor, an id. A text that cannot be read is answered with 400.
+
+Invariant: no text of a request reaches a statement that Postgres would refuse for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import get_args
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 from pgtask._durations import DURATION_EXAMPLES, MAX_SECONDS, parse_duration
 from pgtask._placement import scoped_key
-from pgtask._postgres.listing import STATES, Cursor, TaskFilter
+from pgtask._postgres.listing import STATES, Cursor, TaskFilter, check_error_pattern
 from pgtask.errors import EnqueueError
 from pgtask.policy import check_queue
 from pgtask.workflow import RunState
 
-__all__ = ["FILTERS", "BadQuestion", "parse_cursor", "parse_filter", "parse_id", "parse_run_state", "with_query"]
+__all__ = [
+    "FILTERS",
+    "BadQuestion",
+    "parse_cursor",
+    "parse_fields",
+    "parse_filter",
+    "parse_id",
+    "parse_run_state",
+    "with_query",
+]
 
 FILTERS = ("state", "queue", "task", "step", "error", "age", "key")
 _MAX_TEXT = 500
+_MAX_PATTERN = 10_000  # a cause may have the first line of a long error
+_BROKEN = re.compile(rb"%(?![0-9a-fA-F]{2})")
 
 
 class BadQuestion(Exception):
     """A part of the address cannot be read; the text says what was expected."""
 
 
+def parse_fields(encoded: bytes, known: Collection[str]) -> dict[str, str]:
+    """Return the fields of an address or a form, each of them known and given once, without blanks at their ends."""
+    if _BROKEN.search(encoded):
+        raise BadQuestion("a % stands before two hexadecimal digits: write %25 for the sign itself")
+    try:
+        pairs = parse_qsl(encoded.decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise BadQuestion("the fields are not UTF-8: encode them so") from None
+    fields: dict[str, str] = {}
+    for name, text in pairs:
+        if name not in known:
+            raise BadQuestion(f"there is no field {name[:_MAX_TEXT]!r}: there are {', '.join(known)}")
+        if name in fields:
+            raise BadQuestion(f"{name}: give it once")
+        most = _MAX_PATTERN if name == "error" else _MAX_TEXT
+        if len(text) > most:
+            raise BadQuestion(f"{name}: give up to {most:,} characters")
+        if "\0" in text:
+            raise BadQuestion(f"{name}: leave out the character NUL (%00), which no text of Postgres has")
+        fields[name] = text.strip()
+    return fields
+
+
 def parse_filter(query: Mapping[str, str]) -> TaskFilter:
     """Return the filter that the fields of the form name, as `pgtask list` has them."""
-    texts = {name: query.get(name, "").strip() for name in FILTERS}
-    if long := next((name for name, text in texts.items() if len(text) > _MAX_TEXT or "\0" in text), None):
-        raise BadQuestion(f"{long}: give up to {_MAX_TEXT} characters")
+    texts = {name: query.get(name, "") for name in FILTERS}
     task, step = texts["task"], texts["step"]
     if "." in step:
         named, _, step = step.partition(".")
@@ -41,7 +77,7 @@ def parse_filter(query: Mapping[str, str]) -> TaskFilter:
         queues=_parse_queues(texts["queue"]),
         task=task or None,
         step=step or None,
-        error=texts["error"] or None,
+        error=_parse_pattern(texts["error"]),
         older_than=_parse_age(texts["age"]),
         key=_parse_key(texts["key"], task),
     )
@@ -60,6 +96,13 @@ def _parse_queues(text: str) -> tuple[str, ...] | None:
         return tuple(dict.fromkeys(check_queue(name.strip()) for name in text.split(","))) if text else None
     except ValueError as error:
         raise BadQuestion(str(error)) from None
+
+
+def _parse_pattern(text: str) -> str | None:
+    try:
+        return check_error_pattern(text) if text else None
+    except ValueError as error:
+        raise BadQuestion(f"error {text}: {error}") from None
 
 
 def _parse_age(text: str) -> timedelta | None:

@@ -25,8 +25,9 @@ from starlette.routing import Route
 from pgtask._observe.web import actions, views
 from pgtask._observe.web.guard import LOOPBACK, Guard
 from pgtask._observe.web.questions import BadQuestion
+from pgtask._observe.web.sessions import PATIENCE
 from pgtask._observe.web.site import Site
-from pgtask.errors import DatabaseError
+from pgtask.errors import DatabaseError, StatementTimeout
 
 __all__ = ["make_web_app", "serve_site"]
 
@@ -70,6 +71,7 @@ def make_web_app(site: Site, *, is_loopback: bool) -> Guard:
         HTTPException: _answer_http,
         BadQuestion: _answer_bad,
         DatabaseError: _answer_database,
+        StatementTimeout: _answer_slow,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.site = site
@@ -86,6 +88,11 @@ async def _answer_bad(request: Request, error: BadQuestion) -> Response:
 
 async def _answer_database(request: Request, error: DatabaseError) -> Response:
     return _answer(request, 503, str(error))
+
+
+async def _answer_slow(request: Request, error: StatementTimeout) -> Response:
+    text = f"the database took longer than {PATIENCE:g} s: give a filter that it can check faster, or ask later"
+    return _answer(request, 503, text)
 
 
 def _answer(request: Request, status: int, text: str) -> Response:
@@ -122,3 +129,4 @@ async def serve_site(site: Site, listening: socket.socket, *, is_loopback: bool)
         for sessions in (site.reading, site.writing):
             if sessions is not None:
                 await sessions.close()
+        await site.looks.aclose()

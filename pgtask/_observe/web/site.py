@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from pgtask._observe.looks import FleetLooks
 from pgtask._observe.web.chart import BOX_HEIGHT, BOX_WIDTH, MachineChart
 from pgtask._observe.web.questions import with_query
 from pgtask._observe.web.sessions import WebSessions
@@ -55,6 +56,7 @@ class Site(msgspec.Struct, frozen=True):
     """A console. `writing` and `keys` are None where it only reads; `operator` names those who act in its name."""
 
     reading: WebSessions
+    looks: FleetLooks
     templates: Environment
     charts: Sequence[MachineChart] | None
     operator: str
@@ -79,7 +81,7 @@ class Site(msgspec.Struct, frozen=True):
 
 
 def make_templates(formats: Formats) -> Environment:
-    """Return the templates, with the formats of times that the commands use: `ago`, `time` and `elapsed`."""
+    """Return the templates, with the formats that the commands use: `ago`, `time`, `elapsed`, `rate` and `size`."""
     environment = Environment(
         loader=PackageLoader("pgtask._observe.web"),
         autoescape=True,
@@ -87,7 +89,8 @@ def make_templates(formats: Formats) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {**formats, "label": step_label, "pretty": _pretty, "number": _number, "line": _first_line}
+    environment.filters |= {**formats, "label": step_label, "pretty": _pretty, "line": _first_line}
+    environment.filters |= {"number": _number, "short": _short_number}
     environment.globals |= {"with_query": with_query, "box": {"width": BOX_WIDTH, "height": BOX_HEIGHT}}
     return environment
 
@@ -101,6 +104,13 @@ def _pretty(text: str) -> str:
 
 def _number(value: int) -> str:
     return f"{value:,}"
+
+
+def _short_number(value: int) -> str:
+    for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
+        if value >= max(size, 100_000):
+            return f"{value / size:.3g}{unit}"
+    return _number(value)
 
 
 def _first_line(text: str, characters: int = 160) -> str:

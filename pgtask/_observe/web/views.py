@@ -13,8 +13,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pgtask._observe.database import QueueDepth
-from pgtask._observe.web.questions import FILTERS, parse_cursor, parse_filter, parse_id, parse_run_state
+from pgtask._observe.fleet_database import MAX_LEASES
+from pgtask._observe.web.questions import FILTERS, parse_cursor, parse_fields, parse_filter, parse_id, parse_run_state
 from pgtask._observe.web.site import Site
 from pgtask._postgres.causes import fold_causes
 from pgtask._postgres.console import (
@@ -25,18 +25,17 @@ from pgtask._postgres.console import (
     count_steps,
     read_children,
     read_last_checkpoints,
-    read_leases,
 )
-from pgtask._postgres.listing import SCAN_LIMIT, STATES, TaskFilter, list_tasks
+from pgtask._postgres.listing import STATES, TaskFilter, list_tasks
 from pgtask._postgres.pauses import read_pauses
 from pgtask._postgres.runs import CheckpointRow, RunStatus, list_runs, read_statuses
-from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import show_tasks
 from pgtask.workflow import RunState
 
 __all__ = ["machine", "now", "parked", "run", "runs", "task", "tasks"]
 
 PAGE = 50  # rows
+MAX_TASKS, MAX_RUNS = 10_000, 2_000  # read by a page with a filter
 CHARACTERS = 1024  # of steps, results and errors in lists
 _DEPTH_STATES = ("due", "scheduled", "leased", "parked")
 
@@ -47,47 +46,39 @@ def _site(request: Request) -> Site:
 
 
 async def now(request: Request) -> Response:
-    """Show what waits and runs: the depth of each queue, leases by worker, and pauses."""
+    """Show what happens: queues, steps and workers as `pgtask top` has them, what runs longest, and pauses."""
     site = _site(request)
     async with site.reading.reading() as connection:
-        depth = [QueueDepth(*row) for row in await connection.fetch(statement("depth"))]
-        leases = await read_leases(connection)
         pauses = await read_pauses(connection)
-    queues: dict[str, dict[str, QueueDepth]] = {}
-    for one in depth:
-        queues.setdefault(one.queue, {})[one.state] = one
+    frame = await site.looks.look()
     # The queue whose oldest task has waited longest comes first.
-    order = sorted(queues, key=lambda name: (-_oldest(queues[name]), name))
-    totals = {state: sum(one.tasks for one in depth if one.state == state) for state in _DEPTH_STATES}
-    estimated = {one.state for one in depth if one.is_estimate}
+    queues = sorted(frame.queues, key=lambda row: (-(row.oldest_due or 0.0), row.queue))
     return site.render(
         request,
         "now.html",
-        queues=[(name, queues[name], _oldest(queues[name])) for name in order],
+        frame=frame,
+        queues=queues,
         states=_DEPTH_STATES,
-        totals=totals,
-        estimated=estimated,
-        oldest=max((one.oldest_due or 0.0 for one in depth), default=0.0),
-        leases=leases,
-        most=MAX_FOLDED,
+        totals={state: sum(getattr(row, state) for row in queues) for state in _DEPTH_STATES},
+        estimated={state for row in queues for state in row.estimated},
+        oldest=max((row.oldest_due or 0.0 for row in queues), default=0.0),
+        is_cut=sum(row.leases for row in frame.workers) >= MAX_LEASES,
+        most=MAX_LEASES,
         pauses=pauses,
         paused_queues={one.name for one in pauses if one.kind == "queue"},
     )
 
 
-def _oldest(states: dict[str, QueueDepth]) -> float:
-    return (states["due"].oldest_due or 0.0) if "due" in states else 0.0
-
-
 async def tasks(request: Request) -> Response:
     """List tasks, by the filters of the address."""
     site = _site(request)
-    wanted, after = parse_filter(request.query_params), parse_cursor(request.query_params.get("after"))
+    query = parse_fields(request.scope["query_string"], (*FILTERS, "after"))
+    wanted, after = parse_filter(query), parse_cursor(query.get("after"))
     async with site.reading.reading() as connection:
-        page = await list_tasks(connection, wanted, limit=PAGE, after=after, characters=CHARACTERS)
-    filters = {name: request.query_params.get(name, "") for name in FILTERS}
+        page = await list_tasks(connection, wanted, limit=PAGE, after=after, characters=CHARACTERS, max_read=MAX_TASKS)
+    filters = {name: query.get(name, "") for name in FILTERS}
     return site.render(
-        request, "tasks.html", page=page, filters=filters, states=STATES, scan=SCAN_LIMIT, after=after is not None
+        request, "tasks.html", page=page, filters=filters, states=STATES, scan=MAX_TASKS, after=after is not None
     )
 
 
@@ -96,23 +87,38 @@ async def task(request: Request) -> Response:
     site, wanted = _site(request), parse_id(request.path_params["id"])
     async with site.reading.reading() as connection:
         rows = await show_tasks(connection, [wanted])
-        statuses = await read_statuses(connection, [wanted])
+        is_run = any(map(_is_of_workflow, await read_statuses(connection, [wanted])))
     if not rows:
-        return site.render(request, "gone.html", status=404, id=wanted, is_run=bool(statuses))
-    return site.render(request, "task.html", row=rows[0], is_run=bool(statuses))
+        return site.render(request, "gone.html", status=404, id=wanted, is_run=is_run, is_task=False)
+    return site.render(request, "task.html", row=rows[0], is_run=is_run)
+
+
+def _is_of_workflow(status: RunStatus) -> bool:
+    """Return whether a status is that of a run: a task without a workflow has one too, with no name."""
+    return status.name is not None
 
 
 async def runs(request: Request) -> Response:
     """List the runs of workflows, latest first."""
-    site, query = _site(request), request.query_params
-    name, state = query.get("name", "").strip(), parse_run_state(query.get("state", ""))
+    site, query = _site(request), parse_fields(request.scope["query_string"], ("name", "state", "before"))
+    name, state = query.get("name", ""), parse_run_state(query.get("state", ""))
     before = parse_id(query["before"]) if query.get("before") else None
     async with site.reading.reading() as connection:
-        found, following = await list_runs(connection, name=name or None, state=state, limit=PAGE, before=before)
+        found, following = await list_runs(
+            connection, name=name or None, state=state, limit=PAGE, before=before, max_read=MAX_RUNS
+        )
     filters = {"name": name, "state": state or ""}
     states = get_args(RunState)
     return site.render(
-        request, "runs.html", runs=found, following=following, filters=filters, states=states, before=before
+        request,
+        "runs.html",
+        runs=found,
+        following=following,
+        is_cut=following is not None and len(found) < PAGE,
+        most=MAX_RUNS,
+        filters=filters,
+        states=states,
+        before=before,
     )
 
 
@@ -127,11 +133,12 @@ async def run(request: Request) -> Response:
     """Show a run as a timeline of its checkpoints and children."""
     site, wanted = _site(request), parse_id(request.path_params["id"])
     async with site.reading.reading() as connection:
-        statuses = await read_statuses(connection, [wanted])
+        found = await read_statuses(connection, [wanted])
+        statuses = list(filter(_is_of_workflow, found))
         checkpoints = await read_last_checkpoints(connection, wanted, CHARACTERS) if statuses else []
         children = await read_statuses(connection, await read_children(connection, wanted)) if statuses else []
     if not statuses:
-        return site.render(request, "gone.html", status=404, id=wanted, is_run=False)
+        return site.render(request, "gone.html", status=404, id=wanted, is_run=False, is_task=bool(found))
     span = _span(statuses[0], checkpoints)
     return site.render(
         request,
@@ -175,15 +182,19 @@ async def parked(request: Request) -> Response:
 
 
 async def machine(request: Request) -> Response:
-    """Show the state machine of the app, with the tasks that are at each step."""
+    """Show the state machine of the app, with the tasks that are at each step, and those that took each edge."""
     site = _site(request)
     async with site.reading.reading() as connection:
         counts = await count_steps(connection)
+    frame = await site.looks.look()
     by_step: dict[str, dict[str, StepCount]] = {}
     for one in counts:
         by_step.setdefault(f"{one.task}.{one.step}", {})[one.state] = one
     charts = site.charts or ()
     known = {f"{box.task}.{box.step}" for chart in charts for box in chart.boxes}
     others = {label: states for label, states in sorted(by_step.items()) if label not in known}
-    values: dict[str, Any] = {"counts": by_step, "others": others, "states": _DEPTH_STATES, "most": MAX_FOLDED}
+    flows = {(one.task, one.step, one.next): one for one in frame.edges}
+    ends = {one.step: one for one in frame.steps}
+    values: dict[str, Any] = {"flows": flows, "ends": ends, "supervisors": frame.supervisors, "silent": frame.silent}
+    values |= {"counts": by_step, "others": others, "states": _DEPTH_STATES, "most": MAX_FOLDED}
     return site.render(request, "machine.html", charts=charts, has_app=site.charts is not None, **values)

@@ -6,7 +6,12 @@ SELECT
         SELECT FROM pg_task
         WHERE locked_by IS NOT NULL
           AND ($1::text[] IS NULL OR queue = ANY ($1))
-          AND ($2::text IS NULL OR left(step, 2000) !~ $2)
+          AND (
+              $2::text IS NULL
+              OR
+              -- include: shared/envelope.sql
+              !~ $2
+          )
     ),
     EXISTS (
         SELECT FROM pg_task

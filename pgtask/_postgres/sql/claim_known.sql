@@ -1,4 +1,5 @@
--- Claim as claim.sql does, from a lane with tasks of another app: skip the tasks whose envelope $8 matches (null: none);
+-- Claim as claim.sql does, from a lane with tasks of another app: skip the tasks whose envelope (with its key, shared/envelope.sql) $8 matches
+-- (null: none);
 -- and, unless $10, suspects too, as claim_unsuspected.sql does. It takes no task that falls due after $11 (seconds since
 -- the epoch), so that it can take tasks before the floor of their lane, and not read the dead entries up to that floor.
 --
@@ -6,7 +7,14 @@
 -- it if another session was faster. A CTE is read only as far as it is needed. The check that a row is still free has a
 -- form that matches no partial index, so the planner uses the primary key, independent of its statistics.
 WITH seen AS MATERIALIZED (
-    SELECT id, ($8::text IS NULL OR left(step, 2000) !~ $8) AND ($10 OR claims = 0) AS known
+    SELECT
+        id,
+        (
+            $8::text IS NULL
+            OR
+            -- include: shared/envelope.sql
+            !~ $8
+        ) AND ($10 OR claims = 0) AS known
     FROM pg_task
     WHERE queue = $1
       AND priority = $2

@@ -27,6 +27,8 @@ SELECT
     behind,
     (SELECT first.id FROM pg_task AS first WHERE task.behind IS NOT NULL AND first.key = substr(task.key, 2)) AS behind_id,
     expires_at,
+    CASE WHEN wakeup_at = 'infinity' THEN limit_key END AS limit_key,
+    CASE WHEN wakeup_at = 'infinity' AND limit_key IS NOT NULL THEN limit_at END AS limit_at,
     coalesce(left(error, $2), error) AS error,
     now() AS seen_at
 FROM unnest($1::uuid[]) WITH ORDINALITY AS requested (id, place)

@@ -1,11 +1,14 @@
--- Find the first waiting task of a lane (queue $1, priority $2) that belongs to no other app: its envelope does not
--- match $5.
+-- Find the first waiting task of a lane (queue $1, priority $2) that belongs to no other app: its envelope (with its
+-- key, shared/envelope.sql) does not match $5.
 --
 -- Reads up to $4 tasks in the order of their time, from $3 until $7 (seconds since the epoch), also those that fall due
 -- later if $6. Returns the seconds until that task falls due, and that time; or, if there is none, how many it has read, and
 -- the time of the last of them. Then the time now, and the seconds that it took.
 WITH seen AS MATERIALIZED (
-    SELECT wakeup_at, left(step, 2000) !~ $5 AS known
+    SELECT
+        wakeup_at,
+        -- include: shared/envelope.sql
+        !~ $5 AS known
     FROM pg_task
     WHERE queue = $1
       AND priority = $2

@@ -1,6 +1,6 @@
 -- Make those of the tasks $1 due at the time $8 that the filter $2 to $7 still chooses, as reschedule.sql does; returns
 -- the number. Passes over what is due then already, what a worker holds, runs that pause, and rows that another session
--- has locked.
+-- has locked. Runs after together.sql.
 WITH target AS (
     SELECT $8::timestamptz AS at
 ),
@@ -13,8 +13,8 @@ free AS MATERIALIZED (
     ORDER BY id
     FOR NO KEY UPDATE SKIP LOCKED
 ),
-rescheduled AS (
+changed AS (
     -- include: shared/rescheduled.sql
-)
-SELECT count(*), CASE WHEN count(*) > 0 THEN pg_notify('pg_task_changed', '')::text END
-FROM rescheduled
+),
+-- include: shared/revived.sql
+-- include: shared/all_told.sql

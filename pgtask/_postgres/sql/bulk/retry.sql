@@ -1,5 +1,6 @@
 -- Make those of the tasks $1 due that the filter $2 to $7 still chooses, as retry.sql does; returns the number. Passes
--- over what is due with all its retries, what a worker holds, and rows that another session has locked.
+-- over what is due with all its retries, what a worker holds, and rows that another session has locked. Runs after
+-- together.sql.
 WITH free AS MATERIALIZED (
     SELECT id
     FROM pg_task
@@ -9,8 +10,8 @@ WITH free AS MATERIALIZED (
     ORDER BY id
     FOR NO KEY UPDATE SKIP LOCKED
 ),
-retried AS (
+changed AS (
     -- include: shared/made_due.sql
-)
-SELECT count(*), CASE WHEN count(*) > 0 THEN pg_notify('pg_task_changed', '')::text END
-FROM retried
+),
+-- include: shared/revived.sql
+-- include: shared/all_told.sql

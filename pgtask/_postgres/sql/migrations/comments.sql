@@ -19,6 +19,8 @@ COMMENT ON COLUMN pg_task.position IS 'Number of the flush that last wrote the r
 COMMENT ON COLUMN pg_task.behind IS 'Set: the task waits until the one with its key (without the slash before it) is gone; then it is due at this time.';
 COMMENT ON COLUMN pg_task.expires_at IS 'No worker starts the task after this time. Null once it has begun.';
 COMMENT ON COLUMN pg_task.progress IS 'Progress that the running step has reported, as of the last renewal: {"done":3,"total":10,"lease":...}. It counts while lease is locked_by.';
+COMMENT ON COLUMN pg_task.limit_key IS 'Name of the limit of the step, a space, the key. While wakeup_at is infinity the task waits for this limit, or runs under it.';
+COMMENT ON COLUMN pg_task.limit_at IS 'Of a task with a limit_key at infinity: the time at which it is due.';
 COMMENT ON COLUMN pg_task.trace IS 'Trace context of the producer, if that was traced and sampled: traceparent, space, tracestate.';
 
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
@@ -78,8 +80,8 @@ COMMENT ON COLUMN pg_task_stops.given_at IS 'Time of the order.';
 COMMENT ON COLUMN pg_task_stops.given_by IS 'The role that gave it.';
 
 COMMENT ON TABLE pg_task_pauses IS 'What is paused: no worker or consumer starts its tasks. Written by pgtask pause and resume.';
-COMMENT ON COLUMN pg_task_pauses.kind IS 'queue, task or step.';
-COMMENT ON COLUMN pg_task_pauses.name IS 'Of the queue, of the task or workflow, or of the step: Task.Step.';
+COMMENT ON COLUMN pg_task_pauses.kind IS 'queue, task, step or key.';
+COMMENT ON COLUMN pg_task_pauses.name IS 'Of the queue, of the task or workflow, of the step: Task.Step, or of the key: Task/key.';
 COMMENT ON COLUMN pg_task_pauses.reason IS 'What the person who paused it wrote.';
 COMMENT ON COLUMN pg_task_pauses.paused_at IS 'Since when.';
 COMMENT ON COLUMN pg_task_pauses.paused_by IS 'The role that paused it, and from where.';
@@ -88,7 +90,7 @@ COMMENT ON TABLE pg_task_actions IS 'Who did what to how many tasks: the bulk co
 COMMENT ON COLUMN pg_task_actions.id IS 'Number of the action.';
 COMMENT ON COLUMN pg_task_actions.began_at IS 'Time of its begin.';
 COMMENT ON COLUMN pg_task_actions.ended_at IS 'Time of its end; null: it goes on, or its process died.';
-COMMENT ON COLUMN pg_task_actions.done_by IS 'The user and the host of the command.';
+COMMENT ON COLUMN pg_task_actions.done_by IS 'The user and the host of the command or client.';
 COMMENT ON COLUMN pg_task_actions.action IS 'The command: retry, cancel, move, reschedule, pause, resume, run.';
 COMMENT ON COLUMN pg_task_actions.filter IS 'The words of the command, as typed.';
 COMMENT ON COLUMN pg_task_actions.tasks IS 'How many tasks it has changed so far.';
@@ -128,3 +130,31 @@ COMMENT ON FUNCTION pgtask_cancel IS 'Cancel a run with its children, or remove 
 COMMENT ON FUNCTION pgtask_oldest_due IS 'Seconds for which the oldest task of a queue, or of all, has been due that no living worker has; 0 if there is none. For autoscalers.';
 COMMENT ON FUNCTION pgtask_depth IS 'Tasks by queue and state: due, scheduled, leased, parked; estimated where there are many.';
 COMMENT ON FUNCTION pgtask_backlog IS 'Tasks of a queue, or of all, that are due or leased; estimated where there are many.';
+
+COMMENT ON TABLE pg_task_limits IS 'Limits of steps: declared in code, changed at run time by pgtask limit.';
+COMMENT ON COLUMN pg_task_limits.name IS 'The limit, as in Limit(name).';
+COMMENT ON COLUMN pg_task_limits.concurrency IS 'Steps of a key that run at once. Null: any number.';
+COMMENT ON COLUMN pg_task_limits.rate IS 'Starts of a key in a second. Null: any number.';
+COMMENT ON COLUMN pg_task_limits.burst IS 'Starts that an idle key saves up.';
+COMMENT ON COLUMN pg_task_limits.cost_rate IS 'Units that the steps of a key use in a second. Null: any number.';
+COMMENT ON COLUMN pg_task_limits.cost_burst IS 'Units that an idle key saves up.';
+COMMENT ON COLUMN pg_task_limits.cost_of IS 'Field of the step that says how many units it will use.';
+COMMENT ON COLUMN pg_task_limits.failures IS 'Failed tries in a row after which a key pauses. Null: it does not.';
+COMMENT ON COLUMN pg_task_limits.pause IS 'Seconds of that pause; then one step probes.';
+COMMENT ON COLUMN pg_task_limits.is_shared IS 'Whether the keys take turns.';
+COMMENT ON COLUMN pg_task_limits.weights IS 'Weights of keys in their turns: {"key": 3}. Others have 1.';
+COMMENT ON COLUMN pg_task_limits.is_strict IS 'Whether the steps of a key run in the order in which they fell due, also if one waits for its retry or is parked.';
+COMMENT ON COLUMN pg_task_limits.paused_until IS 'No step of the limit starts before.';
+COMMENT ON COLUMN pg_task_limits.declared IS 'The rules as the code has declared them last.';
+COMMENT ON COLUMN pg_task_limits.changed IS 'Rules that people have changed, which the code does not change any more: concurrency, rate, cost.';
+COMMENT ON COLUMN pg_task_limits.changed_by IS 'The person who changed a rule last.';
+COMMENT ON COLUMN pg_task_limits.updated_at IS 'Time of the last change.';
+
+COMMENT ON TABLE pg_task_limit_keys IS 'Keys of limits of which more is known than their rows in pg_task say. What runs is not counted here.';
+COMMENT ON COLUMN pg_task_limit_keys.limit_key IS 'Name of the limit, a space, the key.';
+COMMENT ON COLUMN pg_task_limit_keys.next_at IS 'The time at which all starts so far are paid for by the rate.';
+COMMENT ON COLUMN pg_task_limit_keys.cost_next_at IS 'The time at which all units so far are paid for by the rate of the cost.';
+COMMENT ON COLUMN pg_task_limit_keys.paused_until IS 'No step of the key starts before, by Throttled or a breaker.';
+COMMENT ON COLUMN pg_task_limit_keys.failures IS 'Failed tries in a row.';
+COMMENT ON COLUMN pg_task_limit_keys.turns IS 'Of a shared limit: the tasks that the key has had, each divided by its weight.';
+COMMENT ON COLUMN pg_task_limit_keys.turn_at IS 'When that was noted last, while tasks of the key wait.';

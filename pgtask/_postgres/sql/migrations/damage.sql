@@ -19,6 +19,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (15, 'table', 'pg_task_pauses', 'pg_task_pauses', ''),
         (16, 'table', 'pg_task_actions', 'pg_task_actions', ''),
         (18, 'table', 'pg_task_schedules', 'pg_task_schedules', ''),
+        (20, 'table', 'pg_task_limits', 'pg_task_limits', ''),
+        (20, 'table', 'pg_task_limit_keys', 'pg_task_limit_keys', ''),
 
         (2, 'index', 'pg_task', 'pg_task_ready_idx', ''),
         (2, 'index', 'pg_task', 'pg_task_lease_idx', ''),
@@ -30,6 +32,9 @@ wanted (since, kind, on_table, name, definition) AS (
         (4, 'index', 'pg_task_archive', 'pg_task_archive_finished_idx', ''),
         (12, 'index', 'pg_task', 'pg_task_behind_idx', ''),
         (18, 'index', 'pg_task_schedules', 'pg_task_schedules_look_idx', ''),
+        (20, 'index', 'pg_task', 'pg_task_limited_idx', ''),
+        (20, 'index', 'pg_task', 'pg_task_limit_held_idx', ''),
+        (20, 'index', 'pg_task', 'pg_task_limit_before_idx', ''),
 
         (1, 'constraint', 'pg_task', 'pg_task_lease_state_check', 'CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL))'),
         (3, 'constraint', 'pg_task_runs', 'pg_task_runs_pkey', 'PRIMARY KEY (id)'),
@@ -40,7 +45,10 @@ wanted (since, kind, on_table, name, definition) AS (
         (1, 'constraint', 'pg_task_schema', 'pg_task_schema_pkey', 'PRIMARY KEY (version)'),
         (7, 'constraint', 'pg_task_stops', 'pg_task_stops_pkey', 'PRIMARY KEY (id)'),
         (15, 'constraint', 'pg_task_pauses', 'pg_task_pauses_pkey', 'PRIMARY KEY (kind, name)'),
-        (15, 'constraint', 'pg_task_pauses', 'pg_task_pauses_kind_check', 'CHECK (kind IN (''queue'', ''task'', ''step''))'),
+        (
+            21, 'constraint', 'pg_task_pauses', 'pg_task_pauses_kind_check',
+            'CHECK (kind IN (''queue'', ''task'', ''step'', ''key''))'
+        ),
         (16, 'constraint', 'pg_task_actions', 'pg_task_actions_pkey', 'PRIMARY KEY (id)'),
         (
             16, 'constraint', 'pg_task_actions', 'pg_task_actions_state_check',
@@ -55,6 +63,12 @@ wanted (since, kind, on_table, name, definition) AS (
             18, 'constraint', 'pg_task_schedules', 'pg_task_schedules_overlap_check',
             'CHECK (overlap IN (''skip'', ''allow''))'
         ),
+        (20, 'constraint', 'pg_task_limits', 'pg_task_limits_pkey', 'PRIMARY KEY (name)'),
+        (
+            20, 'constraint', 'pg_task_limits', 'pg_task_limits_check',
+            'CHECK (concurrency >= 0 AND rate > 0 AND burst >= 1 AND cost_rate > 0 AND cost_burst > 0 AND failures > 0 AND pause > 0)'
+        ),
+        (20, 'constraint', 'pg_task_limit_keys', 'pg_task_limit_keys_pkey', 'PRIMARY KEY (limit_key)'),
 
         (
             1, 'default', 'pg_task', 'id',
@@ -91,6 +105,11 @@ wanted (since, kind, on_table, name, definition) AS (
         (18, 'default', 'pg_task_schedules', 'max_missed', '1000'),
         (18, 'default', 'pg_task_schedules', 'overlap', '''skip'''),
         (18, 'default', 'pg_task_schedules', 'declared_at', 'now()'),
+        (20, 'default', 'pg_task_limits', 'is_shared', 'false'),
+        (20, 'default', 'pg_task_limits', 'is_strict', 'false'),
+        (20, 'default', 'pg_task_limits', 'changed', '''{}'''),
+        (20, 'default', 'pg_task_limits', 'updated_at', 'now()'),
+        (20, 'default', 'pg_task_limit_keys', 'failures', '0'),
 
         (2, 'function', 'pg_task', 'pg_task_notify()', ''),
         (6, 'function', 'pg_task', 'pg_task_workflow(text)', ''),
@@ -115,6 +134,15 @@ wanted (since, kind, on_table, name, definition) AS (
         (14, 'function', 'pg_task', 'pgtask_backlog(text)', 'search_path'),
         (15, 'function', 'pg_task_pauses', 'pg_task_notify_paused()', ''),
         (16, 'function', 'pg_task', 'pg_task_has(text,text[])', ''),
+        (20, 'function', 'pg_task', 'pg_task_cost(text,text)', ''),
+        (
+            20, 'function', 'pg_task_limits',
+            'pg_task_claim_limited(text,text[],text[],integer,uuid,double precision,integer,text,boolean,text[],text,integer)', ''
+        ),
+        (
+            20, 'function', 'pg_task_limits',
+            'pg_task_note_limits(text[],integer[],boolean[],double precision[],double precision[])', ''
+        ),
 
         (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),
         (2, 'trigger', 'pg_task', 'pg_task_rescheduled', 'pg_task_notify'),
@@ -123,7 +151,8 @@ wanted (since, kind, on_table, name, definition) AS (
         (7, 'trigger', 'pg_task', 'pg_task_inserted_parked', 'pg_task_notify_parked'),
         (7, 'trigger', 'pg_task', 'pg_task_parked', 'pg_task_notify_parked'),
         (7, 'trigger', 'pg_task', 'pg_task_touched', 'pg_task_touch'),
-        (15, 'trigger', 'pg_task_pauses', 'pg_task_paused', 'pg_task_notify_paused')
+        (15, 'trigger', 'pg_task_pauses', 'pg_task_paused', 'pg_task_notify_paused'),
+        (20, 'trigger', 'pg_task_limits', 'pg_task_limits_changed', 'pg_task_notify_paused')
 ),
 placed AS (
     SELECT wanted.*, here.schema, here.name AS home, pg_class.oid AS relation

@@ -11,6 +11,7 @@
         claims = coalesce(outcome.claims, 0),
         progress = NULL,
         expires_at = CASE WHEN coalesce(outcome.step, outcome.tried::text) IS NULL THEN task.expires_at END,
+        limit_key = CASE WHEN outcome.step IS NULL THEN task.limit_key END,
         updated_at = now()
     FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::integer[], $11::text[], $12::float8[], $13::text[],
         $14::smallint[], $15::integer[])

@@ -6,6 +6,7 @@
         expires_at = NULL,
         wakeup_at = least(wakeup_at, now()),
         locked_by = NULL,
-        lock_expires_at = NULL
+        lock_expires_at = NULL,
+        updated_at = now()
     WHERE id = ANY (ARRAY (SELECT id FROM free))
     RETURNING id

@@ -6,6 +6,7 @@
         expires_at = CASE WHEN error IS NULL THEN expires_at END,
         error = NULL,
         locked_by = NULL,
-        lock_expires_at = NULL
+        lock_expires_at = NULL,
+        updated_at = now()
     WHERE id = ANY (ARRAY (SELECT id FROM free))
     RETURNING id

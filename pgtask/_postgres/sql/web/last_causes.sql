@@ -5,7 +5,7 @@ SELECT
     id,
     wakeup_at,
     CASE WHEN octet_length(step) <= 2000 THEN step ELSE left(step, 512) END,
-    CASE WHEN octet_length(error) <= 2000 THEN error ELSE left(error, 2000) END
+    split_part(CASE WHEN octet_length(error) <= 2000 THEN error ELSE left(error, 2000) END, E'\n', 1)
 FROM pg_task
 WHERE error IS NOT NULL
       AND $1::boolean

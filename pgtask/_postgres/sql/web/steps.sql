@@ -6,9 +6,14 @@ WITH lane AS MATERIALIZED (
     SELECT queue, priority, greatest(50, $1::int / count(*) OVER ()) AS most
     FROM (SELECT queue, priority FROM pg_task_lanes(NULL) LIMIT 200) AS first
 ),
+span (state, since, until) AS (
+    -- Of a time: a task is due at it, and scheduled only behind it.
+    VALUES ('due', '-infinity'::timestamptz, now()), ('scheduled', now() + interval '1 microsecond', 'infinity')
+),
 counted AS (
-    SELECT 'due' AS state, step, nth >= most AS is_last
+    SELECT state, step, nth >= most AS is_last
     FROM lane
+    CROSS JOIN span
     CROSS JOIN LATERAL (
         SELECT left(step, 500) AS step, row_number() OVER () AS nth
         FROM (
@@ -18,26 +23,10 @@ counted AS (
               AND priority = lane.priority
               AND locked_by IS NULL
               AND error IS NULL
-              AND wakeup_at <= now()
+              AND wakeup_at BETWEEN span.since AND span.until
             LIMIT lane.most
         ) AS first
-    ) AS due
-    UNION ALL
-    SELECT 'scheduled', step, nth >= most
-    FROM lane
-    CROSS JOIN LATERAL (
-        SELECT left(step, 500) AS step, row_number() OVER () AS nth
-        FROM (
-            SELECT step
-            FROM pg_task
-            WHERE queue = lane.queue
-              AND priority = lane.priority
-              AND locked_by IS NULL
-              AND error IS NULL
-              AND wakeup_at > now()
-            LIMIT lane.most
-        ) AS first
-    ) AS scheduled
+    ) AS waiting
     UNION ALL
     SELECT 'leased', left(step, 500), row_number() OVER () >= $1
     FROM (SELECT step FROM pg_task WHERE locked_by IS NOT NULL ORDER BY lock_expires_at LIMIT $1) AS first

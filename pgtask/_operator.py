@@ -1,4 +1,4 @@
-"""The name under which a command leaves a row of who did it."""
+"""The name under which a command or a client leaves a row of who did it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,188 @@
+"""Limits: workers start no more of a key than its limit allows, whatever happens; others do not wait for it."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections import Counter
+
+import pytest
+from fleet import Rows, burst, put, ready, stop
+from limited import TABLE, Begin, Broken, Free, Fused, Keyed, Killer, Ordered, Paced, Told, Turn
+
+pytestmark = pytest.mark.timeout(120)
+
+ROWS = "SELECT count(*) FROM pg_task"
+RAN = "SELECT count(*) FROM ran"
+LEFT = "SELECT count(*) FROM pg_task WHERE error IS NULL"
+
+
+@pytest.fixture(autouse=True)
+def ran(rows: Rows) -> None:
+    rows(TABLE)
+
+
+def none(value: int) -> bool:
+    return value == 0
+
+
+def most_at_once(rows: Rows, step: str) -> dict[str, int]:
+    """Return, by key, how many steps ran at once, by the clock of the database."""
+    events = sorted(
+        event
+        for key, began, ended in rows("SELECT key, began, ended FROM ran WHERE step = $1", step)
+        for event in ((began, 1, key), (ended, -1, key))
+    )
+    now: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    for _, change, key in events:
+        now[key] += change
+        most[key] = max(most[key], now[key])
+    return dict(most)
+
+
+def test_no_key_exceeds_its_limit(dsn: str, rows: Rows) -> None:
+    """With two workers; and what a burst leaves is done."""
+    put(dsn, *(Keyed(f"{number % 7}", 0.005) for number in range(140)), *(Free() for _ in range(20)))
+    burst(dsn, app="limited:app", procs=2)
+    assert rows.value(ROWS) == 0
+    assert rows.value(RAN) == 160
+    assert set(most_at_once(rows, "Keyed").values()) == {2}, "all of it is used, and no more"
+
+
+def test_step_without_a_key_is_not_limited(dsn: str, rows: Rows) -> None:
+    put(dsn, *(Keyed(None, 0.3) for _ in range(8)))
+    burst(dsn, app="limited:app")
+    assert rows.value("SELECT count(*) FROM ran AS one JOIN ran AS other ON other.began < one.ended") > 16
+
+
+def test_rate_is_never_exceeded(dsn: str, rows: Rows) -> None:
+    """By the times at which the rows were claimed, which the claims have counted."""
+    rows("CREATE TABLE claimed (at timestamptz)")
+    rows(
+        "CREATE FUNCTION note_claim() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO claimed VALUES (clock_timestamp()); RETURN NULL; END $$"
+    )
+    rows(
+        "CREATE TRIGGER note_claim AFTER UPDATE ON pg_task FOR EACH ROW"
+        " WHEN (OLD.locked_by IS NULL AND NEW.locked_by IS NOT NULL AND NEW.wakeup_at = 'infinity')"
+        " EXECUTE FUNCTION note_claim()"
+    )
+    put(dsn, *(Paced(number) for number in range(60)))
+    burst(dsn, app="limited:app", procs=2)
+    times = [row[0].timestamp() for row in rows("SELECT at FROM claimed ORDER BY at")]
+    assert len(times) == 60
+    for first, last in itertools.combinations(range(60), 2):
+        seconds = times[last] - times[first] + 0.02  # the row counts from a little before the trigger
+        assert last - first + 1 <= 40 * seconds + 4 + 1e-6
+
+
+def test_others_go_on_beside_a_full_key(dsn: str, rows: Rows) -> None:
+    put(dsn, *(Keyed("full", 60.0) for _ in range(500)))
+    with ready(dsn, "--concurrency", "5", app="limited:app"):
+        rows.until("SELECT count(*) FROM pg_task WHERE wakeup_at = 'infinity'", holds=lambda count: count == 500)
+        put(dsn, *(Free() for _ in range(50)), *(Keyed("other") for _ in range(50)))
+        rows.until(ROWS, holds=lambda count: count == 500)
+
+
+def test_key_goes_on_after_its_holder_was_killed(dsn: str, rows: Rows) -> None:
+    put(dsn, Killer("a"))
+    put(dsn, *(Killer("a") for _ in range(3)))
+    with ready(dsn, procs=2, app="limited:app") as fleet:
+        rows.until(ROWS, holds=none)
+        fleet.until("worker.died")
+    assert rows.value("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL") == 0
+    assert rows.value(RAN) == 5
+
+
+def test_next_step_waits_for_its_limit_and_leaves_it(dsn: str, rows: Rows) -> None:
+    put(dsn, *(Begin(f"{number % 2}") for number in range(40)))
+    burst(dsn, app="limited:app", procs=2)
+    assert Counter(row[0] for row in rows("SELECT step FROM ran")) == {"Middle": 40, "Free": 40}
+    assert max(most_at_once(rows, "Middle").values()) <= 2
+
+
+def test_strict_order_holds_through_retries(dsn: str, rows: Rows) -> None:
+    for number in range(6):
+        put(dsn, *(Ordered(key, number, fails=int(number % 3 == 1)) for key in "ab"))
+    burst(dsn, app="limited:app", procs=2)
+    for key in "ab":
+        tries = [int(row[0]) for row in rows("SELECT step FROM ran WHERE key = $1 ORDER BY number", key)]
+        assert tries == [0, 1, 1, 2, 3, 4, 4, 5]
+
+
+def test_parked_step_holds_up_those_behind_it(dsn: str, rows: Rows) -> None:
+    put(dsn, Ordered("a", 0, fails=5))
+    put(dsn, Ordered("a", 1), Ordered("b", 0))
+    with ready(dsn, app="limited:app"):
+        rows.until("SELECT count(*) FROM ran WHERE key = 'b'")
+        rows.until("SELECT count(*) FROM pg_task WHERE error IS NOT NULL")
+        rows("DELETE FROM pg_task WHERE error IS NOT NULL")
+        rows.until(ROWS, holds=none)
+    assert [row[0] for row in rows("SELECT step FROM ran WHERE key = 'a' ORDER BY number")] == ["0", "0", "1"]
+
+
+def test_breaker_stops_a_key_and_a_probe_starts_it(dsn: str, rows: Rows) -> None:
+    rows("CREATE TABLE down ()")
+    put(dsn, *(Fused("a") for _ in range(4)))
+    with ready(dsn, "--concurrency", "1", app="limited:app"):
+        rows.until("SELECT count(*) FROM pg_task_limit_keys WHERE failures >= 3 AND paused_until > now()")
+        before = rows.value(RAN)
+        assert before <= 4
+        put(dsn, *(Fused("b") for _ in range(1)))
+        rows("DROP TABLE down")
+        rows.until(ROWS, holds=none)
+    began = [row[0] for row in rows("SELECT began FROM ran WHERE key = 'a' ORDER BY number")]
+    assert (began[before] - began[before - 1]).total_seconds() > 0.5
+    assert rows.value("SELECT failures FROM pg_task_limit_keys WHERE limit_key = 'fused a'") == 0
+
+
+def test_throttled_pauses_the_key_and_costs_no_try(dsn: str, rows: Rows) -> None:
+    rows("CREATE TABLE down ()")
+    put(dsn, Told("a"))
+    with ready(dsn, app="limited:app") as fleet:
+        rows.until("SELECT count(*) FROM pg_task_limit_keys WHERE paused_until > now() + interval '20 seconds'")
+        rows("DROP TABLE down")
+        put(dsn, *(Told("a") for _ in range(5)))
+        put(dsn, Told("b"), Free())
+        rows.until("SELECT count(*) FROM ran WHERE key = 'b' OR step = 'Free'", holds=lambda count: count == 2)
+        fleet.until("step.throttled")
+    assert rows.value("SELECT count(*) FROM ran WHERE key = 'a'") == 1
+    assert rows.value("SELECT max(tried) FROM pg_task") == 0
+
+
+def test_limit_changes_while_workers_run(dsn: str, rows: Rows) -> None:
+    with ready(dsn, app="limited:app"):
+        rows.until("SELECT count(*) FROM pg_task_limits", holds=lambda count: count >= 5)
+        rows("UPDATE pg_task_limits SET concurrency = 0, changed = '{concurrency}' WHERE name = 'keyed'")
+        put(dsn, *(Keyed("a") for _ in range(3)), Free())
+        rows.until(RAN, holds=lambda count: count == 1)
+        rows.until("SELECT count(*) FROM pg_task WHERE wakeup_at = 'infinity'", holds=lambda count: count == 3)
+        rows("UPDATE pg_task_limits SET concurrency = 1 WHERE name = 'keyed'")
+        rows.until(ROWS, holds=none)
+    put(dsn, *(Keyed("a", 0.02) for _ in range(6)))
+    burst(dsn, app="limited:app", procs=2)
+    assert most_at_once(rows, "Keyed") == {"a": 1}, "the code does not undo what a person has changed"
+
+
+def test_flood_of_one_key_does_not_hold_up_another(dsn: str, rows: Rows) -> None:
+    put(dsn, *(Turn("flood") for _ in range(3000)))
+    with ready(dsn, "--concurrency", "10", app="limited:app"):
+        rows.until("SELECT count(*) FROM pg_task WHERE limit_at IS NOT NULL", holds=lambda count: count > 500)
+        put(dsn, *(Turn("small") for _ in range(10)))
+        rows.until("SELECT count(*) FROM ran WHERE key = 'small'", holds=lambda count: count == 10)
+        assert rows.value(LEFT) > 100
+
+
+def test_key_function_that_raises_fails_the_try(dsn: str, rows: Rows) -> None:
+    put(dsn, Broken(0), Broken(1))
+    burst(dsn, app="limited:app", code=1)
+    assert "ZeroDivisionError" in rows.value("SELECT error FROM pg_task")
+
+
+def test_worker_that_stops_leaves_nothing_leased(dsn: str, rows: Rows) -> None:
+    put(dsn, *(Keyed(f"{number % 3}", 60.0) for number in range(9)))
+    with ready(dsn, procs=2, app="limited:app") as fleet:
+        rows.until("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL", holds=lambda count: count == 6)
+        stop(fleet, dsn, signal.SIGQUIT)
+    assert rows.value("SELECT count(*) FROM pg_task WHERE locked_by IS NULL AND claims = 0") == 9

@@ -34,6 +34,7 @@ _RUNS: Sequence[tuple[str, ...]] = (
         *("--future=100", "--parked=100", "--leased=100"),
     ),
     ("dead", "--dead=20000", "--turns=5"),
+    ("schedules", "--procs=1", "--schedules=60", "--per-second=100", "--seconds=3"),
     ("procs", "--counts=1,2", "--tasks=500", "--rounds=1"),
     ("share", "--counts=1,2", "--steps=4", "--step-seconds=0.02", "--rounds=1"),
     ("flows", "--runs=100", "--procs=2", "--rounds=1", "--samples=5", "--steps=20"),

@@ -25,6 +25,7 @@ from pgtask.limits import Breaker, Limit, Rate
 from pgtask.outcome import Done, Enqueue, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
+from pgtask.schedules import Schedule
 from pgtask.task import BatchContext, Context, Task
 from pgtask.task_function import task
 from pgtask.tasks import TaskHandle, Tasks, TaskStatus
@@ -46,6 +47,7 @@ __all__ = [
     "Context",
     "Limit",
     "Policy",
+    "Schedule",
     "Rate",
     "Task",
     "task",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from operator import attrgetter
 from types import ModuleType
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -21,11 +22,13 @@ from pgtask._dsn import names_database, quoted, redact
 from pgtask._error_text import one_line, place_of
 from pgtask._json_types import undecodable_field
 from pgtask._lifespan import lifespan_error
+from pgtask._occurrences import EPOCH, occurrence_id
 from pgtask.batch import Batch
 from pgtask.errors import AppLoadError, DefinitionError
 from pgtask.limits import Limit
 from pgtask.outcome import Done, Fail
 from pgtask.policy import Policy
+from pgtask.schedules import Schedule
 from pgtask.task import RESERVED, Task
 from pgtask.task_function import TaskFunction
 from pgtask.workflow import STEP, Workflow
@@ -65,11 +68,13 @@ class App:
 
     `lifespan` is a function without arguments that returns an async context manager (`@asynccontextmanager`). Each
     worker process enters it once, passes the value that it yields as `ctx.resources`, and leaves it after the last
-    step. `archive` keeps finished tasks in the table `pg_task_archive`, unless their class says otherwise.
+    step. `archive` keeps finished tasks in the table `pg_task_archive`, unless their class says otherwise. `schedules`
+    are started by the workers of the app.
 
     Raises `DefinitionError` naming the class and the remedy: no steps, no `run`, a `run` whose annotation is missing
     or is no outcome, an edge to a step of another task, two tasks, steps or limits of one name, a field that hides an
-    attribute of `Task`, a field of a class that cannot be read from JSON, a lifespan that cannot be entered.
+    attribute of `Task`, a field of a class that cannot be read from JSON, a lifespan that cannot be entered, a schedule
+    of a step that is none of the app.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class App:
         *tasks: type[Task] | TaskFunction[..., Any] | Workflow[Any, Any],
         lifespan: Lifespan | None = None,
         archive: bool = False,
+        schedules: Iterable[Schedule] = (),
     ) -> None:
         if not tasks:
             raise DefinitionError("App() has no tasks: pass the classes that derive from Task, as in App(Greeter)")
@@ -101,6 +107,12 @@ class App:
                 self.functions[task.name] = task
             else:
                 self._add_task(task)
+        self.schedules: dict[str, Schedule] = {}
+        ids: dict[UUID, str] = {}
+        for schedule in schedules:
+            self._add_schedule(schedule)
+            if (other := ids.setdefault(occurrence_id(schedule.name, EPOCH), schedule.name)) != schedule.name:
+                raise DefinitionError(f"App: schedules {other} and {schedule.name} make the same ids; rename one")
 
     def __iter__(self) -> Iterator[StepDefinition]:
         return iter(self.steps.values())
@@ -164,6 +176,21 @@ class App:
                 )
         flows.append(flow)
         flows.sort(key=attrgetter("version"))
+
+    def _add_schedule(self, schedule: Schedule) -> None:
+        if not isinstance(schedule, Schedule):
+            raise DefinitionError(
+                f"App(schedules=...): {schedule!r:.80} is no schedule; pass a list of them, as in "
+                '[Schedule("nightly", "0 3 * * *", Plan())]'
+            )
+        name, step = schedule.name, schedule.step
+        if name in self.schedules:
+            raise DefinitionError(f"App: two schedules are named {name}; rename one, their rows have the name")
+        is_known = step in self.workflows.get(step.name, ()) if isinstance(step, Workflow) else type(step) in self.steps
+        if not is_known:
+            shown = step.name if isinstance(step, Workflow) else type(step).__name__
+            raise DefinitionError(f"schedule {name}: {shown} is not in this app; pass it to App(...), or its task")
+        self.schedules[name] = schedule
 
 
 def load_app(reference: str) -> App:

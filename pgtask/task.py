@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from uuid import UUID
 
 import msgspec
 
+from pgtask._occurrences import scheduled_time
 from pgtask._progress import Progress
 from pgtask.errors import EnqueueError, OutcomeError
 from pgtask.policy import Policy
@@ -104,6 +106,11 @@ class Context(msgspec.Struct, eq=False):
         """
         return _client_of(self._tools)
 
+    @property
+    def scheduled_for(self) -> datetime | None:
+        """The time for which a schedule has started this task, in all of its steps; None if no schedule has."""
+        return scheduled_time(self.task_id)
+
     def progress(self, done: int, total: int | None = None) -> None:
         """Report how much of the step is done, of a total if that is known. Safe in threads.
 
@@ -172,6 +179,11 @@ class BatchContext(msgspec.Struct, eq=False):
         Raises `EnqueueError` in a thread, and in a context that no worker has made.
         """
         return _client_of(self._tools)
+
+    @property
+    def scheduled_for(self) -> list[datetime | None]:
+        """For each step, the time for which a schedule has started its task; None if no schedule has."""
+        return [scheduled_time(id) for id in self.task_ids]
 
     def transaction(
         self, *, isolation: Literal["repeatable_read", "serializable"] | None = None

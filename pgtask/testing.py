@@ -22,6 +22,7 @@ from pgtask._memory.journal import MemoryJournal
 from pgtask._memory.limits import MemoryLimits
 from pgtask._memory.records import Triggered
 from pgtask._memory.rows import MemoryTask, Try
+from pgtask._memory.schedules import MemorySchedules
 from pgtask._memory.steps import MemoryStepRunner
 from pgtask._memory.store import Enqueued
 from pgtask._memory.transactions import MemoryTransactions
@@ -74,6 +75,7 @@ class MemoryWorker(AsyncWithOnly):
     - `resources` becomes `ctx.resources`, in place of the value that the app's lifespan yields; `db` becomes `ctx.db`,
       which otherwise raises `DatabaseRefused` when you use it.
     - A step that the app does not know is parked, as with `--unknown park`.
+    - Schedules begin when the worker is entered, and start their tasks as the clock passes their times.
     - Use the client for runs of workflows: `run = await worker.client.trigger(...)`. Sleeps and timeouts of signals
       pass at once. With `replays`, each run is put back after each entry that it records and replayed from the top,
       which finds a workflow that does not do the same each time.
@@ -126,6 +128,7 @@ class MemoryWorker(AsyncWithOnly):
             self._limits = MemoryLimits(self.client.rows, self._dispatch.table, self._app.limits)
         self.client.rows.limits = self._limits
         self._dispatch.tap(self._app)
+        self._schedules = MemorySchedules(self.client, self._app.schedules.values())
         self._stack = AsyncExitStack()
         self._stack.callback(self._dispatch.close)
         self._dispatch.db = self._db
@@ -232,15 +235,25 @@ class MemoryWorker(AsyncWithOnly):
         """Run until every task is done or parked, and every run of a workflow has ended or waits for a signal without a
         timeout; with `within`, only tasks that fall due in that time, and then the clock stands at its end.
 
+        Schedules start their tasks as the clock passes their times: without `within`, only while something else is due.
+
         Raises `AssertionError` after `max_steps` steps: a task that looks again and again never ends.
         """
         rows = self.client.rows
         end = None if within is None else rows.now + within
         limit = self._dispatch.steps + self._max_steps
-        while (due := rows.next_due()) is not None and (end is None or due <= end):
+        while (due := self._next_due(end)) is not None and (end is None or due <= end):
             rows.now = max(rows.now, due)
+            self._schedules.start_due()
             await self._run_due(limit)
         rows.now = max(rows.now, end or rows.now)
+
+    def _next_due(self, end: datetime | None) -> datetime | None:
+        """Return the time of what happens next: a task is due, or a schedule while the clock goes on anyway."""
+        due, scheduled = self.client.rows.next_due(), self._schedules.next_due()
+        if scheduled is None or (due is None and end is None):
+            return due
+        return scheduled if due is None else min(due, scheduled)
 
     async def _run_due(self, limit: int) -> None:
         claimed = self.client.rows.claim(max(self._concurrency, self._max_batch))

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 from uuid import UUID
 
+from pgtask._occurrences import scheduled_time
 from pgtask.policy import Policy
 from pgtask.task import Database
 from pgtask.workflow import Workflow
@@ -64,6 +65,11 @@ class WorkflowContext(ABC):
     @abstractmethod
     def client(self) -> Client:
         """The client of the worker, for steps that are `async def`."""
+
+    @property
+    def scheduled_for(self) -> datetime | None:
+        """The time for which a schedule has started this run, the same in each replay; None if no schedule has."""
+        return scheduled_time(self.run_id)
 
     @overload
     async def step(

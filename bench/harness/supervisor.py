@@ -21,6 +21,7 @@ from bench.workloads.worker_report import REPORTS, WorkerReport, read_reports
 
 __all__ = ["SupervisorProcess", "clean_environment", "running_supervisor", "supervisor_command"]
 
+APP = "bench.workloads.app:app"
 _READY_TIMEOUT = 30.0
 
 
@@ -33,12 +34,14 @@ class SupervisorProcess:
 
 
 @contextmanager
-def running_supervisor(dsn: str, procs: int, directory: Path, *flags: str) -> Iterator[SupervisorProcess]:
+def running_supervisor(
+    dsn: str, procs: int, directory: Path, *flags: str, app: str = APP
+) -> Iterator[SupervisorProcess]:
     """Start a supervisor, wait until its workers are ready, and stop it at the end."""
     log = directory / "supervisor.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            supervisor_command(dsn, procs, *flags),
+            supervisor_command(dsn, procs, *flags, app=app),
             cwd=directory,
             env=clean_environment(directory),
             stdout=stream,
@@ -65,7 +68,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, procs: int) -
         time.sleep(0.02)
 
 
-def supervisor_command(dsn: str, procs: int, *flags: str, app: str = "bench.workloads.app:app") -> list[str]:
+def supervisor_command(dsn: str, procs: int, *flags: str, app: str = APP) -> list[str]:
     settings = ("--dsn", dsn, "--procs", str(procs), "--log", "json", *flags)
     return [sys.executable, "-m", "pgtask._cli.supervisor", app, *settings]
 

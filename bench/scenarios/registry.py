@@ -17,6 +17,7 @@ from bench.scenarios.latency import LatencyScenario
 from bench.scenarios.procs import ProcsScenario
 from bench.scenarios.producers import ProducersScenario
 from bench.scenarios.recover import RecoverScenario
+from bench.scenarios.schedules import SchedulesScenario
 from bench.scenarios.share import ShareScenario
 from bench.scenarios.stages import StagesScenario
 from bench.scenarios.workflows import WorkflowsScenario
@@ -25,6 +26,6 @@ __all__ = ["SCENARIOS"]
 
 SCENARIOS: Sequence[Scenario[Any]] = (
     *(DrainScenario(), LatencyScenario(), EnqueueScenario(), ProducersScenario(), IdleScenario(), DepthScenario()),
-    *(DoorsScenario(), DeadScenario()),
+    *(DoorsScenario(), DeadScenario(), SchedulesScenario()),
     *(ProcsScenario(), ShareScenario(), WorkflowsScenario(), RecoverScenario(), CrashesScenario(), StagesScenario()),
 )

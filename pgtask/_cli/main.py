@@ -33,6 +33,7 @@ from pgtask._cli.commands import (
     retry,
     run,
     runs,
+    schedules,
     show,
     signal,
     stats,
@@ -75,7 +76,7 @@ def _by_name(*commands: Command) -> dict[str, Command]:
 GROUPS: dict[str, dict[str, Command]] = {
     "set up": _by_name(migrate, verify, psql, stop, completion),
     "enqueue": _by_name(enqueue),
-    "look": _by_name(list_, parked, show, stats, top, graph, check, actions, web),
+    "look": _by_name(list_, parked, show, stats, schedules, top, graph, check, actions, web),
     "fix": _by_name(retry, reschedule, move, cancel, prune, pause, resume, limit),
     "workflows": _by_name(runs, run, signal),
 }
@@ -112,6 +113,7 @@ _SYNONYMS = {
     **dict.fromkeys(("rm", "delete", "remove", "kill", "revoke", "abort"), "cancel"),
     **dict.fromkeys(("failed", "errors", "causes", "dead"), "parked"),
     **dict.fromkeys(("history", "audit"), "actions"),
+    **dict.fromkeys(("cron", "crontab", "schedule", "periodic", "beat"), "schedules"),
     **dict.fromkeys(("postpone", "snooze"), "reschedule"),
     **dict.fromkeys(("requeue", "rerun", "revive"), "retry"),
     **dict.fromkeys(("purge", "clean", "cleanup", "vacuum"), "prune"),

@@ -26,6 +26,7 @@ from pgtask._postgres.runs import RunStatus
 from pgtask._postgres.transactions import check_caller
 from pgtask._validate import ItemEncoder, NewRow
 from pgtask._workflow.values import RunResult
+from pgtask.schedules import DeclaredSchedule
 from pgtask.task import Task
 from pgtask.workflow import RunState
 
@@ -84,6 +85,16 @@ class MemoryStore:
             payload = new.step.encode()[len(new.codec.prefix) : -len(b"}}")]
             place = Placement(new.queue, new.priority, new.at, new.delay, new.key)
             self._add_task(new.id, NewRow(new.codec, payload, place))
+
+    def start_occurrence(self, id: UUID, schedule: DeclaredSchedule) -> None:
+        """Start a task or a run of a schedule, like schedules/fire.sql."""
+        if id not in self._rows.tasks:
+            lane = (schedule.queue, schedule.priority)
+            task = self._new_task(id, schedule.step, lane, None, self._rows.now)
+            if schedule.workflow is None:
+                self._rows.insert(task)
+            else:
+                self._records.add(task, schedule.workflow)
 
     def _due_time(self, at: datetime | None, delay: float | None) -> datetime:
         return self._rows.now + timedelta(seconds=delay or 0) if at is None else at

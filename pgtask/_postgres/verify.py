@@ -41,6 +41,7 @@ _READ = (
     "pg_task_signals",
     "pg_task_archive",
     "pg_task_pauses",
+    "pg_task_schedules",
     "pg_task_limits",
     "pg_task_limit_keys",
     "pg_task_schema",
@@ -59,7 +60,7 @@ WORKER: Privileges = {
     "pg_task_limit_keys": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_schema": ("SELECT",),
 }
-"""The privileges of a role of workers and clients, without an archive."""
+"""The privileges of a role of workers and clients, without an archive and without schedules."""
 
 OPERATOR: Privileges = {
     **WORKER,
@@ -67,6 +68,7 @@ OPERATOR: Privileges = {
     "pg_task_archive": ("SELECT", "UPDATE", "DELETE"),
     "pg_task_pauses": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_actions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pg_task_schedules": ("SELECT", "UPDATE"),
 }
 """The privileges of a person who changes tasks in bulk, pauses and prunes."""
 

@@ -38,6 +38,7 @@ from pgtask._worker.leaving import cancel_steps, release_leases
 from pgtask._worker.limits import Limits
 from pgtask._worker.pauses import Pauses
 from pgtask._worker.renew import MAX_WAIT, Renew
+from pgtask._worker.schedules import Schedules
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.transactions import Transactions
 from pgtask._worker.turn_slots import TurnSlots
@@ -152,6 +153,7 @@ class Pipeline:
             max_step_bytes=config.max_step_bytes,
         )
         self.pauses = Pauses(self.link, self._claim, self._table, listens=config.listen, limited=self.limits.learn)
+        self.schedules = Schedules(self.link, config.app or "", {} if config.burst else app.schedules)
         self.burst = Burst(
             self.link,
             self._claim,
@@ -338,6 +340,7 @@ class Pipeline:
             await self._flush_gathered()
             await self._obey_pauses()
             await self._promote()
+            await self._start_scheduled()
             await self._let_wait()
             unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_unwanted()
             if self.dispatch.quarantined:
@@ -366,6 +369,11 @@ class Pipeline:
             self._behind.note_outcomes()
         self._done_before = self._flush.done
         if self.leaving is None and time.monotonic() >= self._behind.due_at and await self._behind.promote():
+            self._poll_soon()
+
+    async def _start_scheduled(self) -> None:
+        """Start the tasks of schedules whose time has come."""
+        if self.leaving is None and time.monotonic() >= self.schedules.due_at and await self.schedules.look():
             self._poll_soon()
 
     async def _let_wait(self) -> None:
@@ -468,8 +476,8 @@ class Pipeline:
         return True
 
     def _claim_limit(self) -> int:
-        """Return how many tasks to claim. Those that turn out to wait for limits take no slot: while most do, it goes on
-        without one, so that the key of each takes part in the turns."""
+        """Return how many tasks to claim. Those that turn out to wait for limits take no slot: while most do, it goes
+        on without one, so that the key of each takes part in the turns."""
         limit = self._capacity.claim_limit()
         if limit <= 0 and self._meets_limited and len(self.dispatch.ready) < MEETING_BATCH:
             return MEETING_BATCH
@@ -512,7 +520,7 @@ class Pipeline:
         await self._hold.end_unused()
         wait = max(0.0, min(self._suspects.seconds_to_wait(), self._flush.seconds_to_wait()))
         if self.leaving is None:
-            looks = min(self._behind.due_at, self.pauses.due_at, self._limits_due_at())
+            looks = min(self._behind.due_at, self.pauses.due_at, self._limits_due_at(), self.schedules.due_at)
             wait = min(wait, self._seconds_to_claim(), max(0.0, looks - time.monotonic()))
         self._note_waiting(self.leaving is None and self._capacity.claim_limit() > 0 and not self._claim.may_find_tasks)
         timer = None

@@ -18,6 +18,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (7, 'table', 'pg_task_stops', 'pg_task_stops', ''),
         (15, 'table', 'pg_task_pauses', 'pg_task_pauses', ''),
         (16, 'table', 'pg_task_actions', 'pg_task_actions', ''),
+        (18, 'table', 'pg_task_schedules', 'pg_task_schedules', ''),
         (20, 'table', 'pg_task_limits', 'pg_task_limits', ''),
         (20, 'table', 'pg_task_limit_keys', 'pg_task_limit_keys', ''),
 
@@ -30,6 +31,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (3, 'index', 'pg_task_signals', 'pg_task_signals_run_idx', ''),
         (4, 'index', 'pg_task_archive', 'pg_task_archive_finished_idx', ''),
         (12, 'index', 'pg_task', 'pg_task_behind_idx', ''),
+        (18, 'index', 'pg_task_schedules', 'pg_task_schedules_look_idx', ''),
         (20, 'index', 'pg_task', 'pg_task_limited_idx', ''),
         (20, 'index', 'pg_task', 'pg_task_limit_held_idx', ''),
         (20, 'index', 'pg_task', 'pg_task_limit_before_idx', ''),
@@ -51,6 +53,15 @@ wanted (since, kind, on_table, name, definition) AS (
         (
             16, 'constraint', 'pg_task_actions', 'pg_task_actions_state_check',
             'CHECK (state IN (''running'', ''done'', ''stopped'', ''failed''))'
+        ),
+        (18, 'constraint', 'pg_task_schedules', 'pg_task_schedules_pkey', 'PRIMARY KEY (name)'),
+        (
+            18, 'constraint', 'pg_task_schedules', 'pg_task_schedules_missed_check',
+            'CHECK (missed IN (''skip'', ''latest'', ''all''))'
+        ),
+        (
+            18, 'constraint', 'pg_task_schedules', 'pg_task_schedules_overlap_check',
+            'CHECK (overlap IN (''skip'', ''allow''))'
         ),
         (20, 'constraint', 'pg_task_limits', 'pg_task_limits_pkey', 'PRIMARY KEY (name)'),
         (
@@ -87,6 +98,13 @@ wanted (since, kind, on_table, name, definition) AS (
         (16, 'default', 'pg_task_actions', 'began_at', 'now()'),
         (16, 'default', 'pg_task_actions', 'tasks', '0'),
         (16, 'default', 'pg_task_actions', 'state', '''running'''),
+        (18, 'default', 'pg_task_schedules', 'zone', '''UTC'''),
+        (18, 'default', 'pg_task_schedules', 'queue', '''default'''),
+        (18, 'default', 'pg_task_schedules', 'priority', '0'),
+        (18, 'default', 'pg_task_schedules', 'missed', '''latest'''),
+        (18, 'default', 'pg_task_schedules', 'max_missed', '1000'),
+        (18, 'default', 'pg_task_schedules', 'overlap', '''skip'''),
+        (18, 'default', 'pg_task_schedules', 'declared_at', 'now()'),
         (20, 'default', 'pg_task_limits', 'is_shared', 'false'),
         (20, 'default', 'pg_task_limits', 'is_strict', 'false'),
         (20, 'default', 'pg_task_limits', 'changed', '''{}'''),

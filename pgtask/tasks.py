@@ -178,12 +178,16 @@ def choose_tasks(
     error: str | None,
     older_than: timedelta | None,
     key: str | None,
+    group: str | None,
 ) -> TaskFilter:
     """Return the filter of `Client.tasks`. Raises `EnqueueError`, which names the argument."""
     _check_text("queue", queue)
     if queue is not None and "," in queue:
         raise EnqueueError(f"tasks(queue={queue!r:.80}): no queue has a comma in its name; choose one queue at a time")
     _check_text("error", error)
+    _check_text("group", group)
+    if None not in (group, key):
+        raise EnqueueError("tasks(key=..., group=...): choose by one of them")
     family, name = _names(task, step)
     if key is not None and family is None:
         raise EnqueueError(f"tasks(key={key!r:.80}): a key belongs to a task; give task= as well")
@@ -195,6 +199,7 @@ def choose_tasks(
         error=error,
         older_than=None if older_than is None else timedelta(seconds=check_delay(older_than, "older_than")),
         key=None if key is None else check_key(key),
+        group=group,
     )
 
 

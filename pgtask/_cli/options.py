@@ -37,7 +37,7 @@ __all__ = [
     "whole_number",
 ]
 
-FILTERS = ("queue", "task", "step", "key", "error", "age", "where")
+FILTERS = ("queue", "task", "step", "key", "error", "age", "where", "group")
 MAX_PAGE = 10_000
 ID_HELP = "the id, or its first or last digits, 8 or more, if no other one has them"
 TIME_HELP = "seconds, or with units: 90, 5m, 1h30m, 2d"
@@ -86,6 +86,7 @@ def add_filters(parser: Parser, *, queue_flags: Sequence[str] = ("-q", "--queue"
         metavar="FIELD=TEXT",
         help="only those whose step has this field with this text of JSON, as customer=42 or address.city=Bern",
     )
+    parser.add_argument("--group", metavar="NAME", help="only the members of this group")
 
 
 def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter:
@@ -100,6 +101,8 @@ def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter
         if "parked" not in states:
             raise ConfigError("--error is of parked tasks: leave out --state")
         states = ("parked",)
+    if None not in (args.key, args.group):
+        raise ConfigError("--key and --group exclude each other")
     queues = None if args.queue is None else tuple(dict.fromkeys(args.queue))
     return TaskFilter(
         states=states,
@@ -110,6 +113,7 @@ def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter
         older_than=args.age,
         key=None if args.key is None else _check_scope(args.key, task),
         where=tuple(args.where or ()),
+        group=args.group,
     )
 
 
@@ -126,7 +130,7 @@ def _check_scope(key: str, task: str | None) -> str:
 def filter_words(args: argparse.Namespace, *, queue_flag: str = "--queue") -> list[str]:
     """Return the filters as the words of a command that has the same."""
     words = [] if args.queue is None else [queue_flag, ",".join(args.queue)]
-    for name in ("task", "step", "key", "error"):
+    for name in ("task", "step", "key", "error", "group"):
         words += [] if getattr(args, name) is None else [f"--{name}", getattr(args, name)]
     words += [] if args.age is None else ["--age", f"{args.age.total_seconds():.12g}s"]
     return words + [word for path, text in args.where or () for word in ("--where", f"{path}={text}")]

@@ -58,6 +58,7 @@ cdef class TaskLease:
     cdef public object batch  # that its step runs in, or None
     cdef readonly object progress  # that its step has reported, or None
     cdef object written  # the progress that its row has, or None
+    cdef readonly bint is_member  # of a group
     cdef readonly object trace  # trace context of the producer and queue, if the worker traces and the row has one
     cdef public object span  # of its last try, or None
     cdef Py_ssize_t mark  # index in `Marks` of a step that executes beside the one that has the loop; else 0
@@ -98,6 +99,12 @@ cdef class TaskLease:
         self.claims = 1
 
 
+cdef inline void put_tried(TaskLease lease, int tried) noexcept:
+    """Take the number of failed tries from a claimed row: -1 less that number for a member of a group."""
+    lease.is_member = tried < 0
+    lease.tried = -1 - tried if tried < 0 else tried
+
+
 @cython.final
 cdef class Leases:
     """All leases of this worker, by task id."""
@@ -128,7 +135,7 @@ cdef class Leases:
             lease.id = row[0]
             lease.token = token
             lease.envelope = row[1]
-            lease.tried = row[2]
+            put_tried(lease, row[2])
             lease.claims = row[3]
             lease.size = row[4] or 0
             lease.renewed = sent
@@ -160,7 +167,7 @@ cdef class Leases:
             lease.id = row[0]
             lease.token = token
             lease.envelope = row[1]
-            lease.tried = row[2]
+            put_tried(lease, row[2])
             lease.claims = 1
             lease.size = row[4] or 0
             lease.waiting_since = now

@@ -43,7 +43,8 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A choice of tasks. `states` in the order of `STATES`; `queues`: any of them; `task` and `step` are names of the
     envelope; `error` is a pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any. With a
     `key` there is a `task`. `where`: paths of fields of the step, each with the text that it has. `created_before`: for
-    changes of many, which end though others enqueue meanwhile."""
+    changes of many, which end though others enqueue meanwhile. `group`: the name of one; its members come in the order of
+    their ids, the parked ones first."""
 
     states: tuple[str, ...] = STATES
     queues: tuple[str, ...] | None = None
@@ -54,6 +55,7 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     where: tuple[tuple[str, str], ...] = ()
     created_before: datetime | None = None
+    group: str | None = None
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -167,6 +169,9 @@ async def list_tasks(
         if wanted.key is not None:
             rows = await describe(connection, (await _find_keyed(connection, wanted))[:limit], characters)
             return Page(rows, [], None, False)
+        if wanted.group is not None:
+            ids, following = await _find_members(connection, wanted, limit, after)
+            return Page(await describe(connection, ids, characters), [], following, False)
         found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now)
         rows = await describe(connection, [task for task, _ in found], characters)
     return Page(rows, [place for _, place in found], following, is_cut)
@@ -179,6 +184,8 @@ async def find_tasks(
     async with transaction(connection, readonly=True) as now:
         if wanted.key is not None:
             return (await _find_keyed(connection, wanted))[:limit], None
+        if wanted.group is not None:
+            return await _find_members(connection, wanted, limit, after)
         found, following, _ = await _scan_sections(connection, wanted, limit, after, now)
     return [task for task, _ in found], following
 
@@ -186,6 +193,24 @@ async def find_tasks(
 async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
     rows = await connection.fetch(statement("keyed"), wanted.stored_keys, *wanted.args)
     return [UUID(int=row["id"].int) for row in rows]
+
+
+async def _find_members(
+    connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None
+) -> tuple[list[UUID], Cursor | None]:
+    """Return members of a group, the parked ones first, and the place of the next page: its queue is the last id."""
+    found: list[UUID] = []
+    for state in ("parked", "leased") if after is None or after.state == "parked" else ("leased",):
+        last = UUID(after.queue) if after is not None and after.state == state else UUID(int=0)
+        if not (set(wanted.states) & {"parked"} if state == "parked" else set(wanted.states) - {"parked"}):
+            continue
+        left = limit - len(found)
+        args = (*wanted.args, wanted.group, last, left, wanted.created_before)
+        rows = await connection.fetch(statement("groups/members"), state == "parked", *args)
+        found += [UUID(int=row[0].int) for row in rows]
+        if len(found) >= limit:
+            return found, Cursor(state, str(found[-1]), 0, 0, 0, 0)
+    return found, None
 
 
 async def _scan_sections(

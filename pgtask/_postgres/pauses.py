@@ -15,9 +15,13 @@ import msgspec
 from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.store import statement
 
-__all__ = ["Pause", "Paused", "pause", "read_pauses", "resume"]
+__all__ = ["GROUPS", "Pause", "Paused", "pause", "read_pauses", "resume"]
 
 Kind = Literal["queue", "task", "step"]
+
+
+GROUPS = "groups"
+"""The kind of the row which says that there are groups of tasks that have not ended."""
 
 
 class Paused(NamedTuple):
@@ -48,7 +52,7 @@ class Pause(msgspec.Struct, frozen=True):
 
 async def read_pauses(connection: Any) -> list[Pause]:
     """Return all pauses, by kind and name."""
-    return [Pause(*row) for row in await connection.fetch(statement("pauses"))]
+    return [Pause(*row) for row in await connection.fetch(statement("pauses")) if row[0] != GROUPS]
 
 
 async def pause(connection: Any, things: Collection[Paused], reason: str | None, by: str) -> set[Paused]:

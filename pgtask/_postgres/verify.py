@@ -41,6 +41,8 @@ _READ = (
     "pg_task_signals",
     "pg_task_archive",
     "pg_task_pauses",
+    "pg_task_groups",
+    "pg_task_group_counts",
     "pg_task_schema",
 )
 READER: Privileges = dict.fromkeys(_READ, ("SELECT",))
@@ -53,6 +55,9 @@ WORKER: Privileges = {
     "pg_task_signals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_stops": ("SELECT",),
     "pg_task_pauses": ("SELECT",),
+    "pg_task_groups": ("SELECT", "INSERT", "UPDATE"),
+    "pg_task_group_counts": ("SELECT", "INSERT", "UPDATE"),
+    "pg_task_group_results": ("SELECT", "INSERT"),
     "pg_task_schema": ("SELECT",),
 }
 """The privileges of a role of workers and clients, without an archive."""
@@ -61,6 +66,9 @@ OPERATOR: Privileges = {
     **WORKER,
     "pg_task_runs": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_archive": ("SELECT", "UPDATE", "DELETE"),
+    "pg_task_groups": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pg_task_group_counts": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pg_task_group_results": ("SELECT", "INSERT", "DELETE"),
     "pg_task_pauses": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_actions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }

@@ -14,9 +14,10 @@ import time
 
 from pgtask._fastpath import Table
 from pgtask._log import EventLog
-from pgtask._postgres.pauses import Paused
+from pgtask._postgres.pauses import GROUPS, Paused
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
+from pgtask._worker.groups import Groups
 from pgtask.errors import DatabaseUnavailable, RowsLocked, StatementTimeout
 
 __all__ = ["Pauses"]
@@ -31,8 +32,12 @@ MAX_INTERVAL = 10.0  # the same with notifications, for a listener that has lost
 class Pauses:
     """What is paused, as of the last look over `link`; `claim` and `table` obey it."""
 
-    def __init__(self, link: Link, claim: Claim, table: Table | None, *, listens: bool) -> None:
+    def __init__(
+        self, link: Link, claim: Claim, table: Table | None, *, listens: bool, groups: Groups | None = None
+    ) -> None:
         self._link = link
+        self.groups = groups
+        """Learns from each look whether there are groups that have not ended."""
         self._claim = claim
         self._table = table
         self._interval = MAX_INTERVAL if listens else INTERVAL
@@ -59,7 +64,9 @@ class Pauses:
             self.due_at = time.monotonic() + INTERVAL
             return False
         self.was_read = True
-        before, self._all = self._all, frozenset(Paused(*row[:2]) for row in rows)
+        if self.groups is not None:
+            self.groups.note_open(any(row[0] == GROUPS for row in rows))
+        before, self._all = self._all, frozenset(Paused(*row[:2]) for row in rows if row[0] != GROUPS)
         if self._all == before:
             return False
         tasks, steps = self._names("task"), self._names("step")

@@ -21,6 +21,8 @@ COMMENT ON COLUMN pg_task.expires_at IS 'No worker starts the task after this ti
 COMMENT ON COLUMN pg_task.progress IS 'Progress that the running step has reported, as of the last renewal: {"done":3,"total":10,"lease":...}. It counts while lease is locked_by.';
 COMMENT ON COLUMN pg_task.trace IS 'Trace context of the producer, if that was traced and sampled: traceparent, space, tracestate.';
 
+COMMENT ON COLUMN pg_task.group_id IS 'The group of which the task is a member: pg_task_groups.id.';
+
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
 COMMENT ON COLUMN pg_task_runs.id IS 'The run, and its task in pg_task until it has ended.';
 COMMENT ON COLUMN pg_task_runs.name IS 'The workflow, as in @workflow(name).';
@@ -93,6 +95,34 @@ COMMENT ON COLUMN pg_task_actions.action IS 'The command: retry, cancel, move, r
 COMMENT ON COLUMN pg_task_actions.filter IS 'The words of the command, as typed.';
 COMMENT ON COLUMN pg_task_actions.tasks IS 'How many tasks it has changed so far.';
 COMMENT ON COLUMN pg_task_actions.state IS 'running, done, stopped (by Ctrl-C) or failed.';
+
+COMMENT ON TABLE pg_task_groups IS 'Groups of tasks: what each is, and whether it has ended. Shown by pgtask groups, emptied by pgtask prune --groups.';
+COMMENT ON COLUMN pg_task_groups.id IS 'pg_task.group_id of its members.';
+COMMENT ON COLUMN pg_task_groups.name IS 'The name that the client gave.';
+COMMENT ON COLUMN pg_task_groups.state IS 'open; cancelling, while its members are being removed; ended or cancelled.';
+COMMENT ON COLUMN pg_task_groups.total IS 'Members at the start. pg_task_group_counts has those that members added.';
+COMMENT ON COLUMN pg_task_groups.results IS 'Whether pg_task_group_results keeps what its members return.';
+COMMENT ON COLUMN pg_task_groups.on_parked IS 'wait: parked members hold the end up; go on: they do not.';
+COMMENT ON COLUMN pg_task_groups.then_step IS 'The step that is enqueued once at the end, as pg_task.step.';
+COMMENT ON COLUMN pg_task_groups.then_queue IS 'Its queue.';
+COMMENT ON COLUMN pg_task_groups.then_priority IS 'Its priority.';
+COMMENT ON COLUMN pg_task_groups.then_task IS 'The task that was enqueued at the end.';
+COMMENT ON COLUMN pg_task_groups.started_at IS 'Time of the start.';
+COMMENT ON COLUMN pg_task_groups.cancelled_at IS 'Time of the order to cancel it.';
+COMMENT ON COLUMN pg_task_groups.ended_at IS 'Time of the end: none of its members waited or ran.';
+
+COMMENT ON TABLE pg_task_group_counts IS 'What has happened to the members of each group: a row for each session that has written outcomes. The sum counts.';
+COMMENT ON COLUMN pg_task_group_counts.group_id IS 'pg_task_groups.id.';
+COMMENT ON COLUMN pg_task_group_counts.slot IS 'pg_backend_pid() of the session.';
+COMMENT ON COLUMN pg_task_group_counts.done IS 'Members that it has finished.';
+COMMENT ON COLUMN pg_task_group_counts.added IS 'Members that it has added, enqueued by other members.';
+COMMENT ON COLUMN pg_task_group_counts.parked IS 'How often it has parked one.';
+COMMENT ON COLUMN pg_task_group_counts.cancelled IS 'Members that it has removed, since the group is being cancelled.';
+
+COMMENT ON TABLE pg_task_group_results IS 'What the members of groups have returned by Done(value).';
+COMMENT ON COLUMN pg_task_group_results.group_id IS 'pg_task_groups.id.';
+COMMENT ON COLUMN pg_task_group_results.task_id IS 'The task, which has left pg_task.';
+COMMENT ON COLUMN pg_task_group_results.value IS 'The value, as JSON.';
 
 COMMENT ON TABLE pg_task_schema IS 'Applied versions of the schema of pgtask. Written by pgtask migrate.';
 COMMENT ON COLUMN pg_task_schema.version IS 'Number of a migration; the greatest is the version of this schema.';

@@ -18,6 +18,9 @@ wanted (since, kind, on_table, name, definition) AS (
         (7, 'table', 'pg_task_stops', 'pg_task_stops', ''),
         (15, 'table', 'pg_task_pauses', 'pg_task_pauses', ''),
         (16, 'table', 'pg_task_actions', 'pg_task_actions', ''),
+        (19, 'table', 'pg_task_groups', 'pg_task_groups', ''),
+        (19, 'table', 'pg_task_group_counts', 'pg_task_group_counts', ''),
+        (19, 'table', 'pg_task_group_results', 'pg_task_group_results', ''),
 
         (2, 'index', 'pg_task', 'pg_task_ready_idx', ''),
         (2, 'index', 'pg_task', 'pg_task_lease_idx', ''),
@@ -28,6 +31,9 @@ wanted (since, kind, on_table, name, definition) AS (
         (3, 'index', 'pg_task_signals', 'pg_task_signals_run_idx', ''),
         (4, 'index', 'pg_task_archive', 'pg_task_archive_finished_idx', ''),
         (12, 'index', 'pg_task', 'pg_task_behind_idx', ''),
+        (19, 'index', 'pg_task', 'pg_task_group_live_idx', ''),
+        (19, 'index', 'pg_task', 'pg_task_group_parked_idx', ''),
+        (19, 'index', 'pg_task_groups', 'pg_task_groups_open_idx', ''),
 
         (1, 'constraint', 'pg_task', 'pg_task_lease_state_check', 'CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL))'),
         (3, 'constraint', 'pg_task_runs', 'pg_task_runs_pkey', 'PRIMARY KEY (id)'),
@@ -44,6 +50,15 @@ wanted (since, kind, on_table, name, definition) AS (
             16, 'constraint', 'pg_task_actions', 'pg_task_actions_state_check',
             'CHECK (state IN (''running'', ''done'', ''stopped'', ''failed''))'
         ),
+        (19, 'constraint', 'pg_task_groups', 'pg_task_groups_pkey', 'PRIMARY KEY (id)'),
+        (19, 'constraint', 'pg_task_groups', 'pg_task_groups_name_key', 'UNIQUE (name)'),
+        (
+            19, 'constraint', 'pg_task_groups', 'pg_task_groups_state_check',
+            'CHECK (state IN (''open'', ''cancelling'', ''ended'', ''cancelled''))'
+        ),
+        (19, 'constraint', 'pg_task_groups', 'pg_task_groups_on_parked_check', 'CHECK (on_parked IN (''wait'', ''go on''))'),
+        (19, 'constraint', 'pg_task_group_counts', 'pg_task_group_counts_pkey', 'PRIMARY KEY (group_id, slot)'),
+        (19, 'constraint', 'pg_task_group_results', 'pg_task_group_results_pkey', 'PRIMARY KEY (group_id, task_id)'),
 
         (
             1, 'default', 'pg_task', 'id',
@@ -73,6 +88,15 @@ wanted (since, kind, on_table, name, definition) AS (
         (16, 'default', 'pg_task_actions', 'began_at', 'now()'),
         (16, 'default', 'pg_task_actions', 'tasks', '0'),
         (16, 'default', 'pg_task_actions', 'state', '''running'''),
+        (19, 'default', 'pg_task_groups', 'state', '''open'''),
+        (19, 'default', 'pg_task_groups', 'total', '0'),
+        (19, 'default', 'pg_task_groups', 'results', 'false'),
+        (19, 'default', 'pg_task_groups', 'on_parked', '''wait'''),
+        (19, 'default', 'pg_task_groups', 'started_at', 'now()'),
+        (19, 'default', 'pg_task_group_counts', 'done', '0'),
+        (19, 'default', 'pg_task_group_counts', 'added', '0'),
+        (19, 'default', 'pg_task_group_counts', 'parked', '0'),
+        (19, 'default', 'pg_task_group_counts', 'cancelled', '0'),
 
         (2, 'function', 'pg_task', 'pg_task_notify()', ''),
         (6, 'function', 'pg_task', 'pg_task_workflow(text)', ''),

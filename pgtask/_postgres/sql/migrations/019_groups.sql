@@ -1,0 +1,64 @@
+-- Groups: tasks that belong together, with progress, results and a step that is enqueued once at the end.
+--
+-- A task is a member by its column `group_id`. The two indexes of members are the truth: a group is over when the first has
+-- no entry of it. They hold members only, so other tasks do not pay for them. What has left the table is counted in
+-- `pg_task_group_counts`, in a row for each session that writes outcomes, so that no session waits for the row of another
+-- one; such counts change with the rows that they count, in one statement.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute
+        WHERE attrelid = 'pg_task'::regclass AND attname = 'group_id' AND NOT attisdropped
+    ) THEN
+        ALTER TABLE pg_task ADD COLUMN group_id bigint;
+    END IF;
+    IF to_regclass('pg_task_groups') IS NULL THEN
+        CREATE TABLE pg_task_groups (
+            id            bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            name          text        NOT NULL,
+            state         text        NOT NULL DEFAULT 'open',
+            total         bigint      NOT NULL DEFAULT 0,
+            results       boolean     NOT NULL DEFAULT false,
+            on_parked     text        NOT NULL DEFAULT 'wait',
+            then_step     text,
+            then_queue    text,
+            then_priority smallint,
+            then_task     uuid,
+            started_at    timestamptz NOT NULL DEFAULT now(),
+            cancelled_at  timestamptz,
+            ended_at      timestamptz,
+            CONSTRAINT pg_task_groups_name_key UNIQUE (name),
+            CONSTRAINT pg_task_groups_state_check CHECK (state IN ('open', 'cancelling', 'ended', 'cancelled')),
+            CONSTRAINT pg_task_groups_on_parked_check CHECK (on_parked IN ('wait', 'go on'))
+        ) WITH (fillfactor = 50);
+        CREATE TABLE pg_task_group_counts (
+            group_id  bigint  NOT NULL,
+            slot      integer NOT NULL,
+            done      bigint  NOT NULL DEFAULT 0,
+            added     bigint  NOT NULL DEFAULT 0,
+            parked    bigint  NOT NULL DEFAULT 0,
+            cancelled bigint  NOT NULL DEFAULT 0,
+            PRIMARY KEY (group_id, slot)
+        ) WITH (
+            fillfactor = 10,
+            autovacuum_vacuum_scale_factor = 0,
+            autovacuum_vacuum_threshold = 1000,
+            autovacuum_vacuum_cost_delay = 0
+        );
+        CREATE TABLE pg_task_group_results (
+            group_id bigint NOT NULL,
+            task_id  uuid   NOT NULL,
+            value    text   NOT NULL,
+            PRIMARY KEY (group_id, task_id)
+        );
+        GRANT SELECT ON pg_task_groups TO PUBLIC;
+    END IF;
+END
+$$;
+
+-- The members that wait or run, and those that are parked.
+CREATE INDEX IF NOT EXISTS pg_task_group_live_idx ON pg_task (group_id, id) WHERE group_id IS NOT NULL AND error IS NULL;
+CREATE INDEX IF NOT EXISTS pg_task_group_parked_idx ON pg_task (group_id, id) WHERE group_id IS NOT NULL AND error IS NOT NULL;
+
+-- The groups that have not ended: few, however many there were.
+CREATE INDEX IF NOT EXISTS pg_task_groups_open_idx ON pg_task_groups (id) WHERE ended_at IS NULL;

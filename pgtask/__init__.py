@@ -21,6 +21,7 @@ from pgtask.errors import (
     SignalTimeout,
     StepFailed,
 )
+from pgtask.groups import Group, GroupHandle, GroupStatus
 from pgtask.outcome import Done, Enqueue, Fail, Next, Outcome
 from pgtask.policy import Policy
 from pgtask.runs import Run, RunStatus
@@ -34,7 +35,7 @@ from pgtask.workflow_decorator import workflow
 if TYPE_CHECKING:
     from pgtask.consumer import Consumer, Lease
     from pgtask.sync_client import SyncClient
-    from pgtask.sync_handles import SyncRun, SyncTaskHandle, SyncTasks
+    from pgtask.sync_handles import SyncGroupHandle, SyncRun, SyncTaskHandle, SyncTasks
 
 __all__ = [
     # define
@@ -61,6 +62,9 @@ __all__ = [
     "workflow",
     # produce
     "Client",
+    "Group",
+    "GroupHandle",
+    "GroupStatus",
     "ParkedTask",
     "Run",
     "RunStatus",
@@ -69,6 +73,7 @@ __all__ = [
     "TaskStatus",
     "Tasks",
     "SyncClient",
+    "SyncGroupHandle",
     "SyncRun",
     "SyncTaskHandle",
     "SyncTasks",
@@ -101,7 +106,7 @@ if not TYPE_CHECKING:  # a checker would accept any name
             from pgtask import consumer
 
             return getattr(consumer, name)
-        if name in ("SyncClient", "SyncRun", "SyncTaskHandle", "SyncTasks"):
+        if name in ("SyncClient", "SyncGroupHandle", "SyncRun", "SyncTaskHandle", "SyncTasks"):
             from pgtask import sync_client, sync_handles
 
             return getattr(sync_client if name == "SyncClient" else sync_handles, name)

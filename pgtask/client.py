@@ -47,7 +47,7 @@ from pgtask._wrong_with import AsyncWithOnly
 from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, client_config
 from pgtask.errors import EnqueueError
-from pgtask.groups import Group, GroupHandle, check_group, check_name, columns_of
+from pgtask.groups import Group, GroupHandle, check_group, check_name, new_group
 from pgtask.outcome import Enqueue
 from pgtask.policy import DEFAULT_QUEUE
 from pgtask.task import Task
@@ -332,20 +332,21 @@ class Client(ClientRuns, AsyncWithOnly):
         priority: int | None = None,
         conn: Any = None,
     ) -> GroupHandle:
-        """Start a group: enqueue all steps of an iterable as its members, due now, in one transaction. Return its handle.
+        """Start a group: enqueue all steps of an iterable as its members, due now, in one transaction. Return its
+        handle.
 
         Streams as `enqueue_many` does, whose items it takes: memory stays constant for any number of plain steps. The
         tasks that a member enqueues in its outcome are members too. A step whose key another task has is no member.
         A group without members ends at once. Raises `EnqueueError` if there is a group with this name, and what
         `enqueue_many` raises.
         """
-        columns = columns_of(check_group(group), self._max_step_bytes)
+        new = new_group(check_group(group), self._max_step_bytes)
         source = Source(steps, None)
         self._store.check_connection(conn)  # before anything is read
         encode = ItemEncoder(queue, priority, (None, None), KEEP, self._max_step_bytes)
         try:
             with sending(queue or DEFAULT_QUEUE, None) as span:
-                total = await self._store.groups.start_group(columns, source, encode, conn)
+                total = await self._store.groups.start_group(new, source, encode, conn)
                 if span is not None:
                     span.set_attribute("messaging.batch.message_count", total)
         except Exception:
@@ -386,8 +387,8 @@ class Client(ClientRuns, AsyncWithOnly):
         - `older_than`: tasks that fell due, or were parked, longer ago than that.
         - `group`: the name of a group; its members come in the order of their ids, parked ones first.
 
-        A group, a state, a key, and with them a queue or an age, are read from an index. Other arguments are compared with each
-        row that these leave. Raises `EnqueueError` for a wrong argument.
+        A group, a state, a key, and with them a queue or an age, are read from an index. Other arguments are compared
+        with each row that these leave. Raises `EnqueueError` for a wrong argument.
         """
         wanted = choose_tasks(
             queue=queue,

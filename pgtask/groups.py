@@ -1,14 +1,14 @@
 """Groups: tasks that belong together, their progress, their results, and the step that is enqueued once at their end.
 
-Invariants: making a group or a handle sends nothing; a wrong value raises `EnqueueError` before anything is sent. What a
-group says of itself is what the database says: the handle keeps no counts.
+Invariants: making a group or a handle sends nothing; a wrong value raises `EnqueueError` before anything is sent. What
+a group says of itself is what the database says: the handle keeps no counts.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args, overload
 from uuid import UUID
@@ -17,6 +17,7 @@ import msgspec
 
 from pgtask._copy import Source
 from pgtask._placement import KEEP, check_key
+from pgtask._postgres.groups import NewGroup
 from pgtask._postgres.listing import TaskFilter
 from pgtask._postgres.task_changes import Retry
 from pgtask._validate import ItemEncoder, place_item
@@ -33,7 +34,7 @@ __all__ = [
     "GroupStore",
     "check_group",
     "check_name",
-    "columns_of",
+    "new_group",
     "status_of",
 ]
 
@@ -55,11 +56,13 @@ _COLUMNS = (
 class Group(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """A group of tasks, to be started by `Client.start`:
 
-        crawl = await client.start(Group("crawl 2026-11-30", results=True, then=Report("2026-11-30")), map(Fetch, seeds))
+        crawl = await client.start(Group("crawl 2026-11-30", results=True, then=Report("2026-11-30")), map(Fetch,
+        seeds))
 
     - `name`: of 1 to 512 characters; no other group in the table has it.
     - `results`: whether to keep what its members return by `Done(value)`.
-    - `then`: a step that is enqueued exactly once, when the group ends. With an `Enqueue` you choose its queue and priority.
+    - `then`: a step that is enqueued exactly once, when the group ends. With an `Enqueue` you choose its queue and
+      priority.
     - `on_parked`: a group ends when none of its members waits or runs. With `"wait"` parked ones hold the end up, until
       you retry or cancel them; with `"go on"` they do not.
 
@@ -87,10 +90,10 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The progress of a group, as of `seen_at`.
 
     - `state`: `open`; `cancelling`, while its members are being removed; `ended`, or `cancelled` when that is done.
-    - `total`: the members, those that its members have added included. `done`: those that have finished. `parked`: those
-      that wait for a person. `cancelled`: those that were removed.
-    - `rate`: members that were done a second, lately or since the start; `eta`: the time until all are done at that rate,
-      None if that is not known.
+    - `total`: the members, those that its members have added included. `done`: those that have finished. `parked`:
+      those that wait for a person. `cancelled`: those that were removed.
+    - `rate`: members that were done a second, lately or since the start; `eta`: the time until all are done at that
+      rate, None if that is not known.
     - `then_task`: the id of the task that was enqueued at its end.
 
     `done` never goes back, and all counts are exact at the end. While more than 5,000 members are left, `parked` and
@@ -133,12 +136,10 @@ def status_of(row: Any) -> GroupStatus:
     return with_rate(GroupStatus(**dict(zip(_COLUMNS, row, strict=True))))
 
 
-def columns_of(group: Group, max_step_bytes: int) -> tuple[Any, ...]:
-    """Return the columns of a group that is to be started. Raises `EnqueueError` for a step that no worker could run."""
-    if group.then is None:
-        return group.name, group.results, group.on_parked, None, None, None
-    row = place_item(None, None, (None, None), KEEP, max_step_bytes, group.then)
-    return group.name, group.results, group.on_parked, row.step, row.place.queue, row.place.priority
+def new_group(group: Group, max_step_bytes: int) -> NewGroup:
+    """Return a group as a store starts it. Raises `EnqueueError` for a step that no worker could run."""
+    then = None if group.then is None else place_item(None, None, (None, None), KEEP, max_step_bytes, group.then)
+    return NewGroup(group.name, group.results, group.on_parked, then)
 
 
 class Found(NamedTuple):
@@ -151,8 +152,8 @@ class Found(NamedTuple):
 class GroupStore(Protocol):
     """The groups of a client, in a database or in memory."""
 
-    async def start_group(self, columns: Any, source: Source, encode: ItemEncoder, conn: Any) -> int:
-        """Insert a group (see `columns_of`) and its members; return how many there are."""
+    async def start_group(self, group: NewGroup, source: Source, encode: ItemEncoder, conn: Any) -> int:
+        """Insert a group and its members; return how many there are."""
 
     async def read_groups(self, names: list[str] | None, limit: int) -> list[Any]:
         """Return the rows of the groups with these names, or of the last ones to be started; see `status_of`."""
@@ -212,9 +213,7 @@ class GroupHandle:
 
     async def wait(self) -> GroupStatus:
         """Wait until it has ended, and return its last status."""
-        async for now in self.watch():
-            pass
-        return now
+        return [now async for now in self.watch() if now.has_ended][-1]
 
     @overload
     def results(self, type: type[T]) -> AsyncIterator[T]: ...
@@ -224,21 +223,27 @@ class GroupHandle:
         """Yield what its members have returned by `Done(value)`, decoded as the `type`, in the order in which they were
         enqueued: each once, when the group has ended; before, those that are there.
 
-        It reads some thousand at a time, and holds no transaction, so memory stays constant. Raises `EnqueueError` if the
-        group keeps no results, and `DecodeError` for a value that is not of the type.
+        It reads some thousand at a time, and holds no transaction, so memory stays constant. Raises `EnqueueError` if
+        the group keeps no results, and `DecodeError` for a value that is not of the type.
         """
+        async for page in self.pages(type):
+            for result in page:
+                yield result
+
+    async def pages(self, type: Any = Any) -> AsyncGenerator[list[Any], None]:
+        """Yield the same, some thousand at a time."""
         found = await self._find()
         if not found.results:
             raise EnqueueError(f"group {self.name!r} keeps no results: start it with Group(..., results=True)")
         decode = msgspec.json.Decoder(type).decode
         after = _FIRST
         while page := await self._store.read_results(found.id, after, PAGE):
-            for task, value in page:
-                try:
-                    result = decode(value)
-                except msgspec.DecodeError as error:
-                    raise DecodeError(f"the result of task {task} in group {self.name!r}: {error}") from error
-                yield result
+            try:
+                results = [decode(value) for _, value in page]
+            except msgspec.DecodeError as error:
+                wrong = next(task for task, value in page if not _fits(decode, value))
+                raise DecodeError(f"the result of task {wrong} in group {self.name!r}: {error}") from error
+            yield results
             after = UUID(int=page[-1][0].int)
 
     def tasks(self, *, parked: bool = False, error: str | None = None) -> Tasks:
@@ -260,8 +265,8 @@ class GroupHandle:
 
     async def cancel(self, *, then: bool = True, conn: Any = None) -> bool:
         """Cancel it: no worker starts a member from about a second later on, and those that wait or are parked are
-        removed. What runs goes to the end of its step. The group ends when that is done; then the step `then` of the group
-        is enqueued, but without it if `then` is false here.
+        removed. What runs goes to the end of its step. The group ends when that is done; then the step `then` of the
+        group is enqueued, but without it if `then` is false here.
 
         Returns at once; `wait` waits for the end. False if the group has ended before.
         """
@@ -326,6 +331,14 @@ def _check_error(error: object) -> str | None:
     if error is not None and (not isinstance(error, str) or "\0" in error):
         raise EnqueueError(f"retry(error={error!r:.80}) must be a text without NUL")
     return error
+
+
+def _fits(decode: Callable[[str], Any], value: str) -> bool:
+    try:
+        decode(value)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _not_found(name: str) -> GroupNotFound:

@@ -54,6 +54,8 @@ class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
     error: str | None = None
     behind: datetime | None = None
     expires_at: datetime | None = None
+    group: int | None = None
+    result: str | None = None
     tries: list[Try] = []
 
     @property
@@ -96,6 +98,8 @@ class Rows:
         self.tasks: dict[UUID, MemoryTask] = {}
         self.followers: list[Callable[[MemoryTask], None]] = []
         """Functions that are called with each task that is parked."""
+        self.group_names: dict[int, str] = {}
+        """The names of groups, by the `group` of their members."""
 
     def insert(self, task: MemoryTask, rule: KeyRule = KEEP) -> tuple[MemoryTask, EnqueueOutcome]:
         """Add a task and return it. If a live task has its key, do what the rule says, as enqueue_onto.sql does, and
@@ -181,9 +185,13 @@ class Rows:
             task.state = "leased"
             task.claims += 1
         return [
-            (task.id, task.raw, task.tried, task.claims, self._size(task), task.due_at.timestamp())
+            (task.id, task.raw, self._tried(task), task.claims, self._size(task), task.due_at.timestamp())
             for task in due[:limit]
         ]
+
+    def _tried(self, task: MemoryTask) -> int:
+        """Return the tries as claim.sql does, which tells members of groups apart."""
+        return task.tried if task.group is None else -1 - task.tried
 
     def _size(self, task: MemoryTask) -> int | None:
         """Return what claim.sql returns beside a task: -1 if it has expired before it began."""
@@ -202,6 +210,7 @@ class Rows:
             task = self.tasks[lease.id]
             if task.state == "leased":
                 task.state, task.raw = "done", task.raw if lease.kept is None else lease.kept
+                task.result = outcomes.results.get(lease)
         for lease, step in outcomes.continued:
             task = self.tasks[lease.id]
             if task.state == "leased":

@@ -24,8 +24,8 @@ __all__ = ["insert_many"]
 
 
 async def insert_many(connection: Any, source: Source, encode: ItemEncoder, group: int | None = None) -> Sequence[UUID]:
-    """Insert the tasks of a source, as members of a group if there is one, and return their ids in order. In the caller's transaction it is a savepoint: a
-    refusal does not spoil that."""
+    """Insert the tasks of a source, as members of a group if there is one, and return their ids in order. In the
+    caller's transaction it is a savepoint: a refusal does not spoil that."""
     with refusals():
         async with atomically(connection):
             return await _Bulk(connection, source, encode, group).insert()

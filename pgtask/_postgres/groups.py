@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgtask._copy import Source
@@ -18,17 +18,29 @@ from pgtask._postgres.connection import map_errors
 from pgtask._postgres.refusals import refusals
 from pgtask._postgres.store import statement
 from pgtask._postgres.transactions import atomically, planned_by_index
-from pgtask._validate import ItemEncoder
+from pgtask._validate import ItemEncoder, NewRow
 from pgtask.errors import EnqueueError
 
-__all__ = ["MAX_AT_ONCE", "GroupColumns", "PostgresGroups", "end_groups", "read_rows"]
+__all__ = ["MAX_AT_ONCE", "NewGroup", "PostgresGroups", "end_groups", "read_rows"]
 
 MAX_AT_ONCE = 5_000
 """Members that a cancel removes at once."""
 _FIRST = UUID(int=0)
 
-GroupColumns = tuple[str, bool, str, str | None, str | None, int | None]
-"""A group as start.sql takes it: name, whether it keeps results, what parked members do, and the step at its end."""
+
+class NewGroup(NamedTuple):
+    """A group to start; `then` is the step at its end."""
+
+    name: str
+    results: bool
+    on_parked: str
+    then: NewRow | None
+
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """The parameters of start.sql."""
+        step = (None, None, None) if self.then is None else (self.then.step, *self.then.place[:2])
+        return self.name, self.results, self.on_parked, *step
 
 
 async def read_rows(connection: Any, names: list[str] | None, limit: int) -> list[Any]:
@@ -60,22 +72,22 @@ class PostgresGroups:
             with map_errors():
                 yield connection
 
-    async def start_group(self, columns: GroupColumns, source: Source, encode: ItemEncoder, conn: Any) -> int:
+    async def start_group(self, group: NewGroup, source: Source, encode: ItemEncoder, conn: Any) -> int:
         """Insert a group and its members; return how many there are. One without members ends at once."""
         async with self._connection(conn) as connection:
             with refusals():
                 async with atomically(connection):
-                    group = await connection.fetchval(statement("groups/start"), *columns)
-                    if group is None:
+                    id = await connection.fetchval(statement("groups/start"), *group.columns)
+                    if id is None:
                         raise EnqueueError(
-                            f"there is a group {columns[0]!r} already: choose another name, or remove it by pgtask prune "
-                            "--groups if it has ended"
+                            f"there is a group {group.name!r} already: choose another name, or, if that has ended, "
+                            "remove it by pgtask prune --groups"
                         )
-                    ids = await insert_many(connection, source, encode, group)
-                    total = len(ids) if isinstance(ids, TaskIds) else len({id for id in ids if _is_new(id)})
-                    await connection.execute(statement("groups/started"), group, total)
+                    ids = await insert_many(connection, source, encode, id)
+                    total = len(ids) if isinstance(ids, TaskIds) else sum(map(_is_new, ids))
+                    await connection.execute(statement("groups/started"), id, total)
                     if not total:
-                        await end_groups(connection, [group])
+                        await end_groups(connection, [id])
         return total
 
     async def read_groups(self, names: list[str] | None, limit: int) -> list[Any]:

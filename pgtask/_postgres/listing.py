@@ -43,8 +43,8 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A choice of tasks. `states` in the order of `STATES`; `queues`: any of them; `task` and `step` are names of the
     envelope; `error` is a pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any. With a
     `key` there is a `task`. `where`: paths of fields of the step, each with the text that it has. `created_before`: for
-    changes of many, which end though others enqueue meanwhile. `group`: the name of one; its members come in the order of
-    their ids, the parked ones first."""
+    changes of many, which end though others enqueue meanwhile. `group`: the name of one; its members come in the order
+    of their ids, the parked ones first."""
 
     states: tuple[str, ...] = STATES
     queues: tuple[str, ...] | None = None

@@ -76,8 +76,8 @@ async def insert_keyless(connection: Any, rows: Sequence[NewRow], group: int | N
 
 
 async def insert_keyed(connection: Any, rows: Mapping[str, NewRow], group: int | None = None) -> dict[str, TaskId]:
-    """Insert tasks by their keys, some in a statement, all or none, as members of a group if there is one. Returns the ids
-    that have the keys then.
+    """Insert tasks by their keys, some in a statement, all or none, as members of a group if there is one. Returns the
+    ids that have the keys then.
 
     While all tasks are new, more and more of them are copied at once, at twice the speed of an INSERT. A COPY fails if
     another task has one of the keys: then it goes on with INSERTs.

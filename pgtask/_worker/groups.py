@@ -1,16 +1,17 @@
 """groups: notice the end of groups of tasks, and keep members of cancelled groups from running.
 
-Theory of operation. The statement that writes the outcome of a member says which groups it has changed; a look after its
-commit ends those that are over (end.sql tells why that is exact). A group of which thousands are left is looked at a few
-times a second only. Members may also leave the table by other hands, or their worker may die between its commit and its
-look. So while there are groups that have not ended, which a look at the pauses tells (pauses.py), a *sweep* lists them each
-second, and looks at those whose counts have stopped.
+Theory of operation. The statement that writes the outcome of a member says which groups it has changed; a look after
+its commit ends those that are over (end.sql tells why that is exact). A group of which thousands are left is looked at
+a few times a second only. Members may also leave the table by other hands, or their worker may die between its commit
+and its look. So while there are groups that have not ended, which a look at the pauses tells (pauses.py), a *sweep*
+lists them each second, and looks at those whose counts have stopped.
 
-A group that is cancelled has a state, and the sweep that a notification brings forward finds it. From then on this worker
-removes the members that it claims, in place of starting them; and one worker after the other removes some thousand of those
-that wait.
+A group that is cancelled has a state, and the sweep that a notification brings forward finds it. From then on this
+worker removes the members that it claims, in place of starting them; and one worker after the other removes some
+thousand of those that wait.
 
-Invariants: who uses no groups sends no statement for them; nothing here waits for a row that another session has locked.
+Invariants: who uses no groups sends no statement for them; nothing here waits for a row that another session has
+locked.
 """
 
 from __future__ import annotations
@@ -99,8 +100,9 @@ class Groups:
         self._plan()
 
     async def work(self) -> bool:
-        """Look, sweep and purge, as far as it is time. Return whether the members that wait to start in this worker are to
-        be released, since their group may have been cancelled. If the database is unavailable, it tries again later."""
+        """Look, sweep and purge, as far as it is time. Return whether the members that wait to start in this worker are
+        to be released, since their group may have been cancelled. If the database is unavailable, it tries again
+        later."""
         now = time.monotonic()
         try:
             if now >= self._look_at:
@@ -126,7 +128,8 @@ class Groups:
         self._purge_at = again if self._purges else float("inf")
 
     async def end_all(self) -> bool:
-        """Look at all groups that have not ended, for a worker that has nothing left to do. Return whether one has ended."""
+        """Look at all groups that have not ended, for a worker that has nothing left to do. Return whether one has
+        ended."""
         if self.due_at == float("inf"):
             return False
         try:

@@ -356,7 +356,8 @@ class Pipeline:
             await self._flush.release(self.dispatch.take_ready() + self._suspects.take_unstarted())
 
     async def _tend_groups(self) -> None:
-        """Look after groups if it is time, and start nothing more of cancelled ones: release what waits here to start."""
+        """Look after groups if it is time, and start nothing more of cancelled ones: release what waits here to
+        start."""
         if time.monotonic() >= self.groups.due_at and await self.groups.work():
             unstarted = self.dispatch.batches.take_unstarted()
             await self._flush.release(unstarted + self.dispatch.take_ready() + self._suspects.take_unstarted())

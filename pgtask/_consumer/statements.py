@@ -168,6 +168,7 @@ class StatementQueue:
                     name, parameters = batch.build(batch.leases)
                     (row,) = await conn.fetch(statement(name), *parameters)
                     written = _found(row)
+                    self.groups.note_changed(row[WITHOUT_GROUPS] if len(row) > WITHOUT_GROUPS else ())
                     if written is not None:
                         lost += [lease for lease in batch.leases if lease.held.id not in written]
         gone = set(lost)

@@ -98,16 +98,16 @@ cdef class Outcomes:
         """True if a member of a group has an outcome here."""
         cdef TaskLease lease
         for lease in self.done:
-            if lease.is_member:
+            if lease.group:
                 return True
         for lease in self.archived:
-            if lease.is_member:
+            if lease.group:
                 return True
         for row in self.continued:
-            if (<TaskLease>row[0]).is_member:
+            if (<TaskLease>row[0]).group:
                 return True
         for row in self.rescheduled:
-            if (<TaskLease>row[0]).is_member:
+            if (<TaskLease>row[0]).group:
                 return True
         return False
 
@@ -175,6 +175,19 @@ cdef class Outcomes:
             new.append([None] * len(new[0]))  # no trace
         kept = (kept_steps(self.archived),) if self.archived else ()
         return (*new, *self.result_columns(), *kept)
+
+    def group_columns(self):
+        """The groups of the tasks that are done, how many of each there are, and the groups of the results, the ids of
+        their tasks, and the results."""
+        cdef TaskLease lease
+        cdef dict counts = {}
+        for lease in self.done:
+            if lease.group:
+                counts[lease.group] = counts.get(lease.group, 0) + 1
+        groups = sorted(counts)
+        return (
+            groups, [counts[group] for group in groups], [lease.group for lease in self.results], *self.result_columns()
+        )
 
     def result_columns(self):
         """The ids of the tasks with results, and the results."""

@@ -100,7 +100,7 @@ cdef bint apply_with_tasks(Dispatcher dispatcher, TaskLease lease, outcome) exce
 
 cdef bint finish_with_value(Dispatcher dispatcher, TaskLease lease, outcome) except -1:
     """End a task, and keep its result if it is a member of a group. One that no row can hold is the error of the try."""
-    if not lease.is_member or outcome.value is None:
+    if lease.group == 0 or outcome.value is None:
         finish_task(dispatcher, lease)
         return True
     try:

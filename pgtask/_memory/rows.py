@@ -185,13 +185,9 @@ class Rows:
             task.state = "leased"
             task.claims += 1
         return [
-            (task.id, task.raw, self._tried(task), task.claims, self._size(task), task.due_at.timestamp())
+            (task.id, task.raw, task.tried, task.claims, self._size(task), task.due_at.timestamp(), task.group)
             for task in due[:limit]
         ]
-
-    def _tried(self, task: MemoryTask) -> int:
-        """Return the tries as claim.sql does, which tells members of groups apart."""
-        return task.tried if task.group is None else -1 - task.tried
 
     def _size(self, task: MemoryTask) -> int | None:
         """Return what claim.sql returns beside a task: -1 if it has expired before it began."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgtask._copy import Source
-from pgtask._ids import TaskId, TaskIds
+from pgtask._ids import TaskId, TaskIds, first_id
 from pgtask._postgres.bulk import insert_many
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.refusals import refusals
@@ -21,10 +21,12 @@ from pgtask._postgres.transactions import atomically, planned_by_index
 from pgtask._validate import ItemEncoder, NewRow
 from pgtask.errors import EnqueueError
 
-__all__ = ["MAX_AT_ONCE", "NewGroup", "PostgresGroups", "end_groups", "read_rows"]
+__all__ = ["KINDS", "MAX_AT_ONCE", "NewGroup", "PostgresGroups", "end_groups", "read_rows"]
 
 MAX_AT_ONCE = 5_000
 """Members that a cancel removes at once."""
+KINDS = ("started", "added", "parked")
+"""The kinds of members that are in the table, as purge.sql has them."""
 _FIRST = UUID(int=0)
 
 
@@ -83,9 +85,10 @@ class PostgresGroups:
                             f"there is a group {group.name!r} already: choose another name, or, if that has ended, "
                             "remove it by pgtask prune --groups"
                         )
-                    ids = await insert_many(connection, source, encode, id)
+                    ids = await insert_many(connection, source, encode, id, first := first_id())
                     total = len(ids) if isinstance(ids, TaskIds) else sum(map(_is_new, ids))
-                    await connection.execute(statement("groups/started"), id, total)
+                    bounds = UUID(int=first), UUID(int=first + len(ids))
+                    await connection.execute(statement("groups/started"), id, total, *bounds)
                     if not total:
                         await end_groups(connection, [id])
         return total
@@ -110,8 +113,8 @@ class PostgresGroups:
             if row is None or not row[1]:
                 return None if row is None else False
             async with atomically(connection), planned_by_index(connection):
-                for is_parked in (False, True):
-                    await connection.fetch(statement("groups/purge"), row[0], MAX_AT_ONCE, _FIRST, is_parked)
+                for kind in KINDS:
+                    await connection.fetch(statement("groups/purge"), row[0], MAX_AT_ONCE, _FIRST, kind)
             await end_groups(connection, [row[0]])
         return True
 

@@ -35,6 +35,8 @@ SCAN_LIMIT = 100_000
 
 # The first and last of Python's times stand for the infinities.
 _NEVER, _LONG_AGO = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
+# Kinds of members as groups/members.sql has them, by the state of a cursor that stands among them.
+_MEMBERS = (("parked", "parked"), ("leased", "started"), ("ready", "added"))
 # Places before and after all rows of one time.
 _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 
@@ -198,15 +200,14 @@ async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
 async def _find_members(
     connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None
 ) -> tuple[list[UUID], Cursor | None]:
-    """Return members of a group, the parked ones first, and the place of the next page: its queue is the last id."""
+    """Return members of a group, kind by kind, and the place of the next page: the last id is its queue."""
     found: list[UUID] = []
-    for state in ("parked", "leased") if after is None or after.state == "parked" else ("leased",):
-        last = UUID(after.queue) if after is not None and after.state == state else UUID(int=0)
-        if not (set(wanted.states) & {"parked"} if state == "parked" else set(wanted.states) - {"parked"}):
+    for state, kind in _MEMBERS[0 if after is None else [one for one, _ in _MEMBERS].index(after.state) :]:
+        if not (("parked" in wanted.states) if kind == "parked" else set(wanted.states) - {"parked"}):
             continue
-        left = limit - len(found)
-        args = (*wanted.args, wanted.group, last, left, wanted.created_before)
-        rows = await connection.fetch(statement("groups/members"), state == "parked", *args)
+        last = UUID(after.queue) if after is not None and after.state == state else UUID(int=0)
+        args = (*wanted.args, wanted.group, last, limit - len(found), wanted.created_before)
+        rows = await connection.fetch(statement("groups/members"), kind, *args)
         found += [UUID(int=row[0].int) for row in rows]
         if len(found) >= limit:
             return found, Cursor(state, str(found[-1]), 0, 0, 0, 0)

@@ -20,12 +20,13 @@ from pgtask._sparing import SparingLog
 from pgtask._worker.new_tasks import seconds_until_due
 from pgtask.errors import DataRefused
 
-__all__ = ["WITHOUT_GROUPS", "Flush"]
+__all__ = ["WITHOUT_GROUPS", "WITHOUT_NEW", "Flush"]
 
 log = EventLog("pgtask.flush")
 
 LOCKED_RETRY = 1.0  # seconds between two tries to release leases whose rows another session has locked
 WITHOUT_GROUPS = 4  # columns in the answer to outcomes without members of groups; else the groups come behind them
+WITHOUT_NEW = 16  # parameters of the statement of outcomes that enqueue nothing
 MAX_REASON = 2000  # characters of the error that parks a task
 
 

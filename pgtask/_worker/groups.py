@@ -25,7 +25,7 @@ import msgspec
 
 from pgtask._fastpath import TaskLease
 from pgtask._log import EventLog
-from pgtask._postgres.groups import MAX_AT_ONCE
+from pgtask._postgres.groups import KINDS, MAX_AT_ONCE
 from pgtask._postgres.held import HeldTransaction
 from pgtask._postgres.store import Link
 from pgtask.errors import DatabaseUnavailable, DataRefused
@@ -54,10 +54,10 @@ class _Known(msgspec.Struct):
 
 
 class _Purge(msgspec.Struct):
-    """The removal of the members of a group: behind this id, of the parked ones or of those that wait."""
+    """The removal of the members of a group: behind this id, of one kind after the other."""
 
     after: UUID = _FIRST
-    is_parked: bool = False
+    kind: int = 0
 
 
 class Groups:
@@ -224,7 +224,7 @@ class Groups:
     async def _purge(self) -> None:
         """Remove some members of a cancelled group that wait."""
         group, purge = random.choice(list(self._purges.items()))
-        rows = await self._link.once("groups/purge", group, MAX_AT_ONCE, purge.after, purge.is_parked)
+        rows = await self._link.once("groups/purge", group, MAX_AT_ONCE, purge.after, KINDS[purge.kind])
         self._purge_at = time.monotonic() + (PURGE_INTERVAL if rows and rows[0][1] else PURGE_PAUSE)
         if not rows:
             return
@@ -233,8 +233,9 @@ class Groups:
             purge.after = last
             return
         purge.after = _FIRST
-        purge.is_parked = not purge.is_parked
-        if purge.is_parked:
+        purge.kind = (purge.kind + 1) % len(KINDS)
+        if purge.kind:
             self._purge_at = time.monotonic()
         else:
+            self._purge_at = time.monotonic() + PURGE_PAUSE
             await self._end([group], None)

@@ -39,7 +39,7 @@ from pgtask._postgres.store import Link
 from pgtask._worker.capacity import Capacity
 from pgtask._worker.claim import Claim
 from pgtask._worker.dispatch import Dispatch
-from pgtask._worker.flush import Flush
+from pgtask._worker.flush import WITHOUT_NEW, Flush
 from pgtask._worker.groups import Groups
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.turn_slots import TurnSlots
@@ -303,12 +303,16 @@ class Hold:
         has_members = outcomes.has_members
         if ended.is_done and not has_members:
             return await self._transaction.execute("turn_done", done, mark) if done else 0, 0, 0
+        if ended.is_done:
+            self._changed, *columns = outcomes.group_columns()
+            args = done, mark, self._changed, *columns
+            return await self._transaction.execute("turn_done_members", *args), 0, 0
         going_on = ended.going_on
         self._leases.lease(going_on + ended.unended, lease_clock())
         self._watch()
         ids = [lease.id for lease in going_on + ended.unended]
         steps = [step for _, step in outcomes.continued] + [None] * len(ended.unended)
-        _, _, _, _, _, _, gone, _, *columns, tells = outcomes.parameters()
+        _, _, _, _, _, _, gone, _, *columns, tells = outcomes.parameters()[:WITHOUT_NEW]
         values = done, ids, steps, token, self._lease_timeout, gone, *columns, tells, mark
         if has_members:
             ((*written, _, self._changed),) = await self._transaction.fetch(

@@ -3,12 +3,12 @@
 --
 -- The lock takes the place of a lease (hold.py). It skips tasks that fell due before $5 (seconds since the epoch), as
 -- claim.sql does. FOR UPDATE, since most of these rows are deleted: it skips a row to which another session has a foreign
--- key lock. now() is the beginning of the transaction, which may have been a while ago. Tries come as in shared/claim_picked.sql. Plan: the limit stands above the
+-- key lock. now() is the beginning of the transaction, which may have been a while ago. The last column is its group. Plan: the limit stands above the
 -- lock, so it locks no row that it does not return.
 SELECT
     id,
     CASE WHEN octet_length(step) <= $4 THEN step END,
-    CASE WHEN group_id IS NULL THEN tried ELSE -1 - tried END,
+    tried,
     claims,
     CASE
         WHEN octet_length(step) > $4 THEN octet_length(step)
@@ -16,6 +16,7 @@ SELECT
     END,
     date_part('epoch', wakeup_at)
     -- traced: , trace, CASE WHEN trace IS NOT NULL THEN queue END
+    , group_id
 FROM pg_task
 WHERE queue = $1
   AND priority = $2

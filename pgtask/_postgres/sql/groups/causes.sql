@@ -5,7 +5,8 @@ SELECT
     CASE WHEN octet_length(step) <= 2000 THEN step ELSE left(step, 512) END,
     CASE WHEN octet_length(error) <= 2000 THEN error ELSE left(error, 2000) END
 FROM pg_task
-WHERE group_id = (SELECT id FROM pg_task_groups WHERE name = $8)
+WHERE abs(group_id) = (SELECT id FROM pg_task_groups WHERE name = $8)
+      AND group_id IS NOT NULL
       AND error IS NOT NULL
       AND $1::boolean
 -- include: shared/matching.sql

@@ -3,7 +3,7 @@
 WITH gone AS (
     DELETE FROM pg_task
     -- include: shared/our_leases.sql
-      AND group_id = ANY ($3::bigint[])
+      AND abs(group_id) = ANY ($3::bigint[])
     RETURNING id, group_id
 ),
 -- include: shared/cancelled.sql

@@ -5,7 +5,7 @@ WITH gone AS (
     DELETE FROM pg_task
     WHERE id = ANY ($1::uuid[])
       AND current_setting('pgtask.held', true) = $2
-      AND group_id = ANY ($3::bigint[])
+      AND abs(group_id) = ANY ($3::bigint[])
     RETURNING id, group_id
 ),
 -- include: shared/cancelled.sql

@@ -3,14 +3,18 @@
 --
 -- Returns for each group its id, how many members are left by its counts, and whether it has ended.
 --
--- The indexes of members are the truth, in one snapshot: a task of a group comes from a member alone, by the statement
+-- The rows of members are the truth, in one snapshot: a task of a group comes from a member alone, by the statement
 -- that writes its outcome, so a group without members gets none any more. Whoever writes the last outcome looks after its
 -- commit, and sees those of all others. Two that see the end at once take turns at the row of the group, and the second one
--- finds it ended. Plan: the first entry of a group in each of two indexes.
+-- finds it ended. Plan: the primary key from the right end of the ids of the start, and the first entry of the
+-- group in each of two indexes.
 WITH wanted AS MATERIALIZED (
     SELECT
         grouped.id,
         grouped.total + counted.added - counted.done - counted.cancelled AS left,
+        least(counted.parked, 1000000) AS parked,
+        grouped.first_task,
+        grouped.last_task,
         grouped.on_parked,
         grouped.ended_at
     FROM pg_task_groups AS grouped
@@ -19,11 +23,16 @@ WITH wanted AS MATERIALIZED (
 ),
 over AS MATERIALIZED (
     SELECT id
-    FROM wanted
+    FROM wanted AS known
     WHERE ended_at IS NULL
-      AND ($2::bigint IS NULL OR wanted.left <= $2)
-      AND NOT EXISTS (SELECT FROM pg_task WHERE group_id = wanted.id AND error IS NULL)
-      AND (on_parked = 'go on' OR NOT EXISTS (SELECT FROM pg_task WHERE group_id = wanted.id AND error IS NOT NULL))
+      AND ($2::bigint IS NULL OR known.left - known.parked <= $2)
+      AND NOT (
+-- include: shared/has_live.sql
+      )
+      AND (
+          on_parked = 'go on'
+          OR NOT EXISTS (SELECT FROM pg_task WHERE abs(group_id) = known.id AND group_id IS NOT NULL AND error IS NOT NULL)
+      )
     ORDER BY id
 ),
 ended AS (
@@ -41,5 +50,5 @@ enqueued AS (
     FROM ended
     WHERE then_step IS NOT NULL
 )
-SELECT id, wanted.left, ended_at IS NOT NULL OR id IN (SELECT id FROM ended)
+SELECT id, wanted.left - wanted.parked, ended_at IS NOT NULL OR id IN (SELECT id FROM ended)
 FROM wanted

@@ -1,11 +1,11 @@
--- Remove up to $2 members of the group $1, which is being cancelled, from the id $3 on: parked ones if $4, else those that
--- wait. Returns how many it has removed, how many it has read, and the id of the last of them; nothing while another
--- session does that.
+-- Remove up to $2 members of the group $1, which is being cancelled, from the id $3 on, of one kind $4: those with which it was
+-- 'started' and that wait, those that were 'added' and wait, or those that are 'parked'. Returns how many it has removed, how
+-- many it has read, and the id of the last of them; nothing while another session does that.
 --
--- Passes over what a worker holds, and what another session has locked. Locks the row of the group first. Plan: the
--- index of members from $3 on, so that it does not read again what was removed before; then the primary key.
+-- Passes over what a worker holds, and what another session has locked. Locks the row of the group first. Plan: the primary
+-- key or an index of members from $3 on, so that it does not read again what was removed before; then the primary key.
 WITH gate AS MATERIALIZED (
-    SELECT id
+    SELECT id, first_task, last_task
     FROM pg_task_groups
     WHERE id = $1
       AND state = 'cancelling'
@@ -15,11 +15,11 @@ chosen AS MATERIALIZED (
     (
         SELECT id
         FROM pg_task
-        WHERE NOT $4
+        WHERE $4 = 'started'
+          AND id BETWEEN (SELECT first_task FROM gate) AND (SELECT last_task FROM gate)
           AND group_id = $1
           AND error IS NULL
           AND id > $3
-          AND EXISTS (SELECT FROM gate)
         ORDER BY id
         LIMIT $2
     )
@@ -27,11 +27,23 @@ chosen AS MATERIALIZED (
     (
         SELECT id
         FROM pg_task
-        WHERE $4
-          AND group_id = $1
+        WHERE $4 = 'added'
+          AND group_id = -(SELECT id FROM gate)
+          AND group_id < 0
+          AND error IS NULL
+          AND id > $3
+        ORDER BY id
+        LIMIT $2
+    )
+    UNION ALL
+    (
+        SELECT id
+        FROM pg_task
+        WHERE $4 = 'parked'
+          AND abs(group_id) = (SELECT id FROM gate)
+          AND group_id IS NOT NULL
           AND error IS NOT NULL
           AND id > $3
-          AND EXISTS (SELECT FROM gate)
         ORDER BY id
         LIMIT $2
     )

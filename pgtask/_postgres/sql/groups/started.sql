@@ -1,4 +1,7 @@
--- Note that the group $1 was started with $2 members.
+-- Note that the group $1 was started with $2 members, of which those with the ids from $3 to $4 have its id, and the others
+-- its id times -1.
 UPDATE pg_task_groups
-SET total = $2
+SET total = $2,
+    first_task = $3,
+    last_task = $4
 WHERE id = $1

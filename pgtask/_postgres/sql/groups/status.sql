@@ -4,7 +4,7 @@
 --
 -- The counts are exact where up to 5,000 members are left. Beyond that, members that were cancelled one by one or removed by
 -- SQL count as left, and of parked ones it counts 5,000; then it trusts the counts of those that were parked. Plan: the
--- sums by the primary key, and up to 5,000 entries in each of the indexes of members.
+-- sums by the primary key, and up to 5,000 rows of members by each of three indexes.
 WITH grouped AS MATERIALIZED (
     (
         SELECT *
@@ -23,6 +23,8 @@ WITH grouped AS MATERIALIZED (
 summed AS MATERIALIZED (
     SELECT
         grouped.id,
+        grouped.first_task,
+        grouped.last_task,
         grouped.total + counted.added AS total,
         counted.done,
         counted.parked AS was_parked,
@@ -35,11 +37,37 @@ found AS MATERIALIZED (
         id,
         (
             SELECT count(*)
-            FROM (SELECT FROM pg_task WHERE group_id = summed.id AND error IS NOT NULL LIMIT 5000) AS some_parked
+            FROM (
+                SELECT
+                FROM pg_task
+                WHERE abs(group_id) = summed.id
+                  AND group_id IS NOT NULL
+                  AND error IS NOT NULL
+                LIMIT 5000
+            ) AS some_parked
         ) AS parked,
         CASE WHEN summed.left <= 5000 THEN (
             SELECT count(*)
-            FROM (SELECT FROM pg_task WHERE group_id = summed.id AND error IS NULL LIMIT 5000) AS some_live
+            FROM (
+                (
+                    SELECT
+                    FROM pg_task
+                    WHERE id BETWEEN summed.first_task AND summed.last_task
+                      AND group_id = summed.id
+                      AND error IS NULL
+                    ORDER BY id DESC
+                    LIMIT 5000
+                )
+                UNION ALL
+                (
+                    SELECT
+                    FROM pg_task
+                    WHERE group_id = -summed.id
+                      AND group_id < 0
+                      AND error IS NULL
+                    LIMIT 5000
+                )
+            ) AS some_live
         ) END AS live
     FROM summed
 ),

@@ -1,9 +1,12 @@
 -- Groups: tasks that belong together, with progress, results and a step that is enqueued once at the end.
 --
--- A task is a member by its column `group_id`. The two indexes of members are the truth: a group is over when the first has
--- no entry of it. They hold members only, so other tasks do not pay for them. What has left the table is counted in
--- `pg_task_group_counts`, in a row for each session that writes outcomes, so that no session waits for the row of another
--- one; such counts change with the rows that they count, in one statement.
+-- A task is a member by its column `group_id`. Those with which a group was started have ids from `first_task` to
+-- `last_task`, where the primary key finds them, so that they cost no other index. For those that were added later, and for
+-- steps with a time or key of their own, `group_id` is the id of the group times -1, and an index has these alone. The rows
+-- are the truth: a group is over when none of it waits or runs.
+--
+-- What has left the table is counted in `pg_task_group_counts`, in a row for each session that writes outcomes, so that no
+-- session waits for the row of another one; such counts change with the rows that they count, in one statement.
 DO $$
 BEGIN
     IF NOT EXISTS (
@@ -24,6 +27,8 @@ BEGIN
             then_queue    text,
             then_priority smallint,
             then_task     uuid,
+            first_task    uuid,
+            last_task     uuid,
             started_at    timestamptz NOT NULL DEFAULT now(),
             cancelled_at  timestamptz,
             ended_at      timestamptz,
@@ -56,9 +61,9 @@ BEGIN
 END
 $$;
 
--- The members that wait or run, and those that are parked.
-CREATE INDEX IF NOT EXISTS pg_task_group_live_idx ON pg_task (group_id, id) WHERE group_id IS NOT NULL AND error IS NULL;
-CREATE INDEX IF NOT EXISTS pg_task_group_parked_idx ON pg_task (group_id, id) WHERE group_id IS NOT NULL AND error IS NOT NULL;
+-- The members that were added and wait or run, and all members that are parked.
+CREATE INDEX IF NOT EXISTS pg_task_group_added_idx ON pg_task (group_id, id) WHERE group_id < 0 AND error IS NULL;
+CREATE INDEX IF NOT EXISTS pg_task_group_parked_idx ON pg_task (abs(group_id), id) WHERE group_id IS NOT NULL AND error IS NOT NULL;
 
 -- The groups that have not ended: few, however many there were.
 CREATE INDEX IF NOT EXISTS pg_task_groups_open_idx ON pg_task_groups (id) WHERE ended_at IS NULL;

@@ -21,7 +21,7 @@ COMMENT ON COLUMN pg_task.expires_at IS 'No worker starts the task after this ti
 COMMENT ON COLUMN pg_task.progress IS 'Progress that the running step has reported, as of the last renewal: {"done":3,"total":10,"lease":...}. It counts while lease is locked_by.';
 COMMENT ON COLUMN pg_task.trace IS 'Trace context of the producer, if that was traced and sampled: traceparent, space, tracestate.';
 
-COMMENT ON COLUMN pg_task.group_id IS 'The group of which the task is a member: pg_task_groups.id.';
+COMMENT ON COLUMN pg_task.group_id IS 'The group of which the task is a member: pg_task_groups.id, times -1 if it is not one of those from first_task to last_task.';
 
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
 COMMENT ON COLUMN pg_task_runs.id IS 'The run, and its task in pg_task until it has ended.';
@@ -97,7 +97,7 @@ COMMENT ON COLUMN pg_task_actions.tasks IS 'How many tasks it has changed so far
 COMMENT ON COLUMN pg_task_actions.state IS 'running, done, stopped (by Ctrl-C) or failed.';
 
 COMMENT ON TABLE pg_task_groups IS 'Groups of tasks: what each is, and whether it has ended. Shown by pgtask groups, emptied by pgtask prune --groups.';
-COMMENT ON COLUMN pg_task_groups.id IS 'pg_task.group_id of its members.';
+COMMENT ON COLUMN pg_task_groups.id IS 'pg_task.group_id of its members, without the sign.';
 COMMENT ON COLUMN pg_task_groups.name IS 'The name that the client gave.';
 COMMENT ON COLUMN pg_task_groups.state IS 'open; cancelling, while its members are being removed; ended or cancelled.';
 COMMENT ON COLUMN pg_task_groups.total IS 'Members at the start. pg_task_group_counts has those that members added.';
@@ -107,6 +107,8 @@ COMMENT ON COLUMN pg_task_groups.then_step IS 'The step that is enqueued once at
 COMMENT ON COLUMN pg_task_groups.then_queue IS 'Its queue.';
 COMMENT ON COLUMN pg_task_groups.then_priority IS 'Its priority.';
 COMMENT ON COLUMN pg_task_groups.then_task IS 'The task that was enqueued at the end.';
+COMMENT ON COLUMN pg_task_groups.first_task IS 'The members that were enqueued at the start have ids from this one on,';
+COMMENT ON COLUMN pg_task_groups.last_task IS 'and up to this one.';
 COMMENT ON COLUMN pg_task_groups.started_at IS 'Time of the start.';
 COMMENT ON COLUMN pg_task_groups.cancelled_at IS 'Time of the order to cancel it.';
 COMMENT ON COLUMN pg_task_groups.ended_at IS 'Time of the end: none of its members waited or ran.';

@@ -31,7 +31,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (3, 'index', 'pg_task_signals', 'pg_task_signals_run_idx', ''),
         (4, 'index', 'pg_task_archive', 'pg_task_archive_finished_idx', ''),
         (12, 'index', 'pg_task', 'pg_task_behind_idx', ''),
-        (19, 'index', 'pg_task', 'pg_task_group_live_idx', ''),
+        (19, 'index', 'pg_task', 'pg_task_group_added_idx', ''),
         (19, 'index', 'pg_task', 'pg_task_group_parked_idx', ''),
         (19, 'index', 'pg_task_groups', 'pg_task_groups_open_idx', ''),
 

@@ -4,7 +4,7 @@
 -- An array leaves the planner no other way to the rows than their primary key, independent of its statistics of the
 -- table. The claim counts itself in `claims`; the outcome clears it. A claim that a server crash undoes is harmless, so
 -- it does not wait for the disk. It does not send a step larger than $6 bytes, only its size; that of a task which has
--- expired is -1. The tries of a member of a group come as -1 less their number.
+-- expired is -1. The last column is its group.
 UPDATE pg_task AS task
 SET locked_by = $4,
     lock_expires_at = clock_timestamp() + make_interval(secs => $5),
@@ -15,7 +15,7 @@ WHERE task.id = ANY (ARRAY (SELECT id FROM picked))
 RETURNING
     task.id,
     CASE WHEN octet_length(task.step) <= $6 THEN task.step END,
-    CASE WHEN task.group_id IS NULL THEN task.tried ELSE -1 - task.tried END,
+    task.tried,
     task.claims,
     CASE
         WHEN octet_length(task.step) > $6 THEN octet_length(task.step)
@@ -23,3 +23,4 @@ RETURNING
     END,
     date_part('epoch', task.wakeup_at)
     -- traced: , task.trace, CASE WHEN task.trace IS NOT NULL THEN task.queue END
+    , task.group_id

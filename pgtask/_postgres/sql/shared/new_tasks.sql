@@ -51,7 +51,7 @@ written AS MATERIALIZED (
     FROM rescheduled
 ),
 -- grouped: parents AS MATERIALIZED (
--- grouped:     SELECT coalesce(jsonb_object_agg(id, group_id) FILTER (WHERE group_id IS NOT NULL), '{}') AS groups
+-- grouped:     SELECT coalesce(jsonb_object_agg(id, -abs(group_id)) FILTER (WHERE group_id IS NOT NULL), '{}') AS groups
 -- grouped:     FROM written
 -- grouped:     WHERE cardinality($17::uuid[]) > 0
 -- grouped: ),

@@ -3,15 +3,15 @@
 keeping AS MATERIALIZED (
     SELECT id
     FROM pg_task_groups
-    WHERE id = ANY (ARRAY (SELECT DISTINCT group_id FROM done WHERE group_id IS NOT NULL AND EXISTS (SELECT FROM kept)))
+    WHERE id = ANY (ARRAY (SELECT DISTINCT abs(group_id) FROM done WHERE group_id IS NOT NULL AND EXISTS (SELECT FROM kept)))
       AND results
 ),
 remembered AS (
     INSERT INTO pg_task_group_results (group_id, task_id, value)
-    SELECT done.group_id, done.id, kept.results ->> done.id::text
+    SELECT abs(done.group_id), done.id, kept.results ->> done.id::text
     FROM done
     CROSS JOIN kept
-    WHERE done.group_id = ANY (ARRAY (SELECT id FROM keeping))
+    WHERE abs(done.group_id) = ANY (ARRAY (SELECT id FROM keeping))
       AND kept.results ? done.id::text
     ON CONFLICT DO NOTHING
 ),

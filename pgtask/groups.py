@@ -34,6 +34,7 @@ __all__ = [
     "GroupStore",
     "check_group",
     "check_name",
+    "measure",
     "new_group",
     "status_of",
 ]
@@ -203,7 +204,7 @@ class GroupHandle:
             if not now.has_ended and not now.left:
                 await self._store.end_groups([self.name])
                 now = await self.status()
-            now = _measure(samples, now)
+            now = measure(samples, now)
             if last is None or _differs(last, now):
                 yield now
                 last = now
@@ -308,8 +309,8 @@ def with_rate(now: GroupStatus, since: GroupStatus | None = None) -> GroupStatus
     return msgspec.structs.replace(now, rate=(now.done - done) / seconds if seconds > 0 else 0.0)
 
 
-def _measure(samples: deque[GroupStatus], now: GroupStatus) -> GroupStatus:
-    """Return a status with the rate of the last half minute."""
+def measure(samples: deque[GroupStatus], now: GroupStatus) -> GroupStatus:
+    """Return a status with the rate of the last half minute, as far as there are samples of that."""
     samples.append(now)
     while (now.seen_at - samples[0].seen_at).total_seconds() > WINDOW:
         samples.popleft()

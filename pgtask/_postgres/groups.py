@@ -21,7 +21,7 @@ from pgtask._postgres.transactions import atomically, planned_by_index
 from pgtask._validate import ItemEncoder, NewRow
 from pgtask.errors import EnqueueError
 
-__all__ = ["KINDS", "MAX_AT_ONCE", "NewGroup", "PostgresGroups", "end_groups", "read_rows"]
+__all__ = ["KINDS", "MAX_AT_ONCE", "NewGroup", "PostgresGroups", "cancel_group", "end_named", "read_rows"]
 
 MAX_AT_ONCE = 5_000
 """Members that a cancel removes at once."""
@@ -52,10 +52,29 @@ async def read_rows(connection: Any, names: list[str] | None, limit: int) -> lis
     return rows
 
 
-async def end_groups(connection: Any, ids: list[int]) -> None:
+async def _end_groups(connection: Any, ids: list[int]) -> None:
     """End those of the groups of which nothing waits or runs."""
     async with planned_by_index(connection):
         await connection.fetch(statement("groups/end"), ids, None)
+
+
+async def end_named(connection: Any, names: list[str]) -> None:
+    """The same by names."""
+    rows = [await connection.fetchrow(statement("groups/id"), name) for name in names]
+    await _end_groups(connection, [row[0] for row in rows if row is not None])
+
+
+async def cancel_group(connection: Any, name: str, then: bool) -> bool | None:
+    """Cancel a group, and remove the first of its members, so that a small group needs no worker. False if it has
+    ended, None if there is none."""
+    row = await connection.fetchrow(statement("groups/cancel"), name, then)
+    if row is None or not row[1]:
+        return None if row is None else False
+    async with atomically(connection), planned_by_index(connection):
+        for kind in KINDS:
+            await connection.fetch(statement("groups/purge"), row[0], MAX_AT_ONCE, _FIRST, kind)
+    await _end_groups(connection, [row[0]])
+    return True
 
 
 def _is_new(id: UUID) -> bool:
@@ -90,7 +109,7 @@ class PostgresGroups:
                     bounds = UUID(int=first), UUID(int=first + len(ids))
                     await connection.execute(statement("groups/started"), id, total, *bounds)
                     if not total:
-                        await end_groups(connection, [id])
+                        await _end_groups(connection, [id])
         return total
 
     async def read_groups(self, names: list[str] | None, limit: int) -> list[Any]:
@@ -107,18 +126,9 @@ class PostgresGroups:
             return rows
 
     async def cancel_group(self, name: str, then: bool, conn: Any) -> bool | None:
-        """Cancel a group, and remove the first of its members, so that a small group needs no worker."""
         async with self._connection(conn) as connection:
-            row = await connection.fetchrow(statement("groups/cancel"), name, then)
-            if row is None or not row[1]:
-                return None if row is None else False
-            async with atomically(connection), planned_by_index(connection):
-                for kind in KINDS:
-                    await connection.fetch(statement("groups/purge"), row[0], MAX_AT_ONCE, _FIRST, kind)
-            await end_groups(connection, [row[0]])
-        return True
+            return await cancel_group(connection, name, then)
 
     async def end_groups(self, names: list[str]) -> None:
         async with self._connection() as connection:
-            rows = [await connection.fetchrow(statement("groups/id"), name) for name in names]
-            await end_groups(connection, [row[0] for row in rows if row is not None])
+            await end_named(connection, names)

@@ -186,11 +186,11 @@ class Claim:
     ) -> tuple[list[Any], UUID, float]:
         """Claim up to `limit` tasks of one lane, oldest first.
 
-        Returns the rows (id, step, tried, claims, size, due, group), their token, and the time, by `lease_clock`, from which
-        their lease counts. There are no rows when nothing is due, when other sessions have locked what is due, or when
-        the connection was lost. Without `suspects`, it takes no task whose last claim ended without an outcome. With
-        `same_lane_from` it claims from the lane of the last claim, and no task that fell due before that time. With
-        `is_prepared` it is the claim for which `prepare` was called.
+        Returns the rows (id, step, tried, claims, size, due, group), their token, and the time, by `lease_clock`, from
+        which their lease counts. There are no rows when nothing is due, when other sessions have locked what is due, or
+        when the connection was lost. Without `suspects`, it takes no task whose last claim ended without an outcome.
+        With `same_lane_from` it claims from the lane of the last claim, and no task that fell due before that time.
+        With `is_prepared` it is the claim for which `prepare` was called.
 
         Raises `DatabaseRefused`. Cancelling it loses the answer; the leases then expire.
         """

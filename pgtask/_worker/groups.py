@@ -39,12 +39,12 @@ MANY = 10_000  # and of which more than that are left:
 MAX_INTERVAL = 0.25
 SWEEP_INTERVAL = 1.0  # seconds between two sweeps; after a failure too
 MAX_PROBE_INTERVAL = 10.0  # seconds between two looks of a sweep at a group whose counts do not change
-PURGE_INTERVAL = 0.05  # seconds between two purges, so that other tasks have their turn,
+PURGE_INTERVAL = 0.03  # seconds between two purges, so that other tasks have their turn,
 PURGE_PAUSE = 0.5  # and after one that has found nothing, or that another worker is at
 _FIRST = UUID(int=0)
 
 
-class _Known(msgspec.Struct):
+class _Sweep(msgspec.Struct):
     """A group as the last sweep has found it. `left` is None before the first look."""
 
     done: int
@@ -68,7 +68,7 @@ class Groups:
         self._changed: set[int] = set()
         self._many: set[int] = set()  # groups of which many members were left at the last look
         self._looked_at = self._looked_at_many = 0.0
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, _Sweep] = {}
         self._purges: dict[int, _Purge] = {}
         self._sweep_at = self._look_at = self._purge_at = float("inf")
         self.due_at = float("inf")
@@ -155,9 +155,9 @@ class Groups:
             self._changed |= groups
             raise
 
-    async def _end(self, groups: list[int], most_left: int | None) -> list[int]:
+    async def _end(self, groups: list[int], max_left: int | None) -> list[int]:
         """End those of the groups that are over. Return them."""
-        rows = await self._link.once("groups/end", groups, most_left) if groups else []
+        rows = await self._link.once("groups/end", groups, max_left) if groups else []
         ended = [row[0] for row in rows if row[2]]
         self._many.difference_update(groups)
         self._many.update(row[0] for row in rows if not row[2] and row[1] > MANY)
@@ -180,7 +180,7 @@ class Groups:
         for group, left, done, _ in rows:
             before = known.get(group)
             if before is None or (before.done, before.left) != (done, left):
-                self._known[group] = _Known(done, left)
+                self._known[group] = _Sweep(done, left)
                 continue
             self._known[group] = before
             if now >= before.probe_at:

@@ -4,7 +4,7 @@
 -- Returns for each group its id, how many members are left by its counts, and whether it has ended.
 --
 -- The rows of members are the truth, in one snapshot: a task of a group comes from a member alone, by the statement
--- that writes its outcome, so a group without members gets none any more. Whoever writes the last outcome looks after its
+-- that writes its outcome, so a group without members gets none any more. The session that writes the last outcome looks after its
 -- commit, and sees those of all others. Two that see the end at once take turns at the row of the group, and the second one
 -- finds it ended. Plan: the primary key from the right end of the ids of the start, and the first entry of the
 -- group in each of two indexes.

@@ -36,6 +36,9 @@ BEGIN
             CONSTRAINT pg_task_groups_state_check CHECK (state IN ('open', 'cancelling', 'ended', 'cancelled')),
             CONSTRAINT pg_task_groups_on_parked_check CHECK (on_parked IN ('wait', 'go on'))
         ) WITH (fillfactor = 50);
+        GRANT SELECT ON pg_task_groups TO PUBLIC;
+    END IF;
+    IF to_regclass('pg_task_group_counts') IS NULL THEN
         CREATE TABLE pg_task_group_counts (
             group_id  bigint  NOT NULL,
             slot      integer NOT NULL,
@@ -50,13 +53,14 @@ BEGIN
             autovacuum_vacuum_threshold = 1000,
             autovacuum_vacuum_cost_delay = 0
         );
+    END IF;
+    IF to_regclass('pg_task_group_results') IS NULL THEN
         CREATE TABLE pg_task_group_results (
             group_id bigint NOT NULL,
             task_id  uuid   NOT NULL,
             value    text   NOT NULL,
             PRIMARY KEY (group_id, task_id)
         );
-        GRANT SELECT ON pg_task_groups TO PUBLIC;
     END IF;
 END
 $$;

@@ -21,7 +21,7 @@ COMMENT ON COLUMN pg_task.expires_at IS 'No worker starts the task after this ti
 COMMENT ON COLUMN pg_task.progress IS 'Progress that the running step has reported, as of the last renewal: {"done":3,"total":10,"lease":...}. It counts while lease is locked_by.';
 COMMENT ON COLUMN pg_task.trace IS 'Trace context of the producer, if that was traced and sampled: traceparent, space, tracestate.';
 
-COMMENT ON COLUMN pg_task.group_id IS 'The group of which the task is a member: pg_task_groups.id, times -1 if it is not one of those from first_task to last_task.';
+COMMENT ON COLUMN pg_task.group_id IS 'The group of which the task is a member: pg_task_groups.id, times -1 if the task is not between first_task and last_task.';
 
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
 COMMENT ON COLUMN pg_task_runs.id IS 'The run, and its task in pg_task until it has ended.';
@@ -107,8 +107,8 @@ COMMENT ON COLUMN pg_task_groups.then_step IS 'The step that is enqueued once at
 COMMENT ON COLUMN pg_task_groups.then_queue IS 'Its queue.';
 COMMENT ON COLUMN pg_task_groups.then_priority IS 'Its priority.';
 COMMENT ON COLUMN pg_task_groups.then_task IS 'The task that was enqueued at the end.';
-COMMENT ON COLUMN pg_task_groups.first_task IS 'The members that were enqueued at the start have ids from this one on,';
-COMMENT ON COLUMN pg_task_groups.last_task IS 'and up to this one.';
+COMMENT ON COLUMN pg_task_groups.first_task IS 'The lowest id of the members that were enqueued at the start.';
+COMMENT ON COLUMN pg_task_groups.last_task IS 'The highest such id.';
 COMMENT ON COLUMN pg_task_groups.started_at IS 'Time of the start.';
 COMMENT ON COLUMN pg_task_groups.cancelled_at IS 'Time of the order to cancel it.';
 COMMENT ON COLUMN pg_task_groups.ended_at IS 'Time of the end: none of its members waited or ran.';
@@ -118,7 +118,7 @@ COMMENT ON COLUMN pg_task_group_counts.group_id IS 'pg_task_groups.id.';
 COMMENT ON COLUMN pg_task_group_counts.slot IS 'pg_backend_pid() of the session.';
 COMMENT ON COLUMN pg_task_group_counts.done IS 'Members that it has finished.';
 COMMENT ON COLUMN pg_task_group_counts.added IS 'Members that it has added, enqueued by other members.';
-COMMENT ON COLUMN pg_task_group_counts.parked IS 'How often it has parked one.';
+COMMENT ON COLUMN pg_task_group_counts.parked IS 'How often it has parked a member.';
 COMMENT ON COLUMN pg_task_group_counts.cancelled IS 'Members that it has removed, since the group is being cancelled.';
 
 COMMENT ON TABLE pg_task_group_results IS 'What the members of groups have returned by Done(value).';

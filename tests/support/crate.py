@@ -52,12 +52,10 @@ CRATE_1_0 = f"""
     CREATE TRIGGER pg_task_error_update AFTER UPDATE OF error ON pg_task FOR EACH ROW
         WHEN (OLD.error IS NULL AND NEW.error IS NOT NULL) EXECUTE FUNCTION pg_task_notify_on_error();
 """
-NAMES = (
-    *("pkey", "ready_idx", "lease_idx", "parked_idx", "key_idx", "behind_idx"),
-    "group_added_idx",
-    "group_parked_idx",
-)
-OUR_INDEXES = {f"pg_task_{name}" for name in NAMES}
+OUR_INDEXES = {
+    *(f"pg_task_{name}" for name in ("pkey", "ready_idx", "lease_idx", "parked_idx", "key_idx", "behind_idx")),
+    *("pg_task_group_added_idx", "pg_task_group_parked_idx"),
+}
 OUR_TRIGGERS = {
     *("pg_task_inserted", "pg_task_rescheduled", "pg_task_inserted_parked", "pg_task_parked", "pg_task_touched"),
     *("pg_task_run_parked", "pg_task_run_revived"),

@@ -139,7 +139,8 @@ cdef class Dispatcher:
         raise NotImplementedError
 
     def encode_result(self, TaskLease lease, value):
-        """Return the text of the result of a member of a group. Raises `OutcomeError` for one that is no JSON."""
+        """Return the text of the result of a member of a group; of another task, any text. Raises `OutcomeError` for a value
+        that is no result."""
         raise NotImplementedError
 
     def log_finished(self, TaskLease lease, str label, outcome, double seconds):

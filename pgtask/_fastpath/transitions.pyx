@@ -99,16 +99,15 @@ cdef bint apply_with_tasks(Dispatcher dispatcher, TaskLease lease, outcome) exce
 
 
 cdef bint finish_with_value(Dispatcher dispatcher, TaskLease lease, outcome) except -1:
-    """End a task, and keep its result if it is a member of a group. One that no row can hold is the error of the try."""
-    if lease.group == 0 or outcome.value is None:
-        finish_task(dispatcher, lease)
-        return True
-    try:
-        value = dispatcher.encode_result(lease, outcome.value)
-    except Exception as wrong:
-        fail_try(dispatcher, lease, wrong)
-        return False
-    (dispatcher.held_outcomes if lease.in_turn else dispatcher.outcomes).results[lease] = value
+    """End a task, and keep its result if it is a member of a group. A wrong one is the error of the try."""
+    if outcome.value is not None:
+        try:
+            value = dispatcher.encode_result(lease, outcome.value)
+        except Exception as wrong:
+            fail_try(dispatcher, lease, wrong)
+            return False
+        if lease.group:
+            (dispatcher.held_outcomes if lease.in_turn else dispatcher.outcomes).results[lease] = value
     finish_task(dispatcher, lease)
     return True
 

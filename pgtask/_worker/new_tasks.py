@@ -23,7 +23,7 @@ from pgtask.errors import EnqueueError, OutcomeError
 from pgtask.outcome import Enqueue
 from pgtask.task import Task
 
-__all__ = ["MAX_NEW_BYTES", "MAX_NEW_TASKS", "encode_new_tasks", "encode_result", "seconds_until_due"]
+__all__ = ["MAX_NEW_BYTES", "MAX_NEW_TASKS", "encode_new_tasks", "encode_result", "refuse_steps", "seconds_until_due"]
 
 MAX_NEW_TASKS = 100_000
 """The new tasks of one outcome."""
@@ -55,8 +55,18 @@ def encode_new_tasks(label: str, items: Any, max_step_bytes: int, trace: str | N
     return tasks
 
 
+def refuse_steps(label: str, value: Any) -> None:
+    """Raise `OutcomeError` for a result that is a step, or begins with one."""
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if isinstance(first, Task | Enqueue):
+        kind = type(value).__name__
+        raise OutcomeError(f"{label} returned Done({kind} of steps): to enqueue them write Done(enqueue=[...])")
+
+
 def encode_result(label: str, value: Any, max_bytes: int) -> str:
-    """Encode the result of a member of a group. Raises `OutcomeError` if it is no JSON, or too large."""
+    """Encode the result of a member of a group. Raises `OutcomeError` if it is no JSON, or too large; and for steps,
+    which the user has meant to enqueue."""
+    refuse_steps(label, value)
     try:
         payload = msgspec.json.encode(value)
         refuse_numbers(value, payload)

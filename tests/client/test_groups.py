@@ -13,7 +13,7 @@ import pytest
 from client_kit import play
 from fix_database import run
 from fleet import Fleet
-from grouping import Break, Crawl, Fetch, Page, Report, Walk, app
+from grouping import Break, Confused, Crawl, Fetch, Page, Report, Walk, app
 from marks import MARKS, MemoryMarks
 
 from pgtask import Client, Enqueue, EnqueueError, Group, SyncClient
@@ -204,3 +204,15 @@ async def _mark(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     await connection.execute(MARKS)
     await connection.close()
+
+
+def test_steps_are_no_result(dsn: str) -> None:
+    """`Done([Fetch(...)])` would drop what the user has meant to enqueue."""
+
+    async def main() -> None:
+        async with MemoryWorker(app) as worker:
+            task = await worker.client.enqueue(Confused())
+            await worker.run()
+            assert "write Done(enqueue=[...])" in (worker.task(task).error or "")
+
+    run(main())

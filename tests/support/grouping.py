@@ -103,6 +103,13 @@ class Odd(Crawl):
         return Done(object())
 
 
+class Confused(Crawl):
+    """Returns the steps that it has meant to enqueue."""
+
+    async def run(self, ctx: Context) -> Done:
+        return Done([Fetch("a")])
+
+
 class Report(Crawl):
     """The step at the end."""
 

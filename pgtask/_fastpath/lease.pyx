@@ -104,6 +104,11 @@ cdef class TaskLease:
         self.claims = 1
 
 
+cdef inline void put_group(TaskLease lease, long long group) noexcept:
+    """Take the group of a claimed row, whose sign says where its members are found."""
+    lease.group = -group if group < 0 else group
+
+
 @cython.final
 cdef class Leases:
     """All leases of this worker, by task id."""
@@ -150,7 +155,7 @@ cdef class Leases:
             if self.has_traces and row[6] is not None:
                 lease.trace = row[6], row[7]
             if len(row) > group_at and row[group_at] is not None:
-                lease.group = abs(row[group_at])
+                put_group(lease, row[group_at])
             if lease.claims > 1:
                 lease.due = row[5] if len(row) > 5 else 0.0
                 self.suspects.append(lease)
@@ -180,7 +185,7 @@ cdef class Leases:
             if self.has_traces and row[6] is not None:
                 lease.trace = row[6], row[7]
             if len(row) > group_at and row[group_at] is not None:
-                lease.group = abs(row[group_at])
+                put_group(lease, row[group_at])
             leases.append(lease)
             if self.by_id and lease.id in self.by_id:
                 displaced.append(self.by_id[lease.id])

@@ -177,17 +177,26 @@ cdef class Outcomes:
         return (*new, *self.result_columns(), *kept)
 
     def group_columns(self):
-        """The groups of the tasks that are done, how many of each there are, and the groups of the results, the ids of
-        their tasks, and the results."""
+        """The groups of the tasks that are done, and how many of each there are."""
         cdef TaskLease lease
         cdef dict counts = {}
-        for lease in self.done:
-            if lease.group:
-                counts[lease.group] = counts.get(lease.group, 0) + 1
+        cdef long long group = 0
+        cdef Py_ssize_t count = 0
+        for lease in self.done:  # most often all of one group
+            if lease.group != group:
+                if count and group:
+                    counts[group] = counts.get(group, 0) + count
+                group, count = lease.group, 0
+            count += 1
+        if count and group:
+            counts[group] = counts.get(group, 0) + count
         groups = sorted(counts)
-        return (
-            groups, [counts[group] for group in groups], [lease.group for lease in self.results], *self.result_columns()
-        )
+        return groups, [counts[one] for one in groups]
+
+    def result_groups(self):
+        """The groups of the tasks with results."""
+        cdef TaskLease lease
+        return [lease.group for lease in self.results]
 
     def result_columns(self):
         """The ids of the tasks with results, and the results."""

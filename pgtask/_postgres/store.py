@@ -51,7 +51,7 @@ _FILES = {
     path.relative_to(_SQL).with_suffix("").as_posix(): path.read_text(encoding="utf-8") for path in _SQL.rglob("*.sql")
 }
 _INCLUDE = re.compile(r"^ *-- include: (\S+)\.sql\n", re.MULTILINE)
-_MARK = re.compile(r"^( *)-- (traced|grouped|archived): ", re.MULTILINE)
+_MARK = re.compile(r"^( *)-- (traced|grouped|archived|kept): ", re.MULTILINE)
 _ALWAYS = "_members"  # the end of the names of statements that write members of groups
 
 

@@ -25,6 +25,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -304,9 +305,12 @@ class Hold:
         if ended.is_done and not has_members:
             return await self._transaction.execute("turn_done", done, mark) if done else 0, 0, 0
         if ended.is_done:
-            self._changed, *columns = outcomes.group_columns()
-            args = done, mark, self._changed, *columns
-            return await self._transaction.execute("turn_done_members", *args), 0, 0
+            self._changed, counts = outcomes.group_columns()
+            args: tuple[Any, ...] = done, mark, self._changed, counts
+            if not outcomes.results:
+                return await self._transaction.execute("turn_done_members", *args), 0, 0
+            args += outcomes.result_groups(), *outcomes.result_columns()
+            return await self._transaction.execute("turn_done_members:kept", *args), 0, 0
         going_on = ended.going_on
         self._leases.lease(going_on + ended.unended, lease_clock())
         self._watch()

@@ -13,5 +13,4 @@ remembered AS (
     CROSS JOIN kept
     WHERE abs(done.group_id) = ANY (ARRAY (SELECT id FROM keeping))
       AND kept.results ? done.id::text
-    ON CONFLICT DO NOTHING
 ),

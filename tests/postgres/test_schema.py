@@ -210,7 +210,8 @@ def test_revoked_right_is_no_damage(dsn: str, caplog: pytest.LogCaptureFixture) 
     async def scenario(db: Any) -> None:
         assert await db.fetchval(public) == 5
         await db.execute(
-            "REVOKE SELECT ON pg_task_stops, pg_task_schema, pg_task_pauses, pg_task_actions, pg_task_groups FROM PUBLIC"
+            "REVOKE SELECT ON pg_task_stops, pg_task_schema, pg_task_pauses, pg_task_actions, pg_task_groups"
+            " FROM PUBLIC"
         )
         await check_schema(db)
         assert caplog.text == ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,7 @@ def race(dsn: str, rows: Rows, groups: int, procs: int, kills: int) -> None:
     with ready(dsn, procs=procs, app=APP) as fleet:
         many(dsn, groups, 3)
         for number in range(kills):
-            rows.until(ENDED, holds=lambda ended, least=groups * number // (kills + 1): ended >= least)
+            rows.until(ENDED, holds=partial(le, groups * number // (kills + 1)))
             fleet.family()[-1].kill()
             fleet.until("worker.ready")
         rows.until(ENDED, holds=lambda ended: ended == groups)

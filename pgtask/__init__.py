@@ -21,6 +21,7 @@ from pgtask.errors import (
     SignalTimeout,
     StepFailed,
 )
+from pgtask.groups import Group, GroupHandle, GroupStatus
 from pgtask.limits import Breaker, Limit, Rate
 from pgtask.outcome import Done, Enqueue, Fail, Next, Outcome
 from pgtask.policy import Policy
@@ -36,7 +37,7 @@ from pgtask.workflow_decorator import workflow
 if TYPE_CHECKING:
     from pgtask.consumer import Consumer, Lease
     from pgtask.sync_client import SyncClient
-    from pgtask.sync_handles import SyncRun, SyncTaskHandle, SyncTasks
+    from pgtask.sync_handles import SyncGroupHandle, SyncRun, SyncTaskHandle, SyncTasks
 
 __all__ = [
     # define
@@ -67,6 +68,9 @@ __all__ = [
     "workflow",
     # produce
     "Client",
+    "Group",
+    "GroupHandle",
+    "GroupStatus",
     "ParkedTask",
     "Run",
     "RunStatus",
@@ -75,6 +79,7 @@ __all__ = [
     "TaskStatus",
     "Tasks",
     "SyncClient",
+    "SyncGroupHandle",
     "SyncRun",
     "SyncTaskHandle",
     "SyncTasks",
@@ -107,7 +112,7 @@ if not TYPE_CHECKING:  # a checker would accept any name
             from pgtask import consumer
 
             return getattr(consumer, name)
-        if name in ("SyncClient", "SyncRun", "SyncTaskHandle", "SyncTasks"):
+        if name in ("SyncClient", "SyncGroupHandle", "SyncRun", "SyncTaskHandle", "SyncTasks"):
             from pgtask import sync_client, sync_handles
 
             return getattr(sync_client if name == "SyncClient" else sync_handles, name)

@@ -14,6 +14,7 @@ from pgtask._copy import Source
 from pgtask._ids import TaskId, TaskIds
 from pgtask._postgres.failures import ParkedTask
 from pgtask._validate import ItemEncoder, NewRow
+from pgtask.groups import GroupStore
 from pgtask.runs import RunStatus, RunStore
 from pgtask.tasks import TaskStore
 from pgtask.workflow import RunState
@@ -27,6 +28,10 @@ class ClientStore(RunStore, Protocol):
     @property
     def tasks(self) -> TaskStore:
         """The tasks that are in the table."""
+
+    @property
+    def groups(self) -> GroupStore:
+        """The groups."""
 
     def check_connection(self, conn: Any = None) -> None:
         """Raise `EnqueueError` unless the connection of the caller, or without one this store, can be used here."""

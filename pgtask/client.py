@@ -19,6 +19,7 @@ from pgtask._client_store import ClientStore
 from pgtask._copy import Source
 from pgtask._ids import TaskId, TaskIds
 from pgtask._placement import (
+    KEEP,
     KeyRule,
     OnConflict,
     OnParked,
@@ -46,6 +47,7 @@ from pgtask._wrong_with import AsyncWithOnly
 from pgtask.app import App
 from pgtask.config import DEFAULT_MAX_STEP_BYTES, client_config
 from pgtask.errors import EnqueueError
+from pgtask.groups import Group, GroupHandle, check_group, check_name, new_group
 from pgtask.outcome import Enqueue
 from pgtask.policy import DEFAULT_QUEUE
 from pgtask.task import Task
@@ -319,6 +321,44 @@ class Client(ClientRuns, AsyncWithOnly):
         """
         return self._store.follow_failures()
 
+    # --- groups of tasks
+
+    async def start(
+        self,
+        group: Group,
+        steps: Iterable[Task | Enqueue] | AsyncIterable[Task | Enqueue],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        conn: Any = None,
+    ) -> GroupHandle:
+        """Start a group: enqueue all steps of an iterable as its members, due now, in one transaction. Return its
+        handle.
+
+        Streams as `enqueue_many` does, whose items it takes: memory stays constant for any number of plain steps. The
+        tasks that a member enqueues in its outcome are members too. A step whose key another task has is no member.
+        A group without members ends at once. Raises `EnqueueError` if there is a group with this name, and what
+        `enqueue_many` raises.
+        """
+        new = new_group(check_group(group), self._max_step_bytes)
+        source = Source(steps, None)
+        self._store.check_connection(conn)  # before anything is read
+        encode = ItemEncoder(queue, priority, (None, None), KEEP, self._max_step_bytes)
+        try:
+            with sending(queue or DEFAULT_QUEUE, None) as span:
+                total = await self._store.groups.start_group(new, source, encode, conn)
+                if span is not None:
+                    span.set_attribute("messaging.batch.message_count", total)
+        except Exception:
+            if source.error is not None:
+                raise source.error from None
+            raise
+        return self.group(group.name)
+
+    def group(self, name: str) -> GroupHandle:
+        """Return a group by its name, without I/O. Raises `EnqueueError` for what is no name."""
+        return GroupHandle(self._store.groups, self._store.tasks, check_name(name))
+
     # --- tasks in the table
 
     def task(self, id: UUID | str) -> TaskHandle:
@@ -336,6 +376,7 @@ class Client(ClientRuns, AsyncWithOnly):
         older_than: timedelta | None = None,
         key: str | None = None,
         where: Mapping[str, object] | None = None,
+        group: str | None = None,
     ) -> Tasks:
         """Choose tasks of the table, without I/O: all that meet each argument. See `Tasks` for what it does with them.
 
@@ -346,12 +387,21 @@ class Client(ClientRuns, AsyncWithOnly):
         - `error`: a pattern of SQL LIKE; it chooses parked tasks.
         - `older_than`: tasks that fell due, or were parked, longer ago than that.
         - `where`: fields of the step and their values, as `{"customer": 42, "address.city": "Bern", "items.0": "x"}`.
+        - `group`: the name of a group; its members come in the order of their ids, parked ones first.
 
-        A state, a key, and with them a queue or an age, are read from an index. Other arguments are compared with each
-        row that these leave. Raises `EnqueueError` for a wrong argument.
+        A group, a state, a key, and with them a queue or an age, are read from an index. Other arguments are compared
+        with each row that these leave. Raises `EnqueueError` for a wrong argument.
         """
         wanted = choose_tasks(
-            queue=queue, task=task, step=step, state=state, error=error, older_than=older_than, key=key, where=where
+            queue=queue,
+            task=task,
+            step=step,
+            state=state,
+            error=error,
+            older_than=older_than,
+            key=key,
+            where=where,
+            group=group,
         )
         return Tasks(self._store.tasks, wanted)
 

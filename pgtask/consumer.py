@@ -180,7 +180,8 @@ class Consumer(AsyncWithOnly):
                 return []
             polls = False
             if not self._claim.may_find_tasks:
-                looks = min(self._statements.behind.due_at, self._statements.pauses.due_at)
+                statements = self._statements
+                looks = min(statements.behind.due_at, statements.pauses.due_at, statements.groups.due_at)
                 await self._wait_for_hint(min(deadline, self._claim.next_poll, looks))
 
     async def _wait_for_hint(self, until: float) -> None:

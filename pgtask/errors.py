@@ -26,6 +26,7 @@ __all__ = [
     "RunCancelled",
     "RunNotFound",
     "ResultTimeout",
+    "GroupNotFound",
     "TaskNotFound",
     "RunStopped",
     "DatabaseError",
@@ -163,6 +164,10 @@ class ResultTimeout(RunError, TimeoutError):
 
 class TaskNotFound(PgtaskError):
     """The table has no such task: it has finished, was cancelled, or never was. Finished tasks leave the table."""
+
+
+class GroupNotFound(PgtaskError):
+    """There is no group with this name."""
 
 
 class RunStopped(BaseException):

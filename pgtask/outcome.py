@@ -100,8 +100,17 @@ class Next(msgspec.Struct, Generic[StepT_co], frozen=True, repr_omit_defaults=Tr
                 raise OutcomeError(str(error)) from None
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
+class _Result(msgspec.Struct, frozen=True):
+    """The part of `Done` that is given by its place."""
+
+    value: Any = None
+
+
+class Done(_Result, frozen=True, kw_only=True, repr_omit_defaults=True):
     """Finish the task; its row leaves the table.
+
+    `value`: the result of the task, which is kept as JSON if the task is a member of a group with `results=True`, and
+    dropped otherwise. None is no result.
 
     `enqueue`: the steps of new tasks, of any family, or `Enqueue(...)`, 100,000 at most. The statement that writes the
     outcome inserts them: all of them exactly once; or, if the outcome is not written, none. The worker reads an

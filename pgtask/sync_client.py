@@ -31,8 +31,9 @@ from pgtask._wrong_with import SyncWithOnly
 from pgtask.client import Client
 from pgtask.config import DEFAULT_MAX_STEP_BYTES
 from pgtask.errors import EnqueueError
+from pgtask.groups import Group
 from pgtask.outcome import Enqueue
-from pgtask.sync_handles import SyncTaskHandle, SyncTasks
+from pgtask.sync_handles import SyncGroupHandle, SyncTaskHandle, SyncTasks
 from pgtask.task import Task
 from pgtask.tasks import Family, Statistics, TaskState
 
@@ -282,6 +283,30 @@ class SyncClient(SyncRuns, SyncWithOnly):
         call = self._client.enqueue_many(feed.steps(), key=None if key is None else feed.next_key, **options)
         return feed.serve(thread, call)
 
+    def start(
+        self,
+        group: Group,
+        steps: Iterable[Task | Enqueue],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        conn: Any = None,
+    ) -> SyncGroupHandle:
+        """Start a group of the steps of a plain iterable, and return its handle: `Client.start`."""
+        if not isinstance(steps, Iterable):
+            raise EnqueueError(f"a SyncClient takes a plain iterable of steps, not {steps!r:.80}")
+        if conn is not None:
+            self._call(lambda conn: self._client.start(group, steps, queue=queue, priority=priority, conn=conn), conn)
+        else:
+            thread, feed = self._opened(), Feed(steps, None)
+            feed.serve(thread, self._client.start(group, feed.steps(), queue=queue, priority=priority))
+        return self.group(group.name)
+
+    def group(self, name: str) -> SyncGroupHandle:
+        """Return a group by its name, without I/O: `Client.group`."""
+        self._client.group(name)  # refuses what is wrong
+        return SyncGroupHandle(self._call, lambda: self._client.group(name), name)
+
     def task(self, id: UUID | str) -> SyncTaskHandle:
         """Return a task by its id, without I/O: `Client.task`."""
         checked = self._client.task(id).id
@@ -298,10 +323,11 @@ class SyncClient(SyncRuns, SyncWithOnly):
         older_than: timedelta | None = None,
         key: str | None = None,
         where: Mapping[str, object] | None = None,
+        group: str | None = None,
     ) -> SyncTasks:
         """Choose tasks of the table, without I/O: `Client.tasks`."""
-        wanted: dict[str, Any] = {"queue": queue, "task": task, "step": step, "state": state}
-        wanted |= {"error": error, "older_than": older_than, "key": key, "where": where}
+        wanted: dict[str, Any] = {"queue": queue, "task": task, "step": step, "state": state, "where": where}
+        wanted |= {"error": error, "older_than": older_than, "key": key, "group": group}
         self._client.tasks(**wanted)  # refuses what is wrong
         return SyncTasks(self._call, lambda: self._client.tasks(**wanted))
 

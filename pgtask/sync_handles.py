@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 from uuid import UUID
 
 from pgtask.errors import EnqueueError
+from pgtask.groups import GroupHandle, GroupStatus
 from pgtask.runs import Run, RunStatus
 from pgtask.tasks import TaskHandle, Tasks, TaskStatus
 
-__all__ = ["SyncRun", "SyncTaskHandle", "SyncTasks"]
+__all__ = ["SyncGroupHandle", "SyncRun", "SyncTaskHandle", "SyncTasks"]
 
 OutputT = TypeVar("OutputT")
+T = TypeVar("T")
 
 
 class SyncRun(Generic[OutputT]):
@@ -87,6 +89,53 @@ class SyncTaskHandle:
         return bool(self._call(lambda conn: self._task().move(queue=queue, priority=priority, conn=conn), conn))
 
 
+class SyncGroupHandle:
+    """A group by its `name`: the methods of `GroupHandle`, without `await`."""
+
+    def __init__(self, call: Callable[..., Any], group: Callable[[], GroupHandle], name: str) -> None:
+        self.name = name
+        self._call = call
+        self._group = group
+
+    def __repr__(self) -> str:
+        return f"<group {self.name}>"
+
+    def status(self) -> GroupStatus:
+        """Return its progress as of now: `GroupHandle.status`."""
+        status: GroupStatus = self._call(lambda _: self._group().status())
+        return status
+
+    def watch(self, interval: timedelta = timedelta(seconds=0.5)) -> Iterator[GroupStatus]:
+        """Yield its progress until it has ended: `GroupHandle.watch`."""
+        return _iterate(self._call, lambda: self._group().watch(interval))
+
+    def wait(self) -> GroupStatus:
+        """Wait until it has ended, and return its last status: `GroupHandle.wait`."""
+        status: GroupStatus = self._call(lambda _: self._group().wait())
+        return status
+
+    @overload
+    def results(self, type: type[T]) -> Iterator[T]: ...
+    @overload
+    def results(self, type: Any = Any) -> Iterator[Any]: ...
+    def results(self, type: Any = Any) -> Iterator[Any]:
+        """Yield what its members have returned: `GroupHandle.results`."""
+        return (value for page in _iterate(self._call, lambda: self._group().pages(type)) for value in page)
+
+    def tasks(self, *, parked: bool = False, error: str | None = None) -> SyncTasks:
+        """Choose its members that are in the table: `GroupHandle.tasks`."""
+        self._group().tasks(parked=parked, error=error)  # refuses what is wrong
+        return SyncTasks(self._call, lambda: self._group().tasks(parked=parked, error=error))
+
+    def retry(self, *, error: str | None = None) -> int:
+        """Make its parked members due now: `GroupHandle.retry`."""
+        return int(self._call(lambda _: self._group().retry(error=error)))
+
+    def cancel(self, *, then: bool = True, conn: Any = None) -> bool:
+        """Cancel it: `GroupHandle.cancel`."""
+        return bool(self._call(lambda conn: self._group().cancel(then=then, conn=conn), conn))
+
+
 class SyncTasks:
     """The tasks that a filter chooses: the methods of `Tasks`, without `await`."""
 
@@ -98,16 +147,7 @@ class SyncTasks:
         return repr(self._tasks())
 
     def __iter__(self) -> Iterator[TaskStatus]:
-        rows = aiter(self._tasks())
-        try:
-            while True:
-                try:
-                    yield self._call(lambda _: anext(rows))
-                except StopAsyncIteration:
-                    return
-        finally:
-            with suppress(EnqueueError):  # the client may have been closed
-                self._call(lambda _: rows.aclose())  # type: ignore[attr-defined]
+        yield from _iterate(self._call, self._tasks)
 
     def count(self) -> int:
         """Count them: `Tasks.count`."""
@@ -128,3 +168,17 @@ class SyncTasks:
     def move(self, *, queue: str | None = None, priority: int | None = None) -> int:
         """Move them to another queue, another priority, or both: `Tasks.move`."""
         return int(self._call(lambda _: self._tasks().move(queue=queue, priority=priority)))
+
+
+def _iterate(call: Callable[..., Any], make: Callable[[], Any]) -> Iterator[Any]:
+    """Yield what an async iterable yields, which `make` makes."""
+    rows = aiter(make())
+    try:
+        while True:
+            try:
+                yield call(lambda _: anext(rows))
+            except StopAsyncIteration:
+                return
+    finally:
+        with suppress(EnqueueError):  # the client may have been closed
+            call(lambda _: rows.aclose())

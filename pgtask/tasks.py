@@ -182,6 +182,7 @@ def choose_tasks(
     older_than: timedelta | None,
     key: str | None,
     where: Mapping[str, object] | None,
+    group: str | None,
 ) -> TaskFilter:
     """Return the filter of `Client.tasks`. Raises `EnqueueError`, which names the argument."""
     _check_text("queue", queue)
@@ -192,6 +193,9 @@ def choose_tasks(
         check_error_pattern(error or "")
     except ValueError as wrong:
         raise EnqueueError(f"tasks(error={error!r:.80}): {wrong}") from None
+    _check_text("group", group)
+    if None not in (group, key):
+        raise EnqueueError("tasks(key=..., group=...): choose by one of them")
     family, name = _names(task, step)
     if key is not None and family is None:
         raise EnqueueError(f"tasks(key={key!r:.80}): a key belongs to a task; give task= as well")
@@ -204,6 +208,7 @@ def choose_tasks(
         older_than=None if older_than is None else timedelta(seconds=check_delay(older_than, "older_than")),
         key=None if key is None else check_key(key),
         where=() if where is None else tuple(_field(path, value) for path, value in where.items()),
+        group=group,
     )
 
 

@@ -242,10 +242,13 @@ class MemoryWorker(AsyncWithOnly):
         rows = self.client.rows
         end = None if within is None else rows.now + within
         limit = self._dispatch.steps + self._max_steps
+        groups = self.client._memory.groups
+        groups.end_over()
         while (due := self._next_due(end)) is not None and (end is None or due <= end):
             rows.now = max(rows.now, due)
             self._schedules.start_due()
             await self._run_due(limit)
+            groups.end_over()
         rows.now = max(rows.now, end or rows.now)
 
     def _next_due(self, end: datetime | None) -> datetime | None:
@@ -285,16 +288,24 @@ class MemoryWorker(AsyncWithOnly):
         ids = [lease.id for lease in crashed.leases()]
         self._dispatch.crashed.difference_update(ids)
         self.client.rows.release(ids)
-        held = [tasks for lease, tasks in outcomes.new_tasks.items() if self.client.rows.is_leased(lease.id)]
+        held = [(lease, tasks) for lease, tasks in outcomes.new_tasks.items() if self.client.rows.is_leased(lease.id)]
         self.client.rows.write(outcomes)
         if self._limits is not None:
             self._limits.write(self._dispatch.take_limit_notes())
-        for tasks in held:
-            self.client._memory.add_new_tasks(tasks)
-        continuing = [lease for lease, _ in outcomes.continued]
+        for lease, tasks in held:
+            self.client._memory.add_new_tasks(tasks, self.task(lease.id).group)
+        continuing = [lease for lease, _ in outcomes.continued if not self._cancel_member(lease.id)]
         going_on = set(continuing)
         self._leases.remove_all(crashed.leases() + [lease for lease in outcomes.leases() if lease not in going_on])
         return continuing
+
+    def _cancel_member(self, id: UUID) -> bool:
+        """Remove a task that would go on if its group is being cancelled. Return whether it is."""
+        task = self.task(id)
+        if not self.client._memory.groups.is_cancelled(task):
+            return False
+        task.state = "cancelled"
+        return True
 
     def _release_rest(self) -> None:
         """Release the leases that an error or a cancellation has left."""

@@ -57,7 +57,8 @@ def bulk_usage(command: str, options: str = "", queue: str = "-q NAMES") -> str:
         f"{indent}[--parked] [{queue}]\n"
         f"{indent}[--task TASK] [--step STEP] [--key KEY]\n"
         f"{indent}[--error PATTERN] [--age TIME]\n"
-        f"{indent}[--where FIELD=TEXT] [--all] [-n N]\n"
+        f"{indent}[--where FIELD=TEXT] [--group NAME]\n"
+        f"{indent}[--all] [-n N]\n"
         f"{indent}[--dry-run] [--rate RATE]"
     )
 

@@ -21,6 +21,7 @@ from pgtask._cli.commands import (
     completion,
     enqueue,
     graph,
+    groups,
     limit,
     migrate,
     move,
@@ -76,7 +77,7 @@ def _by_name(*commands: Command) -> dict[str, Command]:
 GROUPS: dict[str, dict[str, Command]] = {
     "set up": _by_name(migrate, verify, psql, stop, completion),
     "enqueue": _by_name(enqueue),
-    "look": _by_name(list_, parked, show, stats, schedules, top, graph, check, actions, web),
+    "look": _by_name(list_, parked, show, stats, schedules, groups, top, graph, check, actions, web),
     "fix": _by_name(retry, reschedule, move, cancel, prune, pause, resume, limit),
     "workflows": _by_name(runs, run, signal),
 }

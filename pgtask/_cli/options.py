@@ -37,7 +37,7 @@ __all__ = [
     "whole_number",
 ]
 
-FILTERS = ("queue", "task", "step", "key", "error", "age", "where")
+FILTERS = ("queue", "task", "step", "key", "error", "age", "where", "group")
 MAX_PAGE = 10_000
 ID_HELP = "the id, or its first or last digits, 8 or more, if no other one has them"
 TIME_HELP = "seconds, or with units: 90, 5m, 1h30m, 2d"
@@ -91,6 +91,7 @@ def add_filters(parser: Parser, *, queue_flags: Sequence[str] = ("-q", "--queue"
         metavar="FIELD=TEXT",
         help="only those whose step has this field with this text of JSON, as customer=42 or address.city=Bern",
     )
+    parser.add_argument("--group", metavar="NAME", help="only the members of this group")
 
 
 def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter:
@@ -105,6 +106,8 @@ def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter
         if "parked" not in states:
             raise ConfigError("--error is of parked tasks: leave out --state")
         states = ("parked",)
+    if None not in (args.key, args.group):
+        raise ConfigError("--key and --group exclude each other")
     queues = None if args.queue is None else tuple(dict.fromkeys(args.queue))
     return TaskFilter(
         states=states,
@@ -115,6 +118,7 @@ def task_filter(args: argparse.Namespace, states: tuple[str, ...]) -> TaskFilter
         older_than=args.age,
         key=None if args.key is None else _check_scope(args.key, task),
         where=tuple(args.where or ()),
+        group=args.group,
     )
 
 

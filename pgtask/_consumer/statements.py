@@ -24,6 +24,8 @@ from pgtask._postgres.transactions import atomically, planned_by_index
 from pgtask._traces import find_tracer
 from pgtask._worker.behind import Behind
 from pgtask._worker.claim import Claim
+from pgtask._worker.flush import WITHOUT_GROUPS
+from pgtask._worker.groups import Groups
 from pgtask._worker.pauses import Pauses
 from pgtask.errors import DatabaseError, RowsLocked, StatementTimeout
 
@@ -60,7 +62,9 @@ class StatementQueue:
         self._held = held
         self.behind = Behind(link, listens=listens)
         """Looks for tasks that wait behind others."""
-        self.pauses = Pauses(link, claim, None, listens=listens)
+        self.groups = Groups(link)
+        """Looks for groups that are over, or cancelled."""
+        self.pauses = Pauses(link, claim, None, listens=listens, groups=self.groups)
         """Looks for what is paused."""
         self._sending = asyncio.Lock()  # held for the statements that belong together, not for a wait between them
         self.running: set[asyncio.Task[Any]] = set()
@@ -87,11 +91,17 @@ class StatementQueue:
                 await self.pauses.look(waits=not self.pauses.was_read)
         if not self.pauses.was_read:
             return []
+        await self._tend_groups()
         taken = await self._claim_lanes(limit)
         if polls and not taken:
             self._claim.next_poll = 0.0
             taken = await self._claim_lanes(limit)
         return taken
+
+    async def _tend_groups(self) -> None:
+        if time.monotonic() >= self.groups.due_at:
+            async with self._sending:
+                await self.groups.work()
 
     async def _claim_lanes(self, limit: int) -> list[Lease]:
         taken: list[Lease] = []
@@ -124,6 +134,10 @@ class StatementQueue:
     async def _add_claimed(self, rows: list[Any], token: UUID, sent: float) -> list[Lease]:
         leases = self._held.add_claimed(rows, token, sent)
         try:
+            if gone := await self.groups.remove_cancelled(leases):
+                self._held.leases.remove_all([held for held in leases if held.id in gone])
+                leases = [held for held in leases if held.id not in gone]
+                rows = [row for row in rows if row[0] not in gone]
             name = "claimed" if find_tracer() is None else "claimed:traced"
             described = await self._link.run(name, [held.id for held in leases], token)
         except BaseException as error:
@@ -155,7 +169,8 @@ class StatementQueue:
                 for batch in self._done_batches(leases):
                     name, parameters = batch.build(batch.leases)
                     (row,) = await conn.fetch(statement(name), *parameters)
-                    written = next((set(column) for column in row if isinstance(column, list)), None)
+                    written = _found(row)
+                    self.groups.note_changed(row[WITHOUT_GROUPS] if len(row) > WITHOUT_GROUPS else ())
                     if written is not None:
                         lost += [lease for lease in batch.leases if lease.held.id not in written]
         gone = set(lost)
@@ -212,6 +227,7 @@ class StatementQueue:
         finally:
             for batch in (*batches, *locked):
                 self._held.unsettle(batch.leases)
+        await self._tend_groups()
         return lost
 
     async def _send_batch(self, batch: _Batch) -> tuple[list[Lease], list[_Batch]]:
@@ -235,7 +251,8 @@ class StatementQueue:
             if len(batch.leases) == 1:
                 raise
             return [], _halve(batch)
-        written = next((set(column) for column in row if isinstance(column, list)), None)  # None: all
+        written = _found(row)
+        self.groups.note_changed(row[WITHOUT_GROUPS] if len(row) > WITHOUT_GROUPS else ())
         still = set(row[3] or ()) if name == "release" else set()
         skipped = [lease for lease in batch.leases if lease.held.id in still]
         settled = [lease for lease in batch.leases if lease.held.id not in still]
@@ -277,6 +294,11 @@ class StatementQueue:
             self._held.leases.mark_renewed(renewed, sent + seconds - self._held.lease_timeout)
         self._held.mark_lost(lost)
         return lost
+
+
+def _found(row: Any) -> set[UUID] | None:
+    """Return the tasks that a statement has found, from its answer; None for all."""
+    return next((set(column) for column in row[:WITHOUT_GROUPS] if isinstance(column, list)), None)
 
 
 def _chunks(leases: list[Lease]) -> list[list[Lease]]:

@@ -19,8 +19,8 @@ cdef class Dispatcher:
     `admit` takes leases; a `Runner` starts them in order while fewer than `concurrency` are suspended. A step for a
     thread that may not have one yet is set aside, and the others pass it. A subclass supplies the slow and the rare:
     `wake_pump`, `may_start_thread`, `start_thread`, `end_transaction`, `describe_error`, `is_interruption`,
-    `encode_new_tasks`, `log_finished`, `log_failed`, `log_throttled`, `log_expired`, `log_parked`, `unknown_delay`, `is_foreign`,
-    `fail_worker`, `gather_step`, `close_group`, `start_batches`.
+    `encode_new_tasks`, `encode_result`, `log_finished`, `log_failed`, `log_throttled`, `log_expired`, `log_parked`,
+    `unknown_delay`, `is_foreign`, `fail_worker`, `gather_step`, `close_group`, `start_batches`.
     """
 
     cdef readonly Table table
@@ -141,6 +141,11 @@ cdef class Dispatcher:
 
     def encode_new_tasks(self, TaskLease lease, items):
         """Return the `NewTask`s that the outcome of a lease enqueues. Raises `OutcomeError` for one that cannot be."""
+        raise NotImplementedError
+
+    def encode_result(self, TaskLease lease, value):
+        """Return the text of the result of a member of a group; of another task, any text. Raises `OutcomeError` for a value
+        that is no result."""
         raise NotImplementedError
 
     def log_finished(self, TaskLease lease, str label, outcome, double seconds):

@@ -58,6 +58,7 @@ cdef class TaskLease:
     cdef public object batch  # that its step runs in, or None
     cdef readonly object progress  # that its step has reported, or None
     cdef object written  # the progress that its row has, or None
+    cdef readonly long long group  # of which it is a member; else 0
     cdef readonly object trace  # trace context of the producer and queue, if the worker traces and the row has one
     cdef public object span  # of its last try, or None
     cdef public object limit_key  # of the limit under which it was claimed, as its row has it; or None
@@ -70,6 +71,11 @@ cdef class TaskLease:
     @property
     def label(self):
         return "(not decoded)" if self.entry is None else self.entry.codec.label
+
+    @property
+    def is_member(self):
+        """True if it is a member of a group."""
+        return self.group != 0
 
     @property
     def is_running(self):
@@ -100,6 +106,11 @@ cdef class TaskLease:
         self.claims = 1
 
 
+cdef inline void put_group(TaskLease lease, long long group) noexcept:
+    """Take the group of a claimed row, whose sign says where its members are found."""
+    lease.group = -group if group < 0 else group
+
+
 @cython.final
 cdef class Leases:
     """All leases of this worker, by task id."""
@@ -107,7 +118,7 @@ cdef class Leases:
     cdef dict by_id
     cdef list suspects
     cdef public bint notes_due  # whether to keep when tasks fell due
-    cdef public bint has_traces  # whether rows have two more columns: trace, and then the queue
+    cdef public bint has_traces  # whether rows have two more columns before the last: trace and queue
     cdef readonly Py_ssize_t releasing  # leases that the renewing thread has taken, until the loop learns of the release
 
     def __init__(self):
@@ -118,13 +129,14 @@ cdef class Leases:
         return len(self.by_id)
 
     def add_claimed(self, list rows, token, double sent):
-        """Add claimed rows (id, step, tried, claims, size, due). Return the new leases, and those of ours they displace.
+        """Add claimed rows (id, step, tried, claims, size, due, group). Return the new leases, and those of ours they displace.
 
         A task that is claimed here while an older lease of it is in the table was lost in between.
         """
         cdef TaskLease lease
         cdef list leases = [], displaced = []
         cdef double now = clock()
+        cdef Py_ssize_t group_at = 8 if self.has_traces else 6
         for row in rows:
             lease = TaskLease.__new__(TaskLease)
             lease.id = row[0]
@@ -144,17 +156,20 @@ cdef class Leases:
                 lease.due_at = row[5]
             if self.has_traces and row[6] is not None:
                 lease.trace = row[6], row[7]
+            if len(row) > group_at and row[group_at] is not None:
+                put_group(lease, row[group_at])
             if lease.claims > 1:
                 lease.due = row[5] if len(row) > 5 else 0.0
                 self.suspects.append(lease)
         return leases, displaced
 
     def hold(self, list rows, token):
-        """Return leases for the rows (id, step, tried, claims, size, due) that a transaction has locked, suspects left
+        """Return leases for the rows (id, step, tried, claims, size, due, group) that a transaction has locked, suspects left
         out, and those of ours they displace. The new ones are not in the table, since no row of theirs names a token."""
         cdef TaskLease lease
         cdef list leases = [], displaced = []
         cdef double now = clock()
+        cdef Py_ssize_t group_at = 8 if self.has_traces else 6
         for row in rows:
             if row[3]:
                 continue
@@ -171,6 +186,8 @@ cdef class Leases:
                 lease.due_at = row[5]
             if self.has_traces and row[6] is not None:
                 lease.trace = row[6], row[7]
+            if len(row) > group_at and row[group_at] is not None:
+                put_group(lease, row[group_at])
             leases.append(lease)
             if self.by_id and lease.id in self.by_id:
                 displaced.append(self.by_id[lease.id])

@@ -48,6 +48,9 @@ cdef class Outcomes:
 
     `new_tasks`, by lease: the tasks that its outcome enqueues. Such outcomes are written by statements of their own,
     flush_enqueue.sql and archive_enqueue.sql; if one of the tasks has a trace, by those of the traced variant.
+
+    `results`, by lease: the results of members of groups, as JSON. If a member of a group is here, all is written by
+    flush_members.sql, which counts for the groups.
     """
 
     cdef readonly list done
@@ -55,10 +58,12 @@ cdef class Outcomes:
     cdef readonly list continued
     cdef readonly list rescheduled
     cdef readonly dict new_tasks
+    cdef readonly dict results
 
     def __init__(self):
         self.done, self.archived, self.continued, self.rescheduled = [], [], [], []
         self.new_tasks = {}
+        self.results = {}
 
     def __len__(self):
         return len(self.done) + len(self.archived) + len(self.continued) + len(self.rescheduled)
@@ -88,6 +93,24 @@ cdef class Outcomes:
         cdef TaskLease lease
         return [lease.id for lease in self.done]
 
+    @property
+    def has_members(self):
+        """True if a member of a group has an outcome here."""
+        cdef TaskLease lease
+        for lease in self.done:
+            if lease.group:
+                return True
+        for lease in self.archived:
+            if lease.group:
+                return True
+        for row in self.continued:
+            if (<TaskLease>row[0]).group:
+                return True
+        for row in self.rescheduled:
+            if (<TaskLease>row[0]).group:
+                return True
+        return False
+
     def leases(self):
         """The leases that have an outcome here, kind by kind."""
         return [
@@ -113,11 +136,15 @@ cdef class Outcomes:
         for tasks in self.new_tasks.values():
             for task in tasks:
                 size += len(task.step) + len(task.key or "")
+        for result in self.results.values():
+            size += len(result)
         return size
 
     @property
     def statement(self):
         """The statement that writes the buffer, one of `parts`."""
+        if self.has_members:
+            return "flush_members:archived" if self.archived else "flush_members"
         if self.new_tasks:
             name = "archive_enqueue" if self.archived else "flush_enqueue"
             return f"{name}:traced" if are_traced(self.new_tasks) else name
@@ -125,7 +152,8 @@ cdef class Outcomes:
 
     def parameters(self, position=0):
         """The parameters of that statement, in order. `position`: the number of this flush, greater than those before."""
-        if self.archived and not self.new_tasks:
+        cdef bint has_members = self.has_members
+        if self.archived and not self.new_tasks and not has_members:
             parameters = ids_and_tokens(self.archived)
             return (*parameters, kept_steps(self.archived)) if keeps_others(self.archived) else parameters
         cdef list rescheduled = columns_after_lease(self.rescheduled)
@@ -137,8 +165,43 @@ cdef class Outcomes:
             *ids_and_tokens([row[0] for row in self.rescheduled]),
             *rescheduled,
             changes_lane(rescheduled),
-            *(columns_of_new_tasks(self.new_tasks) if self.new_tasks else ()),
+            *(self.member_columns() if has_members else columns_of_new_tasks(self.new_tasks) if self.new_tasks else ()),
         )
+
+    cdef tuple member_columns(self):
+        """The parameters of flush_members.sql after those of flush.sql."""
+        cdef list new = columns_of_new_tasks(self.new_tasks) if self.new_tasks else [[]] * len(NewTask._fields)
+        if len(new) < len(NewTask._fields):
+            new.append([None] * len(new[0]))  # no trace
+        kept = (kept_steps(self.archived),) if self.archived else ()
+        return (*new, *self.result_columns(), *kept)
+
+    def group_columns(self):
+        """The groups of the tasks that are done, and how many of each there are."""
+        cdef TaskLease lease
+        cdef dict counts = {}
+        cdef long long group = 0
+        cdef Py_ssize_t count = 0
+        for lease in self.done:  # most often all of one group
+            if lease.group != group:
+                if count and group:
+                    counts[group] = counts.get(group, 0) + count
+                group, count = lease.group, 0
+            count += 1
+        if count and group:
+            counts[group] = counts.get(group, 0) + count
+        groups = sorted(counts)
+        return groups, [counts[one] for one in groups]
+
+    def result_groups(self):
+        """The groups of the tasks with results."""
+        cdef TaskLease lease
+        return [lease.group for lease in self.results]
+
+    def result_columns(self):
+        """The ids of the tasks with results, and the results."""
+        cdef TaskLease lease
+        return [lease.id for lease in self.results], list(self.results.values())
 
     def parts(self):
         """The same outcomes in buffers that one statement each writes: those that are archived and those that enqueue
@@ -160,6 +223,7 @@ cdef class Outcomes:
         for mine, more in zip(self.kinds(), others.kinds()):
             mine.extend(more)
         self.new_tasks.update(others.new_tasks)
+        self.results.update(others.results)
 
     def halves(self):
         """The same outcomes in two buffers."""
@@ -173,7 +237,7 @@ cdef class Outcomes:
         for mine, taken in zip(self.kinds(), part.kinds()):
             taken.extend(mine[max(begin, 0):max(end, 0)])
             begin, end = begin - len(mine), end - len(mine)
-        part.take_new_tasks(self)
+        part.take_more(self)
         return part
 
     def divide(self, set ids):
@@ -188,14 +252,16 @@ cdef class Outcomes:
             for row in mine:
                 lease = row if isinstance(row, TaskLease) else row[0]
                 (chosen if lease in leases else rest).append(row)
-        among.take_new_tasks(self)
-        others.take_new_tasks(self)
+        among.take_more(self)
+        others.take_more(self)
         return among, others
 
-    cdef void take_new_tasks(self, Outcomes whole):
-        """Take the new tasks of the outcomes that are here, a part of `whole`."""
+    cdef void take_more(self, Outcomes whole):
+        """Take the new tasks and the results of the outcomes that are here, a part of `whole`."""
         if whole.new_tasks:
             self.new_tasks = {lease: whole.new_tasks[lease] for lease in self.leases() if lease in whole.new_tasks}
+        if whole.results:
+            self.results = {lease: whole.results[lease] for lease in self.leases() if lease in whole.results}
 
     cdef tuple kinds(self):
         return self.done, self.archived, self.continued, self.rescheduled

@@ -53,8 +53,7 @@ cdef bint apply_outcome(Dispatcher dispatcher, TaskLease lease, outcome, error) 
         if outcome.enqueue is not NO_TASKS:
             return apply_with_tasks(dispatcher, lease, outcome)
         if kind is Done:
-            finish_task(dispatcher, lease)
-            return True
+            return finish_with_value(dispatcher, lease, outcome)
         try:
             continue_with(dispatcher, lease, outcome)
         except OutcomeError as wrong:
@@ -92,12 +91,26 @@ cdef bint apply_with_tasks(Dispatcher dispatcher, TaskLease lease, outcome) exce
             dispatcher.unended.append(lease)
         if type(outcome) is Next:
             continue_with(dispatcher, lease, outcome)
-        else:
-            finish_task(dispatcher, lease)
+        elif not finish_with_value(dispatcher, lease, outcome):
+            return False
     except Exception as wrong:
         fail_try(dispatcher, lease, wrong)
         return False
     dispatcher.outcomes.add_new_tasks(lease, tasks)
+    return True
+
+
+cdef bint finish_with_value(Dispatcher dispatcher, TaskLease lease, outcome) except -1:
+    """End a task, and keep its result if it is a member of a group. A wrong one is the error of the try."""
+    if outcome.value is not None:
+        try:
+            value = dispatcher.encode_result(lease, outcome.value)
+        except Exception as wrong:
+            fail_try(dispatcher, lease, wrong)
+            return False
+        if lease.group:
+            (dispatcher.held_outcomes if lease.in_turn else dispatcher.outcomes).results[lease] = value
+    finish_task(dispatcher, lease)
     return True
 
 

@@ -54,6 +54,8 @@ class MemoryTask(msgspec.Struct, kw_only=True, eq=False):
     error: str | None = None
     behind: datetime | None = None
     expires_at: datetime | None = None
+    group: int | None = None
+    result: str | None = None
     tries: list[Try] = []
 
     @property
@@ -106,6 +108,8 @@ class Rows:
         """The limits of the app of a worker."""
         self.followers: list[Callable[[MemoryTask], None]] = []
         """Functions that are called with each task that is parked."""
+        self.group_names: dict[int, str] = {}
+        """The names of groups, by the `group` of their members."""
 
     def insert(self, task: MemoryTask, rule: KeyRule = KEEP) -> tuple[MemoryTask, EnqueueOutcome]:
         """Add a task and return it. If a live task has its key, do what the rule says, as enqueue_onto.sql does, and
@@ -200,7 +204,8 @@ class Rows:
                 task.claims += 1
                 taken.append(task)
         return [
-            (task.id, task.raw, task.tried, task.claims, self._size(task), task.due_at.timestamp()) for task in taken
+            (task.id, task.raw, task.tried, task.claims, self._size(task), task.due_at.timestamp(), task.group)
+            for task in taken
         ]
 
     def _size(self, task: MemoryTask) -> int | None:
@@ -220,6 +225,7 @@ class Rows:
             task = self.tasks[lease.id]
             if task.state == "leased":
                 task.state, task.raw = "done", task.raw if lease.kept is None else lease.kept
+                task.result = outcomes.results.get(lease)
         for lease, step in outcomes.continued:
             task = self.tasks[lease.id]
             if task.state == "leased":

@@ -17,6 +17,7 @@ import msgspec
 from pgtask._copy import Source
 from pgtask._fastpath import NewTask
 from pgtask._ids import TaskId, TaskIds, first_id
+from pgtask._memory.groups import MemoryGroups
 from pgtask._memory.records import Records
 from pgtask._memory.rows import MemoryTask, Rows
 from pgtask._memory.tasks import MemoryTasks
@@ -54,6 +55,8 @@ class MemoryStore:
         self._enqueued = enqueued
         self.tasks = MemoryTasks(rows, records)
         """The tasks that have a row."""
+        self.groups = MemoryGroups(rows, self._add_task)
+        """The groups."""
 
     def check_connection(self, conn: Any = None) -> None:
         """Take any object for a connection; but a real one must be in a transaction here too."""
@@ -79,12 +82,13 @@ class MemoryStore:
         rows = [encode(item, key) async for item, key in source]
         return [self._add_task(UUID(int=first_id()), row) for row in rows]
 
-    def add_new_tasks(self, tasks: Sequence[NewTask]) -> None:
-        """Add the tasks that an outcome enqueues, like shared/new_tasks.sql."""
+    def add_new_tasks(self, tasks: Sequence[NewTask], group: int | None) -> None:
+        """Add the tasks that an outcome of a member of a group, if there is one, enqueues, like
+        shared/new_tasks.sql."""
         for new in tasks:
             payload = new.step.encode()[len(new.codec.prefix) : -len(b"}}")]
             place = Placement(new.queue, new.priority, new.at, new.delay, new.key)
-            self._add_task(new.id, NewRow(new.codec, payload, place))
+            self._add_task(new.id, NewRow(new.codec, payload, place), group)
 
     def start_occurrence(self, id: UUID, schedule: DeclaredSchedule) -> None:
         """Start a task or a run of a schedule, like schedules/fire.sql."""
@@ -99,11 +103,12 @@ class MemoryStore:
     def _due_time(self, at: datetime | None, delay: float | None) -> datetime:
         return self._rows.now + timedelta(seconds=delay or 0) if at is None else at
 
-    def _add_task(self, id: UUID, row: NewRow) -> TaskId:
+    def _add_task(self, id: UUID, row: NewRow, group: int | None = None) -> TaskId:
         place = row.place
         delay = place.rule.debounce if place.delay is None else place.delay
         due = self._due_time(place.at, delay)
         task = self._new_task(id, row.step, (place.queue, place.priority), place.key, due)
+        task.group = group
         if place.expires_in is not None:
             task.expires_at = self._rows.now + timedelta(seconds=place.expires_in)
         else:

@@ -99,6 +99,7 @@ class MemoryTasks:
             self._state(task) in wanted.states
             and (wanted.queues is None or task.queue in wanted.queues)
             and wanted.key in (None, task.key)
+            and wanted.group in (None, self._rows.group_names.get(task.group or 0))
             and (wanted.pattern is None or re.match(wanted.pattern, task.raw[:1024]) is not None)
             and (wanted.error is None or _is_like(task.error or "", wanted.error))
             and all(_has(task.raw, path, text) for path, text in wanted.where)

@@ -23,22 +23,26 @@ from pgtask.outcome import Enqueue
 __all__ = ["insert_many"]
 
 
-async def insert_many(connection: Any, source: Source, encode: ItemEncoder) -> Sequence[UUID]:
-    """Insert the tasks of a source, and return their ids in order. In the caller's transaction it is a savepoint: a
-    refusal does not spoil that."""
+async def insert_many(
+    connection: Any, source: Source, encode: ItemEncoder, group: int | None = None, first: int | None = None
+) -> Sequence[UUID]:
+    """Insert the tasks of a source, as members of a group if there is one, and return their ids in order. In the
+    caller's transaction it is a savepoint: a refusal does not spoil that."""
     with refusals():
         async with atomically(connection):
-            return await _Bulk(connection, source, encode).insert()
+            return await _Bulk(connection, source, encode, group, first or first_id()).insert()
 
 
 class _Bulk:
     """The inserts of one call."""
 
-    def __init__(self, connection: Any, source: Source, encode: ItemEncoder) -> None:
+    def __init__(self, connection: Any, source: Source, encode: ItemEncoder, group: int | None, first: int) -> None:
         self._connection = connection
+        self._group = group
+        self._others_group = None if group is None else -group
         self._steps = aiter(source)
         self._encode = encode
-        self._first = first_id()
+        self._first = first
         self._copied = 0
         self._others = 0  # items that were not copied
         self._is_over = False
@@ -52,11 +56,11 @@ class _Bulk:
         while not self._is_over:
             await self._copy()
             if self._chunk:
-                ids = await insert_keyless(self._connection, self._chunk)
+                ids = await insert_keyless(self._connection, self._chunk, self._others_group)
                 self._placed.update(zip(self._places, ids, strict=True))
                 self._chunk, self._places = [], []
         if self._keyed:
-            found = await insert_keyed(self._connection, self._keyed)
+            found = await insert_keyed(self._connection, self._keyed, self._others_group)
             ids = ids_of_keys(found, (key for _, key in self._key_places))
             self._placed.update(zip((place for place, _ in self._key_places), ids, strict=True))
         if not self._placed:
@@ -66,7 +70,7 @@ class _Bulk:
 
     async def _copy(self) -> None:
         """Copy plain steps until the source is over, or a chunk of others is full."""
-        rows = CopyRows(self._first + self._copied, trace=trace_to_write())
+        rows = CopyRows(self._first + self._copied, trace=trace_to_write(), group=self._group)
         await copy_rows(self._connection, rows, self._build(rows))
         self._copied += rows.count
 

@@ -70,7 +70,12 @@ async def fold_causes(connection: Any, wanted: TaskFilter, *, last: int | None =
     async def take_chunk(chunk: bytes) -> None:
         reader.feed(bytes(chunk))
 
-    name, more = ("causes", ()) if last is None else ("web/last_causes", (last,))
+    more: tuple[Any, ...] = ()
+    name = "causes"
+    if last is not None:
+        name, more = "web/last_causes", (last,)
+    elif wanted.group is not None:
+        name, more = "groups/causes", (wanted.group,)
     values = True, *wanted.args, *more
     await connection.copy_from_query(statement(name), *values, output=take_chunk, format="binary")
     found: list[_Found] = sorted(reader.found(), key=lambda one: (-one[3], one[:3]))

@@ -21,6 +21,7 @@ from pgtask._ids import TaskId, TaskIds, ids_of_keys
 from pgtask._postgres.bulk import insert_many
 from pgtask._postgres.connection import map_errors
 from pgtask._postgres.failures import ParkedTask, follow_failures
+from pgtask._postgres.groups import PostgresGroups
 from pgtask._postgres.inserts import insert_run, insert_runs, insert_task
 from pgtask._postgres.many_inserts import insert_keyed
 from pgtask._postgres.pools import client_pool, release_quietly
@@ -55,6 +56,8 @@ class PostgresStore:
         self._results: ResultWaiter | None = None
         self.tasks = PostgresTasks(self.connection)
         """The tasks that are in the table."""
+        self.groups = PostgresGroups(self.connection)
+        """The groups."""
 
     # --- connections
 

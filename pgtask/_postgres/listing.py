@@ -47,6 +47,8 @@ SCAN_LIMIT = 100_000
 _LITERAL = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_"})  # in a pattern of LIKE
 # The first and last of Python's times stand for the infinities.
 _NEVER, _LONG_AGO = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
+# Kinds of members as groups/members.sql has them, by the state of a cursor that stands among them.
+_MEMBERS = (("parked", "parked"), ("leased", "started"), ("ready", "added"))
 # Places before and after all rows of one time.
 _FIRST_PLACE, _LAST_PLACE = (0, 0), (2**32 - 1, 2**16 - 1)
 
@@ -55,7 +57,8 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A choice of tasks. `states` in the order of `STATES`; `queues`: any of them; `task` and `step` are names of the
     envelope; `error` is a pattern of LIKE; `older_than` counts since a task fell due or was parked; None: any. With a
     `key` there is a `task`. `where`: paths of fields of the step, each with the text that it has. `created_before`: for
-    changes of many, which end though others enqueue meanwhile."""
+    changes of many, which end though others enqueue meanwhile. `group`: the name of one; its members come in the order
+    of their ids, the parked ones first."""
 
     states: tuple[str, ...] = STATES
     queues: tuple[str, ...] | None = None
@@ -66,6 +69,7 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     where: tuple[tuple[str, str], ...] = ()
     created_before: datetime | None = None
+    group: str | None = None
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -230,6 +234,9 @@ async def list_tasks(
         if wanted.key is not None:
             rows = await describe(connection, (await _find_keyed(connection, wanted))[:limit], characters)
             return Page(rows, [], None, False)
+        if wanted.group is not None:
+            ids, following = await _find_members(connection, wanted, limit, after)
+            return Page(await describe(connection, ids, characters), [], following, False)
         found, following, is_cut = await _scan_sections(connection, wanted, limit, after, now, max_read or SCAN_LIMIT)
         rows = await describe(connection, [row["id"] for _, row in found], characters)
     return Page(rows, [_cursor_of(section, row) for section, row in found], following, is_cut)
@@ -242,6 +249,8 @@ async def find_tasks(
     async with transaction(connection, readonly=True) as now:
         if wanted.key is not None:
             return (await _find_keyed(connection, wanted))[:limit], None
+        if wanted.group is not None:
+            return await _find_members(connection, wanted, limit, after)
         found, following, _ = await _scan_sections(connection, wanted, limit, after, now, SCAN_LIMIT)
     return [row["id"] for _, row in found], following
 
@@ -249,6 +258,23 @@ async def find_tasks(
 async def _find_keyed(connection: Any, wanted: TaskFilter) -> list[UUID]:
     rows = await connection.fetch(statement("keyed"), wanted.stored_keys, *wanted.args)
     return [UUID(int=row["id"].int) for row in rows]
+
+
+async def _find_members(
+    connection: Any, wanted: TaskFilter, limit: int, after: Cursor | None
+) -> tuple[list[UUID], Cursor | None]:
+    """Return members of a group, kind by kind, and the place of the next page: the last id is its queue."""
+    found: list[UUID] = []
+    for state, kind in _MEMBERS[0 if after is None else [one for one, _ in _MEMBERS].index(after.state) :]:
+        if not (("parked" in wanted.states) if kind == "parked" else set(wanted.states) - {"parked"}):
+            continue
+        last = UUID(after.queue) if after is not None and after.state == state else UUID(int=0)
+        args = (*wanted.args, wanted.group, last, limit - len(found), wanted.created_before)
+        rows = await connection.fetch(statement("groups/members"), kind, *args)
+        found += [UUID(int=row[0].int) for row in rows]
+        if len(found) >= limit:
+            return found, Cursor(state, str(found[-1]), 0, 0, 0, 0)
+    return found, None
 
 
 async def _scan_sections(

@@ -7,6 +7,7 @@ whatever order their tasks are.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -45,6 +46,11 @@ def traced(name: str, args: Sequence[Any]) -> tuple[str, list[Any]]:
     return (statement(name), list(args)) if trace is None else (statement(f"{name}:traced"), [*args, trace])
 
 
+def _grouped(name: str, args: Sequence[Any], group: int | None) -> tuple[str, list[Any]]:
+    """Return what `traced` does; with a group the statement that inserts its members."""
+    return traced(name, args) if group is None else (statement(f"{name}:grouped"), [*args, trace_to_write(), group])
+
+
 def is_plain(place: Placement) -> bool:
     """Return whether a task needs no more than its lane, and perhaps a key that another task may have."""
     _, _, at, delay, _, rule, expires_at, expires_in = place
@@ -54,23 +60,24 @@ def is_plain(place: Placement) -> bool:
 async def copy_rows(connection: Any, rows: CopyRows, source: AsyncIterator[bytes]) -> None:
     """Copy rows, which `source` builds, into the table."""
     columns = ["id", "step", "queue", "priority"]
-    columns += ["key"] * rows.has_keys + ["trace"] * rows.has_trace
+    columns += ["key"] * rows.has_keys + ["trace"] * rows.has_trace + ["group_id"] * rows.has_group
     status = await connection.copy_to_table("pg_task", source=source, columns=columns, format="binary")
     check_count(int(status.rpartition(" ")[2]), rows.count)
 
 
-async def insert_keyless(connection: Any, rows: Sequence[NewRow]) -> list[TaskId]:
-    """Insert tasks without keys in one statement, and return their ids."""
+async def insert_keyless(connection: Any, rows: Sequence[NewRow], group: int | None = None) -> list[TaskId]:
+    """Insert tasks without keys in one statement, as members of a group if there is one, and return their ids."""
     ids = _make_ids(len(rows))
     with refusals():
-        text, args = traced("enqueue_keyed", arrays_of(ids, rows))
+        text, args = _grouped("enqueue_keyed", arrays_of(ids, rows), group)
         inserted = await connection.fetch(text, *args)
     check_count(len(inserted), len(rows))
     return [TaskId(id.int, "new") for id in ids]
 
 
-async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str, TaskId]:
-    """Insert tasks by their keys, some in a statement, all or none. Returns the ids that have the keys then.
+async def insert_keyed(connection: Any, rows: Mapping[str, NewRow], group: int | None = None) -> dict[str, TaskId]:
+    """Insert tasks by their keys, some in a statement, all or none, as members of a group if there is one. Returns the
+    ids that have the keys then.
 
     While all tasks are new, more and more of them are copied at once, at twice the speed of an INSERT. A COPY fails if
     another task has one of the keys: then it goes on with INSERTs.
@@ -78,13 +85,14 @@ async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str,
     found: dict[str, TaskId] = {}
     keys = sorted(rows)
     is_keeping = all(row.place.rule == KEEP for row in rows.values())
-    insert, least = (_insert_chunk, CHUNK_TASKS) if is_keeping else (insert_onto, CHUNK_ONTO)
+    insert, least = (partial(_insert_chunk, group=group), CHUNK_TASKS) if is_keeping else (insert_onto, CHUNK_ONTO)
+    copy = partial(_copy_chunk, group=group)
     at, size, may_copy = 0, least, is_keeping
     with refusals():
         async with atomically(connection):
             while at < len(keys):
                 chunk = {key: rows[key] for key in keys[at : at + size]}
-                some = await (insert if size == least else _copy_chunk)(connection, chunk)
+                some = await (insert if size == least else copy)(connection, chunk)
                 at += len(some)
                 found |= some
                 may_copy &= bool(some)  # each COPY that fails leaves an error in the log of the server
@@ -93,16 +101,15 @@ async def insert_keyed(connection: Any, rows: Mapping[str, NewRow]) -> dict[str,
     return found
 
 
-async def _copy_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str, TaskId]:
+async def _copy_chunk(connection: Any, chunk: Mapping[str, NewRow], group: int | None) -> dict[str, TaskId]:
     """Copy a chunk of tasks; none of them if another task has one of their keys, or the connection cannot copy."""
     if not getattr(connection, "can_copy", True) or not all(is_plain(row.place) for row in chunk.values()):
         return {}
     first = first_id()
     try:
         async with atomically(connection):
-            await copy_rows(
-                connection, rows := CopyRows(first, has_keys=True, trace=trace_to_write()), _build(rows, chunk)
-            )
+            rows = CopyRows(first, has_keys=True, trace=trace_to_write(), group=group)
+            await copy_rows(connection, rows, _build(rows, chunk))
     except (asyncpg.UniqueViolationError, asyncpg.FeatureNotSupportedError):  # the second: row security
         return {}
     return {key: TaskId(first + number, "new") for number, key in enumerate(chunk)}
@@ -115,13 +122,13 @@ async def _build(rows: CopyRows, chunk: Mapping[str, NewRow]) -> AsyncIterator[b
     yield rows.take() + CopyRows.TRAILER
 
 
-async def _insert_chunk(connection: Any, chunk: Mapping[str, NewRow]) -> dict[str, TaskId]:
+async def _insert_chunk(connection: Any, chunk: Mapping[str, NewRow], group: int | None = None) -> dict[str, TaskId]:
     """Insert a chunk, or find the tasks that have its keys."""
     found: dict[str, TaskId] = {}
     missing = list(chunk)
     for _ in range(MAX_KEY_TRIES):
         rows = [chunk[key] for key in missing]
-        text, args = traced("enqueue_keyed", arrays_of(_make_ids(len(rows)), rows))
+        text, args = _grouped("enqueue_keyed", arrays_of(_make_ids(len(rows)), rows), group)
         some = await connection.fetch(text, *args)
         found.update((row[0], TaskId(row[1].int, "new")) for row in some)
         missing = [key for key in missing if key not in found]

@@ -15,9 +15,13 @@ import msgspec
 from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.store import statement
 
-__all__ = ["Pause", "Paused", "pause", "read_pauses", "resume"]
+__all__ = ["GROUPS", "Pause", "Paused", "pause", "read_pauses", "resume"]
 
 Kind = Literal["queue", "task", "step", "key"]
+
+
+GROUPS = "groups"
+"""The kind of the row which says that there are groups of tasks that have not ended."""
 
 
 class Paused(NamedTuple):

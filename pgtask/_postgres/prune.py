@@ -109,10 +109,23 @@ async def _prune_actions(connection: Any, before: datetime, batch: int) -> Async
         yield count
 
 
+async def _prune_groups(connection: Any, before: datetime, batch: int) -> AsyncIterator[int]:
+    """Remove ended groups, with their counts and results."""
+    following = 0
+    while True:
+        async with transaction(connection):
+            row = await connection.fetchrow(statement("groups/prune"), before, following, batch)
+        if row is None:
+            return
+        count, following = row
+        yield count
+
+
 KINDS: dict[str, Callable[[Any, datetime, int], AsyncIterator[int]]] = {
     "archive": _prune_archive,
     "runs": _prune_runs,
     "parked": _prune_parked,
     "actions": _prune_actions,
+    "groups": _prune_groups,
 }
 """The kinds of rows that can be pruned; each generator yields the number of rows that a batch has removed."""

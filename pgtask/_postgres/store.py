@@ -11,7 +11,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ _FILES = {
     path.relative_to(_SQL).with_suffix("").as_posix(): path.read_text(encoding="utf-8") for path in _SQL.rglob("*.sql")
 }
 _INCLUDE = re.compile(r"^ *-- include: (\S+)\.sql\n", re.MULTILINE)
-_TRACED = re.compile(r"^( *)-- traced: ", re.MULTILINE)
+_MARK = re.compile(r"^( *)-- (traced|grouped|archived|kept): ", re.MULTILINE)
+_ALWAYS = "_members"  # the end of the names of statements that write members of groups
 
 
 def _with_includes(text: str) -> str:
@@ -66,15 +67,27 @@ def _with_includes(text: str) -> str:
     return _INCLUDE.sub(included, text)
 
 
-_STATEMENTS = {name: _with_includes(text) for name, text in _FILES.items()}
-_STATEMENTS |= {
-    f"{name}:traced": _TRACED.sub(r"\1", text) for name, text in _STATEMENTS.items() if _TRACED.search(text)
-}
+def _with_marked(text: str, *kinds: str) -> str:
+    """Return a text with what its lines with these marks say."""
+    return _with_includes(_MARK.sub(lambda match: match[1] if match[2] in kinds else match[0], text))
+
+
+def _variants(name: str, text: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and texts of the statements of a file."""
+    always = ("traced", "grouped") if name.endswith(_ALWAYS) else ()
+    text = _with_includes(text)
+    yield name, _with_marked(text, *always)
+    for kind in {match[2] for match in _MARK.finditer(text)}.difference(always):
+        yield f"{name}:{kind}", _with_marked(text, *always, *(("traced",) if kind == "grouped" else ()), kind)
+
+
+_STATEMENTS = dict(variant for name, text in _FILES.items() for variant in _variants(name, text))
 
 
 def statement(name: str) -> str:
     """Return the text of `sql/<name>.sql`, with what it includes. That of `<name>:traced` also has what its lines
-    `-- traced: ` say, for the trace of a task: who does not trace does not name the column."""
+    `-- traced: ` say, for the trace of a task: who does not trace does not name the column. So has that of
+    `<name>:grouped`, with its lines `-- grouped: ` for groups of tasks; a file named `..._members` always has both."""
     return _STATEMENTS[name]
 
 

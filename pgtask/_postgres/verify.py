@@ -44,6 +44,8 @@ _READ = (
     "pg_task_schedules",
     "pg_task_limits",
     "pg_task_limit_keys",
+    "pg_task_groups",
+    "pg_task_group_counts",
     "pg_task_schema",
 )
 READER: Privileges = dict.fromkeys(_READ, ("SELECT",))
@@ -58,6 +60,9 @@ WORKER: Privileges = {
     "pg_task_pauses": ("SELECT",),
     "pg_task_limits": ("SELECT", "INSERT", "UPDATE"),
     "pg_task_limit_keys": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pg_task_groups": ("SELECT", "INSERT", "UPDATE"),
+    "pg_task_group_counts": ("SELECT", "INSERT", "UPDATE"),
+    "pg_task_group_results": ("SELECT", "INSERT"),
     "pg_task_schema": ("SELECT",),
 }
 """The privileges of a role of workers and clients, without an archive and without schedules."""
@@ -66,6 +71,9 @@ OPERATOR: Privileges = {
     **WORKER,
     "pg_task_runs": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_archive": ("SELECT", "UPDATE", "DELETE"),
+    "pg_task_groups": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pg_task_group_counts": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pg_task_group_results": ("SELECT", "INSERT", "DELETE"),
     "pg_task_pauses": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_actions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "pg_task_schedules": ("SELECT", "UPDATE"),

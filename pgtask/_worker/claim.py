@@ -104,7 +104,7 @@ class Claim:
         """The time at which the next waiting task of the served queues falls due (monotonic), as of the last poll."""
 
     def read_traces(self) -> None:
-        """Have the rows of all claims end with two more columns: trace, and the queue if there is one."""
+        """Have the rows of all claims have two more columns before the last: trace, and the queue if there is one."""
         self._variant = ":traced"
 
     def poll_soon(self) -> None:
@@ -186,11 +186,11 @@ class Claim:
     ) -> tuple[list[Any], UUID, float]:
         """Claim up to `limit` tasks of one lane, oldest first.
 
-        Returns the rows (id, step, tried, claims, size, due), their token, and the time, by `lease_clock`, from which
-        their lease counts. There are no rows when nothing is due, when other sessions have locked what is due, or when
-        the connection was lost. Without `suspects`, it takes no task whose last claim ended without an outcome. With
-        `same_lane_from` it claims from the lane of the last claim, and no task that fell due before that time. With
-        `is_prepared` it is the claim for which `prepare` was called.
+        Returns the rows (id, step, tried, claims, size, due, group), their token, and the time, by `lease_clock`, from
+        which their lease counts. There are no rows when nothing is due, when other sessions have locked what is due, or
+        when the connection was lost. Without `suspects`, it takes no task whose last claim ended without an outcome.
+        With `same_lane_from` it claims from the lane of the last claim, and no task that fell due before that time.
+        With `is_prepared` it is the claim for which `prepare` was called.
 
         Raises `DatabaseRefused`. Cancelling it loses the answer; the leases then expire.
         """
@@ -281,6 +281,11 @@ class Claim:
         if self._last_lane is not None and self._last_lane.queue in queues:
             self._last_lane = None
         self.poll_soon()
+
+    @property
+    def variant(self) -> str:
+        """That of the statements that take tasks: `:traced`, or nothing."""
+        return self._variant
 
     @property
     def paused_queues(self) -> frozenset[str]:

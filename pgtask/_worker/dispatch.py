@@ -37,7 +37,7 @@ from pgtask._sparing import SparingLog
 from pgtask._traces import written
 from pgtask._worker.batches import Batches
 from pgtask._worker.forked import end_if_copy
-from pgtask._worker.new_tasks import encode_new_tasks
+from pgtask._worker.new_tasks import encode_new_tasks, encode_result, refuse_steps
 from pgtask._worker.threads import MIN_SAMPLE, CallKind, StepThreads, ThreadCall
 from pgtask.outcome import Next
 from pgtask.task import Context, Task
@@ -206,6 +206,12 @@ class Dispatch(Dispatcher):
     def encode_new_tasks(self, lease: TaskLease, items: Any) -> list[NewTask]:
         trace = None if lease.span is None else written(lease.span)
         return encode_new_tasks(lease.label, items, self._max_step_bytes, trace)
+
+    def encode_result(self, lease: TaskLease, value: Any) -> str:
+        if lease.is_member:
+            return encode_result(lease.label, value, self._max_step_bytes)
+        refuse_steps(lease.label, value)
+        return ""
 
     def note_interrupt(self) -> None:
         """Note a Ctrl-C. The terminal interrupts the whole process group, with the programs and processes of steps."""

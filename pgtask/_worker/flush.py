@@ -20,11 +20,13 @@ from pgtask._sparing import SparingLog
 from pgtask._worker.new_tasks import seconds_until_due
 from pgtask.errors import DataRefused
 
-__all__ = ["Flush"]
+__all__ = ["WITHOUT_GROUPS", "WITHOUT_NEW", "Flush"]
 
 log = EventLog("pgtask.flush")
 
 LOCKED_RETRY = 1.0  # seconds between two tries to release leases whose rows another session has locked
+WITHOUT_GROUPS = 4  # columns in the answer to outcomes without members of groups; else the groups come behind them
+WITHOUT_NEW = 16  # parameters of the statement of outcomes that enqueue nothing
 MAX_REASON = 2000  # characters of the error that parks a task
 
 
@@ -97,6 +99,8 @@ class _OutcomeBatch(_FlushBatch):
     async def answer(self, rows: list[Any], link: Link) -> None:
         going_on = self._flush.end_written(self._outcomes, *rows[0][:3], is_certain=self.is_certain)
         (self._flush.returned if self._is_aside else self._flush.continuing).extend(going_on)
+        if len(rows[0]) > WITHOUT_GROUPS:
+            self._flush.changed(rows[0][WITHOUT_GROUPS])
         if self._outcomes.new_tasks:
             self._flush.due_in(min(seconds_until_due(self._outcomes)))
         self._come_back()
@@ -184,8 +188,8 @@ class _WaitBatch(_ReleaseBatch):
 
 class Flush:
     """The writer of `Outcomes` over `link`. It removes written leases from `leases`, and calls `wake` when an outcome
-    that was set aside is written, and `due_in` with the seconds until the first new task of written outcomes is due.
-    `page` counts by step what the totals count."""
+    that was set aside is written, `due_in` with the seconds until the first new task of written outcomes is due, and
+    `changed` with the groups whose members they are. `page` counts by step what the totals count."""
 
     def __init__(
         self,
@@ -194,6 +198,7 @@ class Flush:
         aside: Aside,
         wake: Callable[[], None],
         due_in: Callable[[float], None] = lambda seconds: None,
+        changed: Callable[[list[int]], None] = lambda groups: None,
         page: CounterPage | None = None,
     ) -> None:
         self._link = link
@@ -202,6 +207,7 @@ class Flush:
         self._writer = Writer(link, aside)
         self.wake = wake
         self.due_in = due_in
+        self.changed = changed
         self.done = 0
         """Tasks that are finished, in the database."""
         self.parked = 0

@@ -25,6 +25,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -39,7 +40,8 @@ from pgtask._postgres.store import Link
 from pgtask._worker.capacity import Capacity
 from pgtask._worker.claim import Claim
 from pgtask._worker.dispatch import Dispatch
-from pgtask._worker.flush import Flush
+from pgtask._worker.flush import WITHOUT_NEW, Flush
+from pgtask._worker.groups import Groups
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.turn_slots import TurnSlots
 from pgtask.errors import DatabaseUnavailable, DataRefused
@@ -113,6 +115,7 @@ class Hold:
         is_over: Callable[[], bool],
         lose: Callable[[list[TaskLease]], None],
         watch: Callable[[], None],
+        groups: Groups,
         slots: TurnSlots | None = None,
         page: CounterPage | None = None,
     ) -> None:
@@ -131,6 +134,8 @@ class Hold:
         self._lose, self._watch = lose, watch
         self._records: dict[tuple[str, int], _Record] = {}
         self._is_late = False  # the turn has had its time
+        self._groups = groups
+        self._changed: list[int] = []  # groups whose members the present turn has written
         self._slots = slots
         self._page = page
         self._waits_since: float | None = None  # monotonic seconds, for a slot
@@ -221,6 +226,12 @@ class Hold:
         if len(leases) < len(rows):
             record.leased_until = time.monotonic() + SUSPECT_PAUSE
             self._claim.return_to(lane, min(row[5] for row in rows if row[3]))
+        try:
+            leases = await self._groups.remove_held(leases, self._transaction)
+        except DatabaseUnavailable:
+            await self._transaction.roll_back()
+            record.pause()
+            return False
         seconds = await self._run(leases)
         outcomes, unended, unstarted = self._dispatch.take_held()
         if unstarted:
@@ -275,6 +286,7 @@ class Hold:
             return False
         finally:
             self._dispatch.marks.forget_held()
+        self._groups.note_changed(self._changed)
         self._flush.count_held(outcomes, done=written[0], rescheduled=written[2])
         for row in outcomes.rescheduled:
             if row.error is None:
@@ -288,17 +300,30 @@ class Hold:
         """Send the statement that writes a turn. Return how many rows are done, leased and rescheduled."""
         outcomes, mark = ended.outcomes, self._transaction.mark
         done = outcomes.done_ids()
-        if ended.is_done:
+        self._changed = []
+        has_members = outcomes.has_members
+        if ended.is_done and not has_members:
             return await self._transaction.execute("turn_done", done, mark) if done else 0, 0, 0
+        if ended.is_done:
+            self._changed, counts = outcomes.group_columns()
+            args: tuple[Any, ...] = done, mark, self._changed, counts
+            if not outcomes.results:
+                return await self._transaction.execute("turn_done_members", *args), 0, 0
+            args += outcomes.result_groups(), *outcomes.result_columns()
+            return await self._transaction.execute("turn_done_members:kept", *args), 0, 0
         going_on = ended.going_on
         self._leases.lease(going_on + ended.unended, lease_clock())
         self._watch()
         ids = [lease.id for lease in going_on + ended.unended]
         steps = [step for _, step in outcomes.continued] + [None] * len(ended.unended)
-        _, _, _, _, _, _, gone, _, *columns, tells = outcomes.parameters()
-        ((*written, _),) = await self._transaction.fetch(
-            "turn_end", done, ids, steps, token, self._lease_timeout, gone, *columns, tells, mark
-        )
+        _, _, _, _, _, _, gone, _, *columns, tells = outcomes.parameters()[:WITHOUT_NEW]
+        values = done, ids, steps, token, self._lease_timeout, gone, *columns, tells, mark
+        if has_members:
+            ((*written, _, self._changed),) = await self._transaction.fetch(
+                "turn_end_members", *values, *outcomes.result_columns()
+            )
+        else:
+            ((*written, _),) = await self._transaction.fetch("turn_end", *values)
         return written[0], written[1], written[2]
 
     async def _drop(self, ended: _Ended, token: UUID, error: Exception, *, is_uncertain: bool) -> None:

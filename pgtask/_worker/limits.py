@@ -174,7 +174,7 @@ class Limits:
             *(self._max_step_bytes, self._claim.foreign.pattern, suspects, first, one.after, one.reads),
         )
         try:
-            answer, *rows = await self._link.once("limits/claim", *parameters)
+            answer, *rows = await self._link.once("limits/claim" + self._claim.variant, *parameters)
         except (DatabaseUnavailable, DataRefused, DatabaseRefused) as error:
             self._note_failure(one, token, first, error)
             return [], token, sent
@@ -263,7 +263,7 @@ class Limits:
     def mark(self, leases: Iterable[TaskLease], rows: Iterable[Any]) -> None:
         """Give leases the keys of their limits."""
         for lease, row in zip(leases, rows, strict=True):
-            lease.limit_key, lease.limit_failures = row[8], row[9]
+            lease.limit_key, lease.limit_failures = row[-2], row[-1]
             self._leased.add(lease)
             if lease.limit_failures > 0:
                 self._failing.add(lease.limit_key)

@@ -12,15 +12,18 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from pgtask._fastpath import NewTask, Outcomes
 from pgtask._ids import first_id
+from pgtask._json_losses import refuse_numbers
 from pgtask._placement import check_delay, check_time, scoped_key
 from pgtask._validate import encode_step, envelope_of, name_of
 from pgtask.errors import EnqueueError, OutcomeError
 from pgtask.outcome import Enqueue
 from pgtask.task import Task
 
-__all__ = ["MAX_NEW_BYTES", "MAX_NEW_TASKS", "encode_new_tasks", "seconds_until_due"]
+__all__ = ["MAX_NEW_BYTES", "MAX_NEW_TASKS", "encode_new_tasks", "encode_result", "refuse_steps", "seconds_until_due"]
 
 MAX_NEW_TASKS = 100_000
 """The new tasks of one outcome."""
@@ -50,6 +53,32 @@ def encode_new_tasks(label: str, items: Any, max_step_bytes: int, trace: str | N
             )
         tasks.append(task if trace is None else task._replace(trace=trace))
     return tasks
+
+
+def refuse_steps(label: str, value: Any) -> None:
+    """Raise `OutcomeError` for a result that is a step, or begins with one."""
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if isinstance(first, Task | Enqueue):
+        kind = type(value).__name__
+        raise OutcomeError(f"{label} returned Done({kind} of steps): to enqueue them write Done(enqueue=[...])")
+
+
+def encode_result(label: str, value: Any, max_bytes: int) -> str:
+    """Encode the result of a member of a group. Raises `OutcomeError` if it is no JSON, or too large; and for steps,
+    which the user has meant to enqueue."""
+    refuse_steps(label, value)
+    try:
+        payload = msgspec.json.encode(value)
+        refuse_numbers(value, payload)
+    except Exception as error:
+        raise OutcomeError(
+            f"{label}: the value of Done({type(value).__name__}) cannot be stored as JSON: {error}"
+        ) from error
+    if len(payload) > max_bytes:
+        raise OutcomeError(
+            f"{label}: the value of Done(...) is {len(payload)} bytes, more than the {max_bytes} allowed"
+        )
+    return payload.decode()
 
 
 def _read(label: str, items: Any) -> list[Any]:

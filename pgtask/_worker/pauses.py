@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable
 
 from pgtask._fastpath import Table
 from pgtask._log import EventLog
-from pgtask._postgres.pauses import Paused
+from pgtask._postgres.pauses import GROUPS, Paused
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
+from pgtask._worker.groups import Groups
 from pgtask.errors import DatabaseUnavailable, RowsLocked, StatementTimeout
 
 __all__ = ["Pauses"]
@@ -41,8 +42,11 @@ class Pauses:
         *,
         listens: bool,
         limited: Callable[[Iterable[str]], None] = lambda names: None,
+        groups: Groups | None = None,
     ) -> None:
         self._link = link
+        self.groups = groups
+        """Learns from each look whether there are groups that have not ended."""
         self._claim = claim
         self._table = table
         self._limited = limited
@@ -74,7 +78,9 @@ class Pauses:
         if (limits := frozenset(row[1] for row in rows if row[0] == "limit")) != self._limits or limits:
             self._limits = limits
             self._limited(limits)
-        before, self._all = self._all, frozenset(Paused(*row[:2]) for row in rows if row[0] != "limit")
+        if self.groups is not None:
+            self.groups.note_open(any(row[0] == GROUPS for row in rows))
+        before, self._all = self._all, frozenset(Paused(*row[:2]) for row in rows if row[0] not in ("limit", GROUPS))
         if self._all == before:
             return False
         tasks, steps = self._names("task"), self._names("step")

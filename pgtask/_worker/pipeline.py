@@ -32,6 +32,7 @@ from pgtask._worker.decode import PUT_BACK_DELAY, UnknownSteps, build_table
 from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import Flush
 from pgtask._worker.forked import end_if_copy
+from pgtask._worker.groups import Groups
 from pgtask._worker.hold import Hold
 from pgtask._worker.invariants import PumpInvariants
 from pgtask._worker.leaving import cancel_steps, release_leases
@@ -99,7 +100,11 @@ class Pipeline:
         self._table = build_table(app)
         self._build_claim(app, worker)
         self._build_dispatch(app, marks)
-        self._flush = Flush(self.link, self._leases, self.aside, self._work.set, self._look_in, page)
+        self._flush = Flush(
+            *(self.link, self._leases, self.aside, self._work.set, self._look_in),
+            changed=self.groups.note_changed,
+            page=page,
+        )
         self._build_renew()
         look = self._link("look", {}, far_times=False)
         self.transactions = Transactions(
@@ -120,6 +125,7 @@ class Pipeline:
             is_over=lambda: self.leaving is not None or self._failure is not None,
             lose=self._lose,
             watch=self.renew.watch_waiting,
+            groups=self.groups,
             slots=turn_slots,
             page=page,
         )
@@ -145,6 +151,7 @@ class Pipeline:
             families=self._table.families if skips_foreign else None,
         )
         self._behind = Behind(self.link, listens=config.listen)
+        self.groups = Groups(self.link)
         self.limits = Limits(
             *(self.link, self._claim, app.limits.values()),
             worker=worker,
@@ -152,7 +159,12 @@ class Pipeline:
             lease_timeout=config.lease_timeout,
             max_step_bytes=config.max_step_bytes,
         )
-        self.pauses = Pauses(self.link, self._claim, self._table, listens=config.listen, limited=self.limits.learn)
+        self.pauses = Pauses(
+            *(self.link, self._claim, self._table),
+            listens=config.listen,
+            limited=self.limits.learn,
+            groups=self.groups,
+        )
         self.schedules = Schedules(self.link, config.app or "", {} if config.burst else app.schedules)
         self.burst = Burst(
             self.link,
@@ -342,6 +354,7 @@ class Pipeline:
             await self._promote()
             await self._start_scheduled()
             await self._let_wait()
+            await self._tend_groups()
             unused = self._flush.take_releasable() + self._suspects.take_unwanted() + self.dispatch.take_unwanted()
             if self.dispatch.quarantined:
                 unused += self.dispatch.batches.take_unstarted()
@@ -362,6 +375,20 @@ class Pipeline:
         """Look for what is paused if it is time, and start nothing more of it: release what waits here to start."""
         if self.leaving is None and time.monotonic() >= self.pauses.due_at and await self.pauses.look():
             await self._flush.release(self.dispatch.take_ready() + self._suspects.take_unstarted())
+
+    async def _tend_groups(self) -> None:
+        """Look after groups if it is time, and start nothing more of cancelled ones: release what waits here to
+        start."""
+        if time.monotonic() >= self.groups.due_at and await self.groups.work():
+            unstarted = self.dispatch.batches.take_unstarted()
+            await self._flush.release(unstarted + self.dispatch.take_ready() + self._suspects.take_unstarted())
+
+    async def _without_cancelled(self, leases: list[TaskLease]) -> list[TaskLease]:
+        """Return those of the leases that are no members of cancelled groups; the tasks of the others are removed."""
+        if not self.groups.cancelled or not (gone := await self.groups.remove_cancelled(leases)):
+            return leases
+        self._leases.remove_all([lease for lease in leases if lease.id in gone])
+        return [lease for lease in leases if lease.id not in gone]
 
     async def _promote(self) -> None:
         """Make tasks due that wait behind others which are gone."""
@@ -394,7 +421,7 @@ class Pipeline:
 
     async def _flush_gathered(self) -> None:
         """Write the buffer, and continue the tasks that stay in this worker."""
-        if returned := self._flush.take_returned():
+        if returned := await self._without_cancelled(self._flush.take_returned()):
             if self.dispatch.quarantined:  # which did not wait for them
                 await self._flush.release(returned)
             else:
@@ -407,7 +434,7 @@ class Pipeline:
             self.transactions.ended = 0
         if len(self.dispatch.outcomes):
             await self._write(self.dispatch.take_outcomes())
-            self.dispatch.start_next_steps(self._flush.take_continuing())
+            self.dispatch.start_next_steps(await self._without_cancelled(self._flush.take_continuing()))
 
     def _may_gather(self) -> bool:
         """Return whether it is too early to write and to claim. Steps that await end one by one: while the worker has
@@ -472,7 +499,7 @@ class Pipeline:
             return self._claim.has_more
         self._capacity.prefetch.record_claim(time.monotonic() - began)
         leases, displaced = self._leases.add_claimed(rows, token, sent)
-        self._admit(self._sort_limited(leases), displaced, requested=self._claim.requested)
+        await self._admit(leases, displaced, requested=self._claim.requested)
         return True
 
     def _claim_limit(self) -> int:
@@ -488,7 +515,8 @@ class Pipeline:
         if not self.limits.is_used:
             return leases
         within = self.dispatch.sort_limited(leases)
-        self._meets_limited = 2 * len(within) < len(leases)
+        if leases and leases[0].limit_key is None:
+            self._meets_limited = 2 * len(within) < len(leases)
         return within
 
     def _room_for_limits(self) -> int:
@@ -503,15 +531,18 @@ class Pipeline:
         if rows:
             leases, displaced = self._leases.add_claimed(rows, token, sent)
             self.limits.mark(leases, rows)
-            self._admit(leases, displaced, requested=most)
+            await self._admit(leases, displaced, requested=most)
         return bool(rows) or self._claim.may_find_tasks
 
-    def _admit(self, leases: list[TaskLease], displaced: list[TaskLease], *, requested: int) -> None:
-        """Start claimed tasks."""
+    async def _admit(self, leases: list[TaskLease], displaced: list[TaskLease], *, requested: int) -> None:
+        """Start claimed tasks, but those of cancelled groups, and those that have to wait for limits."""
         self._lose(displaced)
         self._note_waiting(False)
         self.renew.watch_waiting()
-        suspects = self._leases.take_suspects()
+        suspects = await self._without_cancelled(self._leases.take_suspects())
+        leases = self._sort_limited(await self._without_cancelled(leases))
+        if self.limits.is_used:
+            suspects = [lease for lease in suspects if lease.is_ready]
         is_empty = self._is_empty()
         self.dispatch.admit(self._suspects.sort_claimed(leases, suspects, requested=requested, is_empty=is_empty))
 
@@ -521,6 +552,7 @@ class Pipeline:
         wait = max(0.0, min(self._suspects.seconds_to_wait(), self._flush.seconds_to_wait()))
         if self.leaving is None:
             looks = min(self._behind.due_at, self.pauses.due_at, self._limits_due_at(), self.schedules.due_at)
+            looks = min(looks, self.groups.due_at)
             wait = min(wait, self._seconds_to_claim(), max(0.0, looks - time.monotonic()))
         self._note_waiting(self.leaving is None and self._capacity.claim_limit() > 0 and not self._claim.may_find_tasks)
         timer = None
@@ -567,7 +599,7 @@ class Pipeline:
             self.dispatch.batches.close_all()
         if len(self._leases) or not await self.burst.check_end():
             return False
-        if self.burst.is_over and await self._behind.promote_all():
+        if self.burst.is_over and (await self._behind.promote_all() or await self.groups.end_all()):
             self.burst.is_over = False
             self._poll_soon()
         if self.burst.is_over:

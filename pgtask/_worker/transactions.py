@@ -32,7 +32,7 @@ from pgtask._postgres.step_transaction import (
 from pgtask._postgres.store import Link
 from pgtask._sparing import SparingLog
 from pgtask._worker.dispatch import Dispatch
-from pgtask._worker.flush import Flush
+from pgtask._worker.flush import WITHOUT_GROUPS, Flush
 from pgtask._worker.new_tasks import seconds_until_due
 from pgtask.errors import DatabaseRefused, OutcomeError, RowsLocked, StatementTimeout
 from pgtask.task import BatchContext, Context
@@ -294,8 +294,9 @@ class Transactions:
         """
         position = self._flush.next_position()
         parts = outcomes.parts()
+        groups: list[int] = []
         try:
-            lost = await self._write(transaction, parts, position)
+            lost = await self._write(transaction, parts, position, groups)
             written = None if lost else await self._commit(transaction, parts, position)
         except BaseException:
             await transaction.roll_back()
@@ -307,6 +308,7 @@ class Transactions:
             return lost
         self._carry_through(transaction.release())
         forget(transaction)
+        self._flush.changed(groups)
         for part in parts:
             self._flush.returned += self._flush.end_written(part, None, written, None, is_certain=written is None)
             self._written(part)
@@ -315,11 +317,15 @@ class Transactions:
             self.ended += len(part)
         return []
 
-    async def _write(self, transaction: StepTransaction, parts: Sequence[Outcomes], position: int) -> list[TaskLease]:
-        """Write the outcomes; return the leases that were lost."""
+    async def _write(
+        self, transaction: StepTransaction, parts: Sequence[Outcomes], position: int, groups: list[int]
+    ) -> list[TaskLease]:
+        """Write the outcomes; return the leases that were lost. `groups` gets the groups that have changed."""
         lost: list[TaskLease] = []
         for part in parts:
             answer = await transaction.write(part, position)
+            if len(answer) > WITHOUT_GROUPS:
+                groups += answer[WITHOUT_GROUPS]
             if any(column is not None for column in answer[:3]):
                 lost += self._flush.find_lost(part, *answer[:3])
         return lost

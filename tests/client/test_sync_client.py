@@ -25,9 +25,11 @@ from run_kit import working
 from pgtask import (
     Client,
     EnqueueError,
+    GroupHandle,
     ResultTimeout,
     Run,
     SyncClient,
+    SyncGroupHandle,
     SyncRun,
     SyncTaskHandle,
     SyncTasks,
@@ -58,6 +60,7 @@ def test_it_has_the_methods_and_arguments_of_a_client() -> None:
         (SyncRun, Run, set()),
         (SyncTaskHandle, TaskHandle, set()),
         (SyncTasks, Tasks, set()),
+        (SyncGroupHandle, GroupHandle, {"pages"}),
     ]
     for sync, plain, missing in pairs:
         names = {name for name, value in vars(plain).items() if name[0] != "_"}
@@ -68,7 +71,9 @@ def test_it_has_the_methods_and_arguments_of_a_client() -> None:
                 str(one) for one in ours.parameters.values()
             ], name
             answer = str(theirs.return_annotation).replace("Run[", "SyncRun[").replace("AsyncGenerator[", "Iterator[")
-            answer = {"Tasks": "SyncTasks", "TaskHandle": "SyncTaskHandle"}.get(answer, answer)
+            answer = answer.replace("AsyncIterator[", "Iterator[")
+            named = {"Tasks": "SyncTasks", "TaskHandle": "SyncTaskHandle", "GroupHandle": "SyncGroupHandle"}
+            answer = named.get(answer, answer)
             assert answer.replace(", None]", "]") == ours.return_annotation, name
 
 

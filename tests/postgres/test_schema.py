@@ -208,10 +208,10 @@ def test_revoked_right_is_no_damage(dsn: str, caplog: pytest.LogCaptureFixture) 
     public = "SELECT count(*) FROM pg_class, aclexplode(relacl) WHERE relname LIKE 'pg_task%' AND grantee = 0"
 
     async def scenario(db: Any) -> None:
-        assert await db.fetchval(public) == 7
+        assert await db.fetchval(public) == 8
         await db.execute(
             "REVOKE SELECT ON pg_task_stops, pg_task_schema, pg_task_pauses, pg_task_actions, "
-            "pg_task_limits, pg_task_limit_keys, pg_task_schedules FROM PUBLIC"
+            "pg_task_limits, pg_task_limit_keys, pg_task_schedules, pg_task_groups FROM PUBLIC"
         )
         await check_schema(db)
         assert caplog.text == ""

@@ -55,6 +55,7 @@ CRATE_1_0 = f"""
 OUR_INDEXES = {
     *("pg_task_pkey", "pg_task_ready_idx", "pg_task_lease_idx", "pg_task_parked_idx", "pg_task_key_idx"),
     *("pg_task_behind_idx", "pg_task_limited_idx", "pg_task_limit_held_idx", "pg_task_limit_before_idx"),
+    *("pg_task_group_added_idx", "pg_task_group_parked_idx"),
 }
 OUR_TRIGGERS = {
     *("pg_task_inserted", "pg_task_rescheduled", "pg_task_inserted_parked", "pg_task_parked", "pg_task_touched"),

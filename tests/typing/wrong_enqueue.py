@@ -22,5 +22,5 @@ class Begin(Spread):
         if ctx.attempt == 5:
             return Done(enqueue=[Enqueue(Begin(), after=5)])  # wrong: mypy arg-type, pyright reportArgumentType
         if ctx.attempt == 6:
-            return Done([Begin()])  # wrong: mypy call-arg, pyright reportCallIssue
+            return Done(1, [Begin()])  # wrong: mypy call-arg, pyright reportCallIssue
         return Fail("enough", enqueue=[Begin()])  # wrong: mypy call-arg, pyright reportCallIssue

@@ -84,8 +84,8 @@ def test_outcome_takes_nothing_else() -> None:
     for call in (
         lambda: Next(),  # type: ignore[call-arg]
         lambda: Next(1, delay=SECOND),  # type: ignore[call-arg]
-        lambda: Done(1),  # type: ignore[call-arg,arg-type]
-        lambda: Done([Closes("a")]),  # type: ignore[call-arg]
+        lambda: Done(1, 2),  # type: ignore[call-arg, arg-type]
+        lambda: Done(1, [Closes("a")]),  # type: ignore[call-arg]
         lambda: Fail(),  # type: ignore[call-arg]
     ):
         with pytest.raises(TypeError):

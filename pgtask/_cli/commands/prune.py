@@ -23,13 +23,20 @@ SUMMARY = "remove old archived tasks and ended runs"
 HELP = """\
 Remove archived tasks, and runs of workflows with their checkpoints, that ended longer ago than AGE, in batches that are
 transactions of their own. Parked tasks and failed runs wait for you: only --parked removes them, by the time of their
-parking. The rows of pgtask actions are removed too. With flags, prune removes only the kinds that they name.
+parking. The rows of pgtask actions are removed too. Ended groups with their results stay until you say --groups. With
+flags, prune removes only the kinds that they name.
 
     pgtask prune --older-than 30d
 """
 
 NOTE_INTERVAL = 5.0  # seconds
-_NAMES = {"archive": "archived task", "runs": "ended run", "parked": "parked task", "actions": "action"}
+_NAMES = {
+    "archive": "archived task",
+    "runs": "ended run",
+    "parked": "parked task",
+    "actions": "action",
+    "groups": "group",
+}
 _HISTORY = ("archive", "runs", "actions")  # the kinds that are pruned unless one is named
 
 
@@ -42,6 +49,7 @@ def add_arguments(parser: Parser) -> None:
         ("runs", "runs that succeeded or were cancelled"),
         ("parked", "parked tasks and failed runs"),
         ("actions", "rows of what pgtask actions lists"),
+        ("groups", "ended groups with their results"),
     ):
         parser.add_argument(f"--{kind}", dest="kinds", action="append_const", const=kind, help=help)
     parser.add_argument(

@@ -1,5 +1,6 @@
 -- What workers and consumers obey: the kind and the name of each thing that is paused, and the names of the limits: of
--- those with a row, and of those for which tasks wait, by a loose index scan.
+-- those with a row, and of those for which tasks wait, by a loose index scan. A row of the kind 'groups' says that there are
+-- groups of tasks that have not ended.
 WITH RECURSIVE waited AS (
     (
         SELECT split_part(limit_key, ' ', 1) COLLATE "C" AS name
@@ -29,3 +30,6 @@ FROM pg_task_limits
 UNION
 SELECT 'limit', name
 FROM waited
+UNION ALL
+SELECT 'groups', ''
+WHERE EXISTS (SELECT FROM pg_task_groups WHERE ended_at IS NULL)

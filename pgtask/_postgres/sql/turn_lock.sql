@@ -3,7 +3,7 @@
 --
 -- The lock takes the place of a lease (hold.py). It skips tasks that fell due before $5 (seconds since the epoch), as
 -- claim.sql does. FOR UPDATE, since most of these rows are deleted: it skips a row to which another session has a foreign
--- key lock. now() is the beginning of the transaction, which may have been a while ago. Plan: the limit stands above the
+-- key lock. now() is the beginning of the transaction, which may have been a while ago. The last column is its group. Plan: the limit stands above the
 -- lock, so it locks no row that it does not return.
 SELECT
     id,
@@ -16,6 +16,7 @@ SELECT
     END,
     date_part('epoch', wakeup_at)
     -- traced: , trace, CASE WHEN trace IS NOT NULL THEN queue END
+    , group_id
 FROM pg_task
 WHERE queue = $1
   AND priority = $2

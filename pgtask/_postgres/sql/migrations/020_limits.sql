@@ -165,6 +165,7 @@ CREATE OR REPLACE FUNCTION pg_task_claim_limited(
     due       float8,
     trace     text,
     queue     text,
+    group_id  bigint,
     limit_key text,
     failures  integer
 ) LANGUAGE plpgsql AS $$
@@ -186,8 +187,8 @@ DECLARE
     "full"   integer;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(1886610803, hashtext(current_schema() || '.' || limit_name)) THEN
-        RETURN QUERY SELECT NULL::uuid, after, 1, 0, NULL::integer, NULL::float8, NULL::text, NULL::text, NULL::text,
-            NULL::integer;
+        RETURN QUERY SELECT NULL::uuid, after, 1, 0, NULL::integer, NULL::float8, NULL::text, NULL::text, NULL::bigint,
+            NULL::text, NULL::integer;
         RETURN;
     END IF;
     present := clock_timestamp();
@@ -457,6 +458,7 @@ BEGIN
         greatest(0, extract(epoch FROM least(ready_from, later.next_at)) - extract(epoch FROM present))::float8,
         NULL::text,
         NULL::text,
+        NULL::bigint,
         NULL::text,
         NULL::integer
     FROM later
@@ -473,6 +475,7 @@ BEGIN
         date_part('epoch', taken.limit_at),
         taken.trace,
         taken.queue,
+        taken.group_id::bigint,
         taken.limit_key,
         CASE
             WHEN rule.failures IS NULL THEN -1

@@ -24,6 +24,8 @@ COMMENT ON COLUMN pg_task.limit_at IS 'Of a task with a limit_key at infinity: t
 COMMENT ON COLUMN pg_task.limit_cost IS 'Units that the step will use, by the cost of its limit.';
 COMMENT ON COLUMN pg_task.trace IS 'Trace context of the producer, if that was traced and sampled: traceparent, space, tracestate.';
 
+COMMENT ON COLUMN pg_task.group_id IS 'The group of which the task is a member: pg_task_groups.id, times -1 if the task is not between first_task and last_task.';
+
 COMMENT ON TABLE pg_task_runs IS 'Runs of workflows: the record of each, beside its task in pg_task; it stays when the run has ended.';
 COMMENT ON COLUMN pg_task_runs.id IS 'The run, and its task in pg_task until it has ended.';
 COMMENT ON COLUMN pg_task_runs.name IS 'The workflow, as in @workflow(name).';
@@ -119,6 +121,36 @@ COMMENT ON COLUMN pg_task_schedules.paused_at IS 'Since when it is paused; its o
 COMMENT ON COLUMN pg_task_schedules.paused_by IS 'Who paused it.';
 COMMENT ON COLUMN pg_task_schedules.removed_at IS 'Since when its app does not declare it any more; it starts nothing.';
 COMMENT ON COLUMN pg_task_schedules.declared_at IS 'When its app last changed it.';
+
+COMMENT ON TABLE pg_task_groups IS 'Groups of tasks: what each is, and whether it has ended. Shown by pgtask groups, emptied by pgtask prune --groups.';
+COMMENT ON COLUMN pg_task_groups.id IS 'pg_task.group_id of its members, without the sign.';
+COMMENT ON COLUMN pg_task_groups.name IS 'The name that the client gave.';
+COMMENT ON COLUMN pg_task_groups.state IS 'open; cancelling, while its members are being removed; ended or cancelled.';
+COMMENT ON COLUMN pg_task_groups.total IS 'Members at the start. pg_task_group_counts has those that members added.';
+COMMENT ON COLUMN pg_task_groups.results IS 'Whether pg_task_group_results keeps what its members return.';
+COMMENT ON COLUMN pg_task_groups.on_parked IS 'wait: parked members hold the end up; go on: they do not.';
+COMMENT ON COLUMN pg_task_groups.then_step IS 'The step that is enqueued once at the end, as pg_task.step.';
+COMMENT ON COLUMN pg_task_groups.then_queue IS 'Its queue.';
+COMMENT ON COLUMN pg_task_groups.then_priority IS 'Its priority.';
+COMMENT ON COLUMN pg_task_groups.then_task IS 'The task that was enqueued at the end.';
+COMMENT ON COLUMN pg_task_groups.first_task IS 'The lowest id of the members that were enqueued at the start.';
+COMMENT ON COLUMN pg_task_groups.last_task IS 'The highest such id.';
+COMMENT ON COLUMN pg_task_groups.started_at IS 'Time of the start.';
+COMMENT ON COLUMN pg_task_groups.cancelled_at IS 'Time of the order to cancel it.';
+COMMENT ON COLUMN pg_task_groups.ended_at IS 'Time of the end: none of its members waited or ran.';
+
+COMMENT ON TABLE pg_task_group_counts IS 'What has happened to the members of each group: a row for each session that has written outcomes. The sum counts.';
+COMMENT ON COLUMN pg_task_group_counts.group_id IS 'pg_task_groups.id.';
+COMMENT ON COLUMN pg_task_group_counts.slot IS 'pg_backend_pid() of the session.';
+COMMENT ON COLUMN pg_task_group_counts.done IS 'Members that it has finished.';
+COMMENT ON COLUMN pg_task_group_counts.added IS 'Members that it has added, enqueued by other members.';
+COMMENT ON COLUMN pg_task_group_counts.parked IS 'How often it has parked a member.';
+COMMENT ON COLUMN pg_task_group_counts.cancelled IS 'Members that it has removed, since the group is being cancelled.';
+
+COMMENT ON TABLE pg_task_group_results IS 'What the members of groups have returned by Done(value).';
+COMMENT ON COLUMN pg_task_group_results.group_id IS 'pg_task_groups.id.';
+COMMENT ON COLUMN pg_task_group_results.task_id IS 'The task, which has left pg_task.';
+COMMENT ON COLUMN pg_task_group_results.value IS 'The value, as JSON.';
 
 COMMENT ON TABLE pg_task_schema IS 'Applied versions of the schema of pgtask. Written by pgtask migrate.';
 COMMENT ON COLUMN pg_task_schema.version IS 'Number of a migration; the greatest is the version of this schema.';

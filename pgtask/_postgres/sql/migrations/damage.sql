@@ -21,6 +21,9 @@ wanted (since, kind, on_table, name, definition) AS (
         (18, 'table', 'pg_task_schedules', 'pg_task_schedules', ''),
         (20, 'table', 'pg_task_limits', 'pg_task_limits', ''),
         (20, 'table', 'pg_task_limit_keys', 'pg_task_limit_keys', ''),
+        (19, 'table', 'pg_task_groups', 'pg_task_groups', ''),
+        (19, 'table', 'pg_task_group_counts', 'pg_task_group_counts', ''),
+        (19, 'table', 'pg_task_group_results', 'pg_task_group_results', ''),
 
         (2, 'index', 'pg_task', 'pg_task_ready_idx', ''),
         (2, 'index', 'pg_task', 'pg_task_lease_idx', ''),
@@ -35,6 +38,9 @@ wanted (since, kind, on_table, name, definition) AS (
         (20, 'index', 'pg_task', 'pg_task_limited_idx', ''),
         (20, 'index', 'pg_task', 'pg_task_limit_held_idx', ''),
         (20, 'index', 'pg_task', 'pg_task_limit_before_idx', ''),
+        (19, 'index', 'pg_task', 'pg_task_group_added_idx', ''),
+        (19, 'index', 'pg_task', 'pg_task_group_parked_idx', ''),
+        (19, 'index', 'pg_task_groups', 'pg_task_groups_open_idx', ''),
 
         (1, 'constraint', 'pg_task', 'pg_task_lease_state_check', 'CHECK ((locked_by IS NULL) = (lock_expires_at IS NULL))'),
         (3, 'constraint', 'pg_task_runs', 'pg_task_runs_pkey', 'PRIMARY KEY (id)'),
@@ -69,6 +75,15 @@ wanted (since, kind, on_table, name, definition) AS (
             'CHECK (concurrency >= 0 AND rate > 0 AND burst >= 1 AND cost_rate > 0 AND cost_burst > 0 AND failures > 0 AND pause > 0)'
         ),
         (20, 'constraint', 'pg_task_limit_keys', 'pg_task_limit_keys_pkey', 'PRIMARY KEY (limit_key)'),
+        (19, 'constraint', 'pg_task_groups', 'pg_task_groups_pkey', 'PRIMARY KEY (id)'),
+        (19, 'constraint', 'pg_task_groups', 'pg_task_groups_name_key', 'UNIQUE (name)'),
+        (
+            19, 'constraint', 'pg_task_groups', 'pg_task_groups_state_check',
+            'CHECK (state IN (''open'', ''cancelling'', ''ended'', ''cancelled''))'
+        ),
+        (19, 'constraint', 'pg_task_groups', 'pg_task_groups_on_parked_check', 'CHECK (on_parked IN (''wait'', ''go on''))'),
+        (19, 'constraint', 'pg_task_group_counts', 'pg_task_group_counts_pkey', 'PRIMARY KEY (group_id, slot)'),
+        (19, 'constraint', 'pg_task_group_results', 'pg_task_group_results_pkey', 'PRIMARY KEY (group_id, task_id)'),
 
         (
             1, 'default', 'pg_task', 'id',
@@ -110,6 +125,15 @@ wanted (since, kind, on_table, name, definition) AS (
         (20, 'default', 'pg_task_limits', 'changed', '''{}'''),
         (20, 'default', 'pg_task_limits', 'updated_at', 'now()'),
         (20, 'default', 'pg_task_limit_keys', 'failures', '0'),
+        (19, 'default', 'pg_task_groups', 'state', '''open'''),
+        (19, 'default', 'pg_task_groups', 'total', '0'),
+        (19, 'default', 'pg_task_groups', 'results', 'false'),
+        (19, 'default', 'pg_task_groups', 'on_parked', '''wait'''),
+        (19, 'default', 'pg_task_groups', 'started_at', 'now()'),
+        (19, 'default', 'pg_task_group_counts', 'done', '0'),
+        (19, 'default', 'pg_task_group_counts', 'added', '0'),
+        (19, 'default', 'pg_task_group_counts', 'parked', '0'),
+        (19, 'default', 'pg_task_group_counts', 'cancelled', '0'),
 
         (2, 'function', 'pg_task', 'pg_task_notify()', ''),
         (6, 'function', 'pg_task', 'pg_task_workflow(text)', ''),

@@ -4,7 +4,7 @@
 -- An array leaves the planner no other way to the rows than their primary key, independent of its statistics of the
 -- table. The claim counts itself in `claims`; the outcome clears it. A claim that a server crash undoes is harmless, so
 -- it does not wait for the disk. It does not send a step larger than $6 bytes, only its size; that of a task which has
--- expired is -1.
+-- expired is -1. The last column is its group.
 UPDATE pg_task AS task
 SET locked_by = $4,
     lock_expires_at = clock_timestamp() + make_interval(secs => $5),
@@ -23,3 +23,4 @@ RETURNING
     END,
     date_part('epoch', task.wakeup_at)
     -- traced: , task.trace, CASE WHEN task.trace IS NOT NULL THEN task.queue END
+    , task.group_id

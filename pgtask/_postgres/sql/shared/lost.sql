@@ -4,3 +4,4 @@ SELECT
     CASE WHEN (SELECT count(*) FROM continued) < cardinality($3::uuid[]) THEN ARRAY (SELECT id FROM continued) END,
     CASE WHEN (SELECT count(*) FROM rescheduled) < cardinality($7::uuid[]) THEN ARRAY (SELECT id FROM rescheduled) END,
     CASE WHEN $16 THEN pg_notify('pg_task_changed', '')::text END
+    -- grouped: , ARRAY (SELECT group_id FROM counted)

@@ -81,7 +81,7 @@ CREATE OR REPLACE TRIGGER pg_task_limits_changed
     AFTER INSERT OR UPDATE OR DELETE ON pg_task_limits
     FOR EACH STATEMENT EXECUTE FUNCTION pg_task_notify_paused();
 
--- Whoever could work on tasks before can still do so: a claim notes what a key has used.
+-- A role that could work on tasks before can still do so: a claim notes what a key has used.
 DO $$
 DECLARE
     worker record;

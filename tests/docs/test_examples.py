@@ -529,7 +529,7 @@ def as_text(signature: inspect.Signature) -> str:
         if one.name != "self"
     ]
     text = str(signature.replace(parameters=parameters))
-    for module in ("datetime.", "collections.abc.", "typing.", "pgtask.batch."):
+    for module in ("datetime.", "collections.abc.", "typing.", "pgtask.batch.", "pgtask.limits."):
         text = text.replace(module, "")
     return text
 

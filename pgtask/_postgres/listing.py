@@ -126,7 +126,7 @@ def filter_words(wanted: TaskFilter, *, queue_flag: str = "--queue") -> list[str
         words += ["--step", wanted.step if wanted.task is None else f"{wanted.task}.{wanted.step}"]
     elif wanted.task is not None:
         words += ["--task", wanted.task]
-    for flag, text in (("--key", wanted.key), ("--error", wanted.error)):
+    for flag, text in (("--key", wanted.key), ("--error", wanted.error), ("--group", wanted.group)):
         words += [] if text is None else [flag, text]
     words += [] if wanted.older_than is None else ["--age", f"{wanted.older_than.total_seconds():.12g}s"]
     return words + [word for path, text in wanted.where for word in ("--where", f"{path}={text}")]

@@ -47,11 +47,13 @@ def test_group_is_a_filter_of_the_commands_for_tasks(command: Any, database: str
     assert len(command("list", "--group", "a", "--json", "-n", "100").objects) == 31
     assert command("parked", "--group", "b", "--json").objects == []
     assert [one["tasks"] for one in command("parked", "--group", "a", "--json").objects] == [1]
+    assert "pgtask retry --group a --step Crawl.Break " in command("parked", "--group", "a").out
     assert command("move", "--group", "a", "--queue", "slow", "--dry-run").out == "31 tasks would be moved\n"
     assert command("move", "--group", "a", "--queue", "slow").out == "31 tasks moved\n"
     assert command("retry", "--group", "a", "--error", "broken%").out == "1 task made due\n"
     assert command("cancel", "--group", "a", "--step", "Break").out == "1 task cancelled\n"
     assert rows.value("SELECT count(*) FROM pg_task WHERE queue = 'slow'") == 30
+    assert rows.value("SELECT filter FROM pg_task_actions ORDER BY id DESC LIMIT 1") == "--step Break --group a"
     assert command("groups", "b", "--cancel", "--no-then").code == 0
     assert rows.value("SELECT count(*) FROM pg_task") == 30
     assert command("prune", "--older-than", "0", "--groups").out == "1 group removed\n"

@@ -141,3 +141,8 @@ def test_contexts_tell_the_time() -> None:
     ids = [occurrence_id("n", NIGHT), UUID(int=first_id())]
     assert [Context(id, 1, None, None).scheduled_for for id in ids] == [NIGHT, None]
     assert BatchContext(ids, [1, 1], None, None).scheduled_for == [NIGHT, None]
+
+
+def test_schedule_beside_a_list_is_refused() -> None:
+    with pytest.raises(DefinitionError, match="must be a list"):
+        App(Nights, schedules=Schedule("nightly", "0 3 * * *", Plan()))  # type: ignore[arg-type]

@@ -189,8 +189,8 @@ def test_copy_that_met_a_key_of_another_task_is_not_tried_again(dsn: str, monkey
     copies = []
     copy = many_inserts._copy_chunk
 
-    async def count(*args: Any) -> Any:
-        copies.append(copied := await copy(*args))
+    async def count(*args: Any, **options: Any) -> Any:
+        copies.append(copied := await copy(*args, **options))
         return copied
 
     monkeypatch.setattr(many_inserts, "_copy_chunk", count)

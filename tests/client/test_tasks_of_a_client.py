@@ -281,7 +281,7 @@ def test_changes_of_many_leave_rows_of_who_did_it(dsn: str, small: None) -> None
         with pytest.raises(PgtaskError):
             await client.tasks(state=("ready", "parked"), older_than=timedelta(0)).move(queue="no")
         assert [tuple(row) for row in await db.fetch(ACTIONS)] == [
-            ("move --queue 'it'\"'\"'s' --priority 3", "--queue post --task Post --step Numbered", 20, "done"),
+            ("move --queue 'it'\"'\"'s' --priority 3", "--queue post --step Post.Numbered", 20, "done"),
             ("cancel --force", "--where n=3", 1, "done"),
             ("retry", "--all", 0, "done"),
             ("move --queue no", "--state ready,parked --age 0s", 0, "failed"),

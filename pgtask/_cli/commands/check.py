@@ -42,8 +42,8 @@ Name all apps that share the table, or the queues of one: a task that no app has
 --dump writes all that waits to a file, which has the data of your tasks; --from checks such a file, for a CI without
 access to the database:
 
-    pgtask check --dump waiting.dump --dsn postgresql://replica/shop
-    pgtask check --from waiting.dump shop:app
+    pgtask check --dump shop.dump --dsn postgresql://db/shop
+    pgtask check --from shop.dump shop:app
 """
 
 REPLAY_SECONDS = 5.0

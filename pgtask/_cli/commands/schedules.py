@@ -28,7 +28,7 @@ from pgtask.errors import ConfigError
 
 __all__ = ["HELP", "SUMMARY", "add_arguments", "run"]
 
-SUMMARY = "list what starts when; pause, resume or start it"
+SUMMARY = "list what starts when, pause or start it"
 HELP = """\
 List the schedules: the next time, the last occurrence and what has become of its task, and the state. One is `late` if
 its time has passed and no worker of its app has looked; `removed` if its app does not declare it any more; `failed` if

@@ -33,7 +33,7 @@ database knows the queues and leases of the whole fleet. Rates, durations and wa
 workers, come from the supervisors on this host that your user has started with --metrics, and from those of other hosts
 whose --metrics port you give.
 
-    pgtask top --from http://worker-7:9464 --from http://worker-8:9464
+    pgtask top --from http://a:9464 --from http://b:9464
 
 Keys: 1 queues, 2 steps, 3 workers, s sort, f filter, p pause, ? help, q quit.
 """

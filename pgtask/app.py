@@ -109,11 +109,9 @@ class App:
                 self._add_task(task)
         self.schedules: dict[str, Schedule] = {}
         ids: dict[UUID, str] = {}
-        for schedule in [schedules] if isinstance(schedules, (Schedule, str)) else schedules:
-            if schedule is schedules:
-                raise DefinitionError(
-                    f"App(schedules={schedule!r:.80}) must be a list, as in App(..., schedules=[...])"
-                )
+        if isinstance(schedules, (Schedule, str)):
+            raise DefinitionError(f"App(schedules={schedules!r:.80}) must be a list, as in App(..., schedules=[...])")
+        for schedule in schedules:
             self._add_schedule(schedule)
             if (other := ids.setdefault(occurrence_id(schedule.name, EPOCH), schedule.name)) != schedule.name:
                 raise DefinitionError(f"App: schedules {other} and {schedule.name} make the same ids; rename one")

@@ -137,6 +137,7 @@ cdef class Leases:
         cdef list leases = [], displaced = []
         cdef double now = clock()
         cdef Py_ssize_t group_at = 8 if self.has_traces else 6
+        cdef bint has_groups = bool(rows) and len(rows[0]) > group_at
         for row in rows:
             lease = TaskLease.__new__(TaskLease)
             lease.id = row[0]
@@ -156,8 +157,8 @@ cdef class Leases:
                 lease.due_at = row[5]
             if self.has_traces and row[6] is not None:
                 lease.trace = row[6], row[7]
-            if len(row) > group_at and row[group_at] is not None:
-                put_group(lease, row[group_at])
+            if has_groups and (group := row[group_at]) is not None:
+                put_group(lease, group)
             if lease.claims > 1:
                 lease.due = row[5] if len(row) > 5 else 0.0
                 self.suspects.append(lease)
@@ -170,6 +171,7 @@ cdef class Leases:
         cdef list leases = [], displaced = []
         cdef double now = clock()
         cdef Py_ssize_t group_at = 8 if self.has_traces else 6
+        cdef bint has_groups = bool(rows) and len(rows[0]) > group_at
         for row in rows:
             if row[3]:
                 continue
@@ -186,8 +188,8 @@ cdef class Leases:
                 lease.due_at = row[5]
             if self.has_traces and row[6] is not None:
                 lease.trace = row[6], row[7]
-            if len(row) > group_at and row[group_at] is not None:
-                put_group(lease, row[group_at])
+            if has_groups and (group := row[group_at]) is not None:
+                put_group(lease, group)
             leases.append(lease)
             if self.by_id and lease.id in self.by_id:
                 displaced.append(self.by_id[lease.id])

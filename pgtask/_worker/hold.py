@@ -320,7 +320,7 @@ class Hold:
         values = done, ids, steps, token, self._lease_timeout, gone, *columns, tells, mark
         if has_members:
             ((*written, _, self._changed),) = await self._transaction.fetch(
-                "turn_end_members", *values, *outcomes.result_columns()
+                "turn_end:grouped", *values, *outcomes.result_columns()
             )
         else:
             ((*written, _),) = await self._transaction.fetch("turn_end", *values)

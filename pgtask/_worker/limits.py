@@ -41,9 +41,7 @@ MAX_FREED = 100  # keys of ended steps that the next claim looks at first
 BUSY_PAUSE = 0.01  # seconds between two portions of a round, and the least after a claim that found another one at work
 MIN_PAUSE = 0.05  # seconds between the beginnings of two rounds that a notification requests
 MAX_PAUSE = 5.0  # seconds between two rounds while nothing waits
-MAX_FULL_PAUSE = (
-    1.0  # the same while tasks wait for others of their key to end, of which another worker may learn first
-)
+MAX_FULL_PAUSE = 1.0  # the same while tasks wait for others of their key to end, perhaps in another worker
 MAX_REFUSED = 60.0  # seconds between two claims that the database refuses
 FORGET_INTERVAL = 60.0
 MAX_LEASED = 20_000  # leases that are remembered
@@ -114,7 +112,7 @@ class Limits:
         """Learn which limits have rows. One that no code declares any more may still have tasks that wait."""
         found = set(names)
         if not self._declared.keys() <= found:
-            self._is_written = False  # someone has deleted its row
+            self._is_written = False  # a person has deleted a row
         for name in {*found, *self._declared} - self._known.keys():
             self._known[name] = _KnownLimit(name)
         for name in self._known.keys() - {*found, *self._declared}:
@@ -200,17 +198,18 @@ class Limits:
     def _plan(self, one: _KnownLimit, answer: Any, rows: list[Any], most: int, first: list[str], took: float) -> None:
         """Decide when to claim from a limit again."""
         now = time.monotonic()
-        if answer[2]:  # another worker claims from it
+        _, after, is_busy, full, _, due_in, *_ = answer
+        if is_busy:  # another worker claims from it
             one.freed = (first + one.freed)[:MAX_FREED]
             one.took = max(one.took, BUSY_PAUSE)
             one.next_at = now + one.took * random.uniform(0.5, 1.5)
             return
         one.took = took
-        one.after = answer[1]
-        if answer[5] is not None:
-            one.waits_until = min(one.waits_until, now + answer[5])
+        one.after = after
+        if due_in is not None:
+            one.waits_until = min(one.waits_until, now + due_in)
         one.has_found = one.has_found or bool(rows)
-        one.is_full = one.is_full or bool(answer[3])
+        one.is_full = one.is_full or full > 0
         one.reads = max(MIN_KEYS, one.reads // 2) if len(rows) >= most else min(MAX_KEYS, 2 * one.reads)
         if len(rows) >= most or one.after is not None:
             one.next_at = now if rows else now + BUSY_PAUSE

@@ -1,4 +1,4 @@
-"""Groups: each ends once, when nothing of it waits or runs, whatever ends its members and whoever dies."""
+"""Groups: each ends once, when nothing of it waits or runs, whatever ends its members and whichever process dies."""
 
 from __future__ import annotations
 

@@ -6,6 +6,9 @@
 --                priorities, $13 claims
 --   $14          tell idle workers: another fleet may serve the new queue of a rescheduled task
 --
+-- Grouped, for a batch with members of groups: $16 ids and $17 their results, as JSON; it counts for the groups, and
+-- returns those that have changed as well.
+--
 -- Returns how many rows of each kind it has written. The lock is the fence, so it counts in that transaction only, which
 -- has the setting $15. Plan: by arrays of one id, as flush.sql says.
 WITH done AS (
@@ -13,6 +16,7 @@ WITH done AS (
     WHERE id = ANY ($1::uuid[])
       AND current_setting('pgtask.held', true) = $15
     RETURNING id
+    -- grouped: , group_id
 ),
 leased AS (
     UPDATE pg_task AS task
@@ -46,9 +50,26 @@ rescheduled AS (
     WHERE task.id = ANY (ARRAY[outcome.id])
       AND current_setting('pgtask.held', true) = $15
     RETURNING task.id
+    -- grouped: , task.group_id, task.error
 )
+-- grouped: ,
+-- grouped: kept AS MATERIALIZED (
+-- grouped:     SELECT jsonb_object($16::uuid[]::text[], $17::text[]) AS results
+-- grouped:     WHERE cardinality($16::uuid[]) > 0
+-- grouped: ),
+-- grouped: -- include: shared/results.sql
+-- grouped: moved AS (
+-- grouped:     SELECT group_id, 1 AS done, 0 AS added, 0 AS parked
+-- grouped:     FROM done
+-- grouped:     UNION ALL
+-- grouped:     SELECT group_id, 0, 0, 1
+-- grouped:     FROM rescheduled
+-- grouped:     WHERE error IS NOT NULL
+-- grouped: ),
+-- grouped: -- include: shared/counted.sql
 SELECT
     (SELECT count(*) FROM done),
     (SELECT count(*) FROM leased),
     (SELECT count(*) FROM rescheduled),
     CASE WHEN $14 THEN pg_notify('pg_task_changed', '')::text END
+    -- grouped: , ARRAY (SELECT group_id FROM counted)

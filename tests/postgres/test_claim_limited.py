@@ -193,6 +193,13 @@ def test_tasks_of_later_and_of_other_limits_wait(rows: Rows) -> None:
     assert claim(rows, name="one-more").keys == ["a"]
 
 
+def test_later_task_of_a_lane_waits_behind_a_due_one(rows: Rows) -> None:
+    limit(rows, concurrency=9)
+    wait(rows, "a")
+    wait(rows, "a", after=60)
+    assert len(claim(rows)) == 1
+
+
 def test_limit_whose_row_is_gone_limits_nothing(rows: Rows) -> None:
     wait(rows, "a", 5)
     assert len(claim(rows)) == 5

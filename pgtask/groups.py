@@ -94,7 +94,7 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     - `total`: the members, those that its members have added included. `done`: those that have finished. `parked`:
       those that wait for a person. `cancelled`: those that were removed.
     - `rate`: members that were done a second, lately or since the start; `eta`: the time until all are done at that
-      rate, None if that is not known.
+      rate, None if that is not known, as where only parked members are left.
     - `then_task`: the id of the task that was enqueued at its end.
 
     `done` never goes back, and all counts are exact at the end. While more than 5,000 members are left, `parked` and
@@ -126,8 +126,13 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def eta(self) -> timedelta | None:
-        """The time until nothing of it waits or runs, at its rate."""
-        if self.has_ended or not self.left:
+        """The time until nothing of it waits or runs, at its rate; None if that is not known: too little is done, the
+        rest is parked, or it is being cancelled."""
+        if self.has_ended:
+            return timedelta(0)
+        if self.state == "cancelling" or (self.parked and not self.left):
+            return None
+        if not self.left:
             return timedelta(0)
         return timedelta(seconds=self.left / self.rate) if self.rate > 0 and self.left / self.rate < 1e9 else None
 

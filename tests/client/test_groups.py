@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from client_kit import play
 from fix_database import run
@@ -16,7 +17,7 @@ from fleet import Fleet
 from grouping import Break, Confused, Crawl, Fetch, Page, Report, Walk, app
 from marks import MARKS, MemoryMarks
 
-from pgtask import Client, Enqueue, EnqueueError, Group, SyncClient
+from pgtask import Client, Enqueue, EnqueueError, Group, GroupStatus, SyncClient
 from pgtask.errors import DecodeError, GroupNotFound
 from pgtask.testing import MemoryWorker
 
@@ -216,3 +217,15 @@ def test_steps_are_no_result(dsn: str) -> None:
             assert "write Done(enqueue=[...])" in (worker.task(task).error or "")
 
     run(main())
+
+
+def test_time_to_the_end_is_unknown_where_a_person_has_to_act() -> None:
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    status = GroupStatus(
+        name="a", state="open", results=False, total=10, done=8, parked=2, cancelled=0, started_at=began, ended_at=None,
+        then_task=None, seen_at=began, rate=5.0,
+    )  # fmt: skip
+    assert status.eta is None
+    assert msgspec.structs.replace(status, parked=0, total=8).eta == timedelta(0)
+    assert msgspec.structs.replace(status, total=20).eta == timedelta(seconds=2)
+    assert msgspec.structs.replace(status, state="cancelling", total=20).eta is None

@@ -8,10 +8,11 @@ the link drops the socket, since a cancel request could leave a commit half ackn
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +73,22 @@ def _with_marked(text: str, *kinds: str) -> str:
     return _with_includes(_MARK.sub(lambda match: match[1] if match[2] in kinds else match[0], text))
 
 
-def _variants(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """Yield the names and texts of the statements of a file."""
+@functools.cache
+def _variants(name: str) -> Mapping[str, str]:
+    """Return the statements of a file by their names. A process uses few of all: nothing is put together at import."""
     always = ("traced", "grouped") if name.endswith(_ALWAYS) else ()
-    text = _with_includes(text)
-    yield name, _with_marked(text, *always)
+    text = _with_includes(_FILES[name])
+    variants = {name: _with_marked(text, *always)}
     for kind in {match[2] for match in _MARK.finditer(text)}.difference(always):
-        yield f"{name}:{kind}", _with_marked(text, *always, *(("traced",) if kind == "grouped" else ()), kind)
-
-
-_STATEMENTS = dict(variant for name, text in _FILES.items() for variant in _variants(name, text))
+        variants[f"{name}:{kind}"] = _with_marked(text, *always, *(("traced",) if kind == "grouped" else ()), kind)
+    return variants
 
 
 def statement(name: str) -> str:
     """Return the text of `sql/<name>.sql`, with what it includes. That of `<name>:traced` also has what its lines
     `-- traced: ` say, for the trace of a task: who does not trace does not name the column. So has that of
     `<name>:grouped`, with its lines `-- grouped: ` for groups of tasks; a file named `..._members` always has both."""
-    return _STATEMENTS[name]
+    return _variants(name.partition(":")[0])[name]
 
 
 class Link:

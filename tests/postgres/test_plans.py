@@ -26,8 +26,6 @@ from pgtask._postgres.migrate import migrate
 from pgtask._postgres.store import HOT_SETTINGS, statement
 from pgtask._worker.foreign import pattern_of
 
-pytestmark = pytest.mark.xdist_group("plans")  # one process fills the table, for all
-
 ROWS = 300_000
 HELD = 500  # tasks that our worker holds
 TOKEN = UUID(int=1)

@@ -19,8 +19,6 @@ from pgtask._postgres.migrate import migrate
 from pgtask._postgres.pools import client_pool
 from pgtask._postgres.store import HOT_SETTINGS
 
-pytestmark = pytest.mark.xdist_group("small tables")  # one process starts the servers
-
 OTHERS = 3000
 KEPT = {"plan_cache_mode": "force_generic_plan"}  # as the session of a caller decides after five executions
 Excess = dict[str, tuple[int, int]]  # the statements that read too many rows: how many, and how many they may

@@ -28,6 +28,7 @@ os.environ["_PGTASK_CHECK_INVARIANTS"] = "1"  # the debug mode: a worker that br
 
 # Our parent may have ignored these, as a shell does for its background; our tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 T = TypeVar("T")

@@ -102,6 +102,7 @@ def test_drain_report_is_complete(tmp_path: Path, bench_dsn: str) -> None:
     assert {"pgtask", "floor", "minimum"} <= set(texts)
 
 
+@pytest.mark.faults
 def test_drain_of_chain5_updates_hot(tmp_path: Path, bench_dsn: str) -> None:
     _, report = bench(
         tmp_path,
@@ -119,6 +120,7 @@ def test_drain_of_chain5_updates_hot(tmp_path: Path, bench_dsn: str) -> None:
 
 
 @pytest.mark.parametrize("workload", ["sqlwrite", "dbquery"])
+@pytest.mark.faults
 def test_drain_with_queries_is_compared_with_bare(tmp_path: Path, bench_dsn: str, workload: str) -> None:
     _, report = bench(
         tmp_path,
@@ -129,12 +131,14 @@ def test_drain_with_queries_is_compared_with_bare(tmp_path: Path, bench_dsn: str
     assert report["summary"]["bare"]["ratio"]["min"] > 0
 
 
+@pytest.mark.faults
 def test_doors_are_compared_with_bare_loops(tmp_path: Path, bench_dsn: str) -> None:
     printed, report = bench(tmp_path, "doors", "--tasks=50", "--rounds=1", "--dsn", bench_dsn)
     assert report["ratio"].keys() == {"Client", "SyncClient", "psycopg, conn=", "psycopg2, conn="}
     assert all(name in printed for name in report["rates"])
 
 
+@pytest.mark.faults
 def test_enqueue_is_compared_with_copy(tmp_path: Path, bench_dsn: str) -> None:
     printed, report = bench(tmp_path, "enqueue", "--tasks=3000", "--rounds=1", "--dsn", bench_dsn)
     assert report["rates"].keys() == {"enqueue_many", "psql copy", "asyncpg copy"}
@@ -144,6 +148,7 @@ def test_enqueue_is_compared_with_copy(tmp_path: Path, bench_dsn: str) -> None:
     assert "peak memory" in printed
 
 
+@pytest.mark.faults
 def test_producers_are_compared_with_no_trigger(tmp_path: Path, bench_dsn: str) -> None:
     run = ("producers", "--connections=3", "--seconds=0.2", "--rounds=1")
     printed, report = bench(tmp_path, *run, "--dsn", bench_dsn)
@@ -187,6 +192,7 @@ def test_depth_compares_cases_with_their_base(tmp_path: Path, bench_dsn: str) ->
     assert "no ANALYZE" in printed
 
 
+@pytest.mark.faults
 def test_procs_compares_counts_with_the_best(tmp_path: Path, bench_dsn: str) -> None:
     printed, report = bench(tmp_path, "procs", "--counts=1,2", "--tasks=500", "--rounds=1", "--dsn", bench_dsn)
     assert report["counts"].keys() == {"1", "2"}
@@ -194,6 +200,7 @@ def test_procs_compares_counts_with_the_best(tmp_path: Path, bench_dsn: str) -> 
     assert "of the best" in printed
 
 
+@pytest.mark.faults
 def test_recover_times_the_restart_of_killed_steps(tmp_path: Path, bench_dsn: str) -> None:
     printed, report = bench(
         tmp_path,
@@ -205,6 +212,7 @@ def test_recover_times_the_restart_of_killed_steps(tmp_path: Path, bench_dsn: st
     assert "died with the worker" in printed
 
 
+@pytest.mark.faults
 def test_share_compares_with_the_ideal(tmp_path: Path, bench_dsn: str) -> None:
     printed, report = bench(
         tmp_path, "share", "--counts=2", "--steps=4", "--step-seconds=0.05", "--rounds=1", "--dsn", bench_dsn
@@ -302,6 +310,7 @@ def make_peer(directory: Path, name: str, *, drained: int = 100, more: str = "")
     (home / "peer.py").write_text(PROGRAM.format(drained=drained))
 
 
+@pytest.mark.faults
 def test_drain_measures_peers_and_names_skipped_ones(tmp_path: Path, bench_dsn: str) -> None:
     peers, homes = tmp_path / "peers", tmp_path / "homes"
     make_peer(peers, "good")
@@ -339,6 +348,7 @@ def test_drain_measures_peers_and_names_skipped_ones(tmp_path: Path, bench_dsn: 
     assert (homes / "good" / "installed").read_text() == "once"
 
 
+@pytest.mark.faults
 def test_flows_measures_durable_peers(tmp_path: Path, bench_dsn: str) -> None:
     peers, homes = tmp_path / "peers", tmp_path / "homes"
     make_peer(peers, "durable", more='workloads = ["chain5"]')
@@ -365,6 +375,7 @@ def test_flows_measures_durable_peers(tmp_path: Path, bench_dsn: str) -> None:
         assert line in printed
 
 
+@pytest.mark.faults
 def test_latency_measures_pgtask_and_a_peer(tmp_path: Path, bench_dsn: str) -> None:
     make_peer(tmp_path / "peers", "good")
     printed, report = bench(

@@ -152,7 +152,7 @@ def test_running_is_seen_while_a_worker_has_the_lease(site: Any, dsn: str) -> No
 def test_start_of_a_first_attempt_is_known_while_it_runs(site: Any, dsn: str) -> None:
     rows = Rows(dsn)
     rows("CREATE TABLE noted (text text)")
-    with locked(dsn, "noted"), working(dsn, app=APP):
+    with working(dsn, app=APP), locked(dsn, "noted"):  # the stop waits for the step
         result = site.note.enqueue("x")
         rows.until("SELECT count(*) FROM pg_task WHERE locked_by IS NOT NULL")
         assert statuses(result) == ["RUNNING"]

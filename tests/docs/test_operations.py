@@ -331,7 +331,7 @@ def test_stop_during_boot_leaves_nothing(dsn: str, delay: float) -> None:
 
 
 @pytest.mark.parametrize("orders", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGTERM], [signal.SIGQUIT]])
-@pytest.mark.parametrize("portion", [1, 1500, 4000])
+@pytest.mark.parametrize("portion", [1500, *(pytest.param(portion, marks=pytest.mark.faults) for portion in (1, 4000))])
 def test_stop_during_claims_and_flushes_repeats_nothing(
     dsn: str, rows: Rows, orders: list[signal.Signals], portion: int
 ) -> None:

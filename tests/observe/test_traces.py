@@ -31,6 +31,11 @@ class Spans:
         (span,) = self.named(name)
         return span
 
+    def of(self, act: str) -> Spans:
+        """Return those in the trace of an act."""
+        (trace,) = (span["trace"] for span in self.named("request") if span["attributes"]["act"] == act)
+        return Spans([span for span in self._found if span["trace"] == trace])
+
 
 Tell = Callable[..., Spans]
 
@@ -43,8 +48,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def produce(dsn: str, act: str) -> None:
-    command = [sys.executable, "-W", "error", str(TRACED), dsn, act]
+def produce(dsn: str, *acts: str) -> None:
+    command = [sys.executable, "-W", "error", str(TRACED), dsn, *acts]
     subprocess.run(command, check=True, timeout=60, env={**os.environ, "PYTHONPATH": PYTHONPATH})
 
 
@@ -57,17 +62,22 @@ def work(dsn: str, path: str = PYTHONPATH) -> None:
 def tell(dsn: str, file: Path) -> Tell:
     """Enqueue in one process, work in others, and return all spans."""
 
-    def run(act: str) -> Spans:
-        produce(dsn, act)
+    def run(*acts: str) -> Spans:
+        produce(dsn, *acts)
         work(dsn)
         return Spans([json.loads(line) for line in file.read_text().splitlines()])
 
     return run
 
 
-@pytest.mark.parametrize("act", ["plain", "suspends", "in a thread"])
-def test_first_try_is_a_child_of_the_producer(tell: Tell, act: str) -> None:
-    spans = tell(act)
+def test_first_try_is_a_child_of_the_producer(tell: Tell) -> None:
+    steps = {"plain": "Plain", "suspends": "Suspends", "in a thread": "InThread"}
+    found = tell(*steps)
+    for act, step in steps.items():
+        assert_is_child(found.of(act), step)
+
+
+def assert_is_child(spans: Spans, step: str) -> None:
     request, send, process = spans.one("request"), spans.one("send q"), spans.one("process q")
     assert (send["parent"], send["kind"]) == (request["id"], "PRODUCER")
     assert (process["parent"], process["kind"], process["links"]) == (send["id"], "CONSUMER", [])
@@ -75,7 +85,6 @@ def test_first_try_is_a_child_of_the_producer(tell: Tell, act: str) -> None:
     assert {span["trace"] for span in (send, process, spans.one("inside"))} == {request["trace"]}
     assert process["pid"] != send["pid"]
     task = send["attributes"]["messaging.message.id"]
-    step = {"plain": "Plain", "suspends": "Suspends", "in a thread": "InThread"}[act]
     assert process["attributes"] == {
         "messaging.system": "pgtask",
         "messaging.operation.name": "process",
@@ -110,10 +119,11 @@ def test_retries_are_roots_with_a_link(tell: Tell) -> None:
     ]
 
 
-@pytest.mark.parametrize(("act", "kind"), [("too long", "StepTimeout"), ("gives", "Fail")])
-def test_parked_try_has_the_type_of_its_error(tell: Tell, act: str, kind: str) -> None:
-    process = tell(act).one("process q")
-    assert (process["status"], process["attributes"]["error.type"]) == ("ERROR", kind)
+def test_parked_try_has_the_type_of_its_error(tell: Tell) -> None:
+    found = tell("too long", "gives")
+    for act, kind in (("too long", "StepTimeout"), ("gives", "Fail")):
+        process = found.of(act).one("process q")
+        assert (process["status"], process["attributes"]["error.type"]) == ("ERROR", kind)
 
 
 def test_batch_is_one_span_with_links(tell: Tell) -> None:
@@ -140,19 +150,15 @@ def test_tasks_of_a_step_are_its_children(tell: Tell, act: str) -> None:
         assert parent["parent"] == first["id"]
 
 
-@pytest.mark.parametrize(
-    ("act", "tasks"),
-    [
-        *(("many", 4), ("many with keys", 2), ("key", 1), ("rule", 1), ("delay", 1)),
-        *(("asyncpg", 1), ("sync", 1), ("sync many", 2)),
-    ],
-)
-def test_each_way_to_enqueue_is_traced(tell: Tell, act: str, tasks: int) -> None:
-    spans = tell(act)
-    send = spans.one("send default")
-    assert send["parent"] == spans.one("request")["id"]
-    assert [span["parent"] for span in spans.named("process default")] == [send["id"]] * tasks
-    assert send["attributes"].get("messaging.batch.message_count", 1) == tasks
+def test_each_way_to_enqueue_is_traced(tell: Tell) -> None:
+    tasks = {"many": 4, "many with keys": 2, "key": 1, "rule": 1, "delay": 1, "asyncpg": 1, "sync": 1, "sync many": 2}
+    found = tell(*tasks)
+    for act, count in tasks.items():
+        spans = found.of(act)
+        send = spans.one("send default")
+        assert send["parent"] == spans.one("request")["id"], act
+        assert [span["parent"] for span in spans.named("process default")] == [send["id"]] * count, act
+        assert send["attributes"].get("messaging.batch.message_count", 1) == count, act
 
 
 def test_sync_connection_is_traced(tell: Tell) -> None:
@@ -277,7 +283,7 @@ def test_provider_from_before_the_fork_exports_all(dsn: str, file: Path, tmp_pat
     assert sorted(names) == ["inside", "process q", "request", "send q"]
 
 
-@pytest.mark.parametrize("module", ["pgtask", "pgtask.client", "pgtask.sync_client", "pgtask._worker.boot"])
-def test_nothing_is_imported_while_off(module: str) -> None:
-    text = f"import sys, {module}; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+def test_nothing_is_imported_while_off() -> None:
+    modules = "pgtask, pgtask.client, pgtask.sync_client, pgtask._worker.boot"
+    text = f"import sys, {modules}; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     subprocess.run([sys.executable, "-c", text], check=True, timeout=60)

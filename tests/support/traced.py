@@ -1,6 +1,6 @@
 """Steps that are traced, and their producers: each process of them writes its spans as lines of JSON into a file.
 
-python traced.py DSN ACT    the producer: acts within a span `request`
+python traced.py DSN ACT...    the producer: each act is within a span `request` of its own trace
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ async def act_async(dsn: str, act: str) -> None:
         elif act == "many with keys":
             await client.enqueue_many([Plain(1), Plain(2)], key=lambda step: str(step.number))
         elif act == "key":
-            await client.enqueue(Plain(), key="k")
+            await client.enqueue(Plain(), key="key")
         elif act == "rule":
-            await client.enqueue(Plain(), key="k", on_conflict="replace")
+            await client.enqueue(Plain(), key="rule", on_conflict="replace")
         elif act == "delay":
             await client.delay(Plain(), SOON)
         elif act == "trigger":
@@ -248,10 +248,11 @@ def act_in_sync(dsn: str, act: str) -> None:
 if __name__ == "__main__":
     if "SPANS" in os.environ:
         set_provider()
-    _, dsn, act = sys.argv
-    with tracer.start_as_current_span("request"):
-        if act.startswith("sync"):
-            act_in_sync(dsn, act)
-        else:
-            acts = {"asyncpg": act_on_asyncpg, "consume": act_as_consumer}
-            asyncio.run(acts[act](dsn) if act in acts else act_async(dsn, act))
+    _, dsn, *acts = sys.argv
+    for act in acts:
+        with tracer.start_as_current_span("request", attributes={"act": act}):
+            if act.startswith("sync"):
+                act_in_sync(dsn, act)
+            else:
+                others = {"asyncpg": act_on_asyncpg, "consume": act_as_consumer}
+                asyncio.run(others[act](dsn) if act in others else act_async(dsn, act))

@@ -272,7 +272,7 @@ def test_each_step_runs_in_its_own_copy_of_context(clock: Clock) -> None:
     run_on(clock, main())
 
 
-@pytest.mark.parametrize(("name", "rounds"), [("done", 400), ("suspended", 60)])
+@pytest.mark.parametrize(("name", "rounds"), [("done", 100), ("suspended", 20)])
 def test_dispatcher_leaves_no_garbage(clock: Clock, name: str, rounds: int) -> None:
     """Reference counts free all that a step has used; the collector finds nothing."""
 

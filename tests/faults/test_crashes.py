@@ -220,6 +220,7 @@ def test_reaper_waits_for_unavailable_database(tmp_path: Path) -> None:
         embedded.stop(tmp_path)
 
 
+@pytest.mark.faults
 def test_outage_longer_than_lease_implicates_no_task(tmp_path: Path) -> None:
     """Each worker releases its own tasks, also those in threads, in any order of reconnection, and no death counts."""
     dsn = embedded.start(tmp_path)
@@ -296,7 +297,7 @@ def test_workers_exit_when_their_supervisor_is_killed(dsn: str, rows: Rows) -> N
     rows.until("SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE 'pgtask worker%'")
 
 
-@pytest.mark.parametrize("others", ["run it", "have finished it"])
+@pytest.mark.parametrize("others", ["run it", pytest.param("have finished it", marks=pytest.mark.faults)])
 def test_suspended_worker_writes_nothing_after_its_lease(dsn: str, rows: Rows, tmp_path: Path, others: str) -> None:
     go = tmp_path / "go"
     with working(dsn, *SHORT_LEASE, procs=2) as fleet:
@@ -367,6 +368,7 @@ def test_worker_that_recovers_from_silence_has_its_grace(dsn: str, rows: Rows, t
 # --- implicated and poisoned tasks
 
 
+@pytest.mark.faults
 def test_task_that_silences_its_workers_is_parked_with_stacks(dsn: str, rows: Rows, tmp_path: Path) -> None:
     """The supervisor killed the process because of the task, and not because memory was short."""
     (task,) = put(dsn, poison.Blocked(str(tmp_path / "never")))
@@ -389,6 +391,7 @@ def test_crash_of_forked_process_does_not_count_for_worker(dsn: str, rows: Rows)
     assert "Segmentation" not in fleet.output
 
 
+@pytest.mark.faults
 def test_tasks_that_kill_their_process_are_parked_with_cause(dsn: str, rows: Rows) -> None:
     """Each needs as many deaths as it takes to run alone, and three at least; its neighbours are unharmed."""
     rows("CREATE TABLE finished (task uuid PRIMARY KEY)")
@@ -420,7 +423,7 @@ def test_tasks_that_kill_their_process_are_parked_with_cause(dsn: str, rows: Row
     assert retried == 1
 
 
-@pytest.mark.parametrize("suspends", [False, True])
+@pytest.mark.parametrize("suspends", [False, pytest.param(True, marks=pytest.mark.faults)])
 def test_task_that_kills_its_process_after_return_is_parked(dsn: str, rows: Rows, suspends: bool) -> None:
     """Its outcome was not written, so the death implicates it; it does not park a suspect of two crashes beside it."""
     (guilty,) = put(dsn, poison.DiesAfterwards(suspends))
@@ -618,6 +621,7 @@ def ready_workers(fleet: Fleet) -> list[int]:
     return sorted(ready & {process.pid for process in fleet.family()})
 
 
+@pytest.mark.faults
 def test_random_kills_lose_nothing_and_release_at_once(dsn: str, rows: Rows) -> None:
     """The leases would last for two hours. `python -m bench crashes` has the figures."""
     chance = random.Random(4)

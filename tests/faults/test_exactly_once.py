@@ -147,6 +147,7 @@ def own_server(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.faults
 def test_rows_are_written_once_across_a_server_restart(own_server: Path) -> None:
     """An immediate shutdown: the server recovers from its log."""
     dsn = embedded.start(own_server)

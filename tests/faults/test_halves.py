@@ -113,7 +113,7 @@ def test_two_workers_that_die_at_once_leave_four_groups(dsn: str, rows: Rows, tm
         rows.until("SELECT count(*) = 0 FROM pg_task")
 
 
-@pytest.mark.parametrize("claims", [1, 2])
+@pytest.mark.parametrize("claims", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_death_by_left_behind_timer_parks_no_other_member(dsn: str, rows: Rows, tmp_path: Path, claims: int) -> None:
     """Its outcome is written when its timer kills the process, under a task that was never alone there."""
     put(dsn, poison.LeavesADeath(str(tmp_path / "die")), poison.Gated(str(tmp_path / "go")))

@@ -104,6 +104,7 @@ def test_death_in_a_held_batch_charges_its_steps_alone(dsn: str, ledger: Rows, t
         assert_ended_once(ledger, 3 * WARM_UP + 1)
 
 
+@pytest.mark.faults
 def test_poison_in_a_held_batch_is_parked_alone(dsn: str, ledger: Rows, tmp_path: Path) -> None:
     (poison,) = put_among(dsn, Together(1, "kill", str(tmp_path / "path")))
     burst(dsn, code=1)

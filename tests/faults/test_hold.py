@@ -176,6 +176,7 @@ def test_kill_in_a_turn_loses_and_doubles_nothing(dsn: str, ledger: Rows, gate: 
         assert_all_ended_once(ledger, 3 * WARM_UP + 1)
 
 
+@pytest.mark.faults
 def test_poison_that_is_held_is_parked_at_third_death(dsn: str, rows: Rows, gate: Path) -> None:
     put_among(dsn, Act(0, "kill", str(gate)))
     burst(dsn, code=1)

@@ -137,7 +137,14 @@ def test_processes_that_a_step_ends_do_not_end_its_worker(dsn: str, rows: Rows, 
     assert not re.search("ERROR|died|database.unavailable|step.failed", fleet.output)
 
 
-@pytest.mark.parametrize("step", [forks.Forked, forks.ForkedWhileOthersWait, forks.ForkedInBranch])
+@pytest.mark.parametrize(
+    "step",
+    [
+        forks.Forked,
+        pytest.param(forks.ForkedWhileOthersWait, marks=pytest.mark.faults),
+        pytest.param(forks.ForkedInBranch, marks=pytest.mark.faults),
+    ],
+)
 @pytest.mark.parametrize(
     ("what", "code"), [("returns", "0"), ("raises", "1"), ("exits", "7"), ("exits with words", "1"), ("awaits", "0")]
 )
@@ -220,7 +227,9 @@ def test_programs_inherit_the_signals_that_a_parent_ignores(dsn: str, tmp_path: 
 # --- what does not outlive its worker
 
 
-@pytest.mark.parametrize("end", ["stop", "stop now", "HUP", "max-tasks", "kill"])
+@pytest.mark.parametrize(
+    "end", ["stop", "kill", *(pytest.param(end, marks=pytest.mark.faults) for end in ("stop now", "HUP", "max-tasks"))]
+)
 def test_processes_of_an_executor_do_not_outlive_their_worker(dsn: str, rows: Rows, tmp_path: Path, end: str) -> None:
     path = tmp_path / "pids"
     arguments = ("--max-tasks", "1") if end == "max-tasks" else ()
@@ -318,7 +327,7 @@ def test_exit_handlers_from_before_the_fork_run_in_supervisor(
 
 
 @pytest.mark.parametrize("what", ["atexit", "executor", "process", "thread", "plain thread", "to_thread"])
-@pytest.mark.parametrize("end", ["burst", "stop"])
+@pytest.mark.parametrize("end", [pytest.param("burst", marks=pytest.mark.faults), "stop"])
 def test_exit_handlers_that_do_not_end_are_cut_short(dsn: str, tmp_path: Path, what: str, end: str) -> None:
     path = tmp_path / "path"
     put(dsn, forks.Hangs(what, str(path)))

@@ -145,7 +145,9 @@ def test_starting_worker_is_stopped(start: Start) -> None:
     assert fleet.end() == 0
 
 
-@pytest.mark.parametrize("attempt", range(30))
+@pytest.mark.parametrize(
+    "attempt", [pytest.param(attempt, marks=[pytest.mark.faults] if attempt % 5 else []) for attempt in range(30)]
+)
 def test_stop_during_fork_is_not_lost(start: Start, attempt: int) -> None:
     fleet = start("obedient", procs=8)
     fleet.wait_for("log supervisor.started")

@@ -577,12 +577,13 @@ def connections(cluster: str, template: str) -> Iterator[Connections]:
         opened.close()
 
 
-def test_table_follows_the_lease_model(connections: Connections) -> None:
+@pytest.mark.parametrize("examples", [30, pytest.param(200, marks=pytest.mark.faults)])
+def test_table_follows_the_lease_model(connections: Connections, examples: int) -> None:
     Machine.connections = connections
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=120,
+            max_examples=examples,
             stateful_step_count=30,
             deadline=None,
             database=None,

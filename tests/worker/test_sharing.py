@@ -15,6 +15,8 @@ from fleet import Rows, put, working
 
 pytestmark = pytest.mark.timeout(120)
 
+WITHOUT_LISTEN = [(), pytest.param(("--no-listen",), marks=pytest.mark.faults)]
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
@@ -38,7 +40,7 @@ def until_begun(place: Path, count: int, patience: float = 60) -> None:
 
 
 @pytest.mark.parametrize("kind", [sharing.Compute, sharing.ComputeLater, sharing.ComputeInThread])
-@pytest.mark.parametrize("flags", [(), ("--no-listen",)])
+@pytest.mark.parametrize("flags", WITHOUT_LISTEN)
 def test_idle_workers_share_few_computing_steps(
     dsn: str, rows: Rows, place: Path, kind: type[sharing.Compute], flags: tuple[str, ...]
 ) -> None:
@@ -86,7 +88,7 @@ def test_unwanted_task_starts_beside_a_computing_step(dsn: str, rows: Rows, plac
 # --- what was claimed ahead ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [(), ("--no-listen",)])
+@pytest.mark.parametrize("flags", WITHOUT_LISTEN)
 def test_prefetch_is_released_behind_long_steps(dsn: str, rows: Rows, place: Path, flags: tuple[str, ...]) -> None:
     with working(dsn, "--concurrency", "10", *flags, procs=2, app="sharing:app"):
         put(dsn, *(sharing.Noop(number) for number in range(8000)))
@@ -197,7 +199,7 @@ def test_task_factory_of_the_app_does_not_disturb_worker(dsn: str, rows: Rows, p
     assert len(sharing.processes(place)) == 1
 
 
-@pytest.mark.parametrize("flags", [(), ("--no-listen",)])
+@pytest.mark.parametrize("flags", WITHOUT_LISTEN)
 def test_locked_row_does_not_block_the_release_of_others(
     dsn: str, rows: Rows, place: Path, flags: tuple[str, ...]
 ) -> None:

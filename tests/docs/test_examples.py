@@ -202,8 +202,13 @@ EXAMPLES = sorted(
 )
 
 
+LONG = {"crawl", "embed", "load", "shop_fastapi"}  # other tests run their programs
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.faults] if name in LONG else []) for name in EXAMPLES]
+)
 def test_commands_in_the_docstring_of_an_example_work(name: str, dsn: str, here: Path) -> None:
     (here / "tree").mkdir()
     (here / "tree" / "a.txt").write_text("some words\n")

@@ -317,7 +317,9 @@ def test_blocking_step_is_named_and_its_worker_replaced(dsn: str, rows: Rows) ->
 # --- stops
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize(
+    "delay", [0.0, 0.1, 0.3, *(pytest.param(delay, marks=pytest.mark.faults) for delay in (0.2, 0.5, 0.8))]
+)
 def test_stop_during_boot_leaves_nothing(dsn: str, delay: float) -> None:
     """At each moment from the fork over imports and connections to the first claim, all processes end."""
     put(dsn, *(apps.Noop() for _ in range(100)))

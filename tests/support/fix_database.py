@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
+import psycopg
 import pytest
 
 from pgtask._postgres import embedded
@@ -33,6 +35,7 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 T = TypeVar("T")
 _numbers = itertools.count()
+_kept: dict[str, psycopg.Connection[Any]] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -110,14 +113,27 @@ async def execute(dsn: str, statement: str) -> None:
         await connection.close()
 
 
+def administer(cluster: str, statement: str) -> None:
+    """Run a statement on the connection that this process keeps to a server: a new one takes 10 ms."""
+    kept = _kept.get(cluster)
+    if kept is None or kept.closed:
+        kept = _kept[cluster] = psycopg.connect(cluster, autocommit=True)
+    kept.execute(statement.encode())
+
+
+def pytest_unconfigure() -> None:
+    for kept in _kept.values():
+        kept.close()
+
+
 def fresh_database(cluster: str, template: str) -> Iterator[str]:
     """Make a database from a template, and drop it afterwards."""
     name = f"pgtask_test_{os.getpid()}_{next(_numbers)}"
     # In memory a copy of files takes half the time. A server older than 15 does not know the option.
     strategy = "" if "PGTASK_TEST_DSN" in os.environ or memory() is None else "STRATEGY file_copy"
-    asyncio.run(execute(cluster, f"CREATE DATABASE {name} TEMPLATE {template} {strategy}"))
+    administer(cluster, f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
     yield with_database(cluster, name)
-    asyncio.run(execute(cluster, f"DROP DATABASE {name} WITH (FORCE)"))
+    administer(cluster, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -155,3 +171,17 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         if (name.startswith("PGTASK_") and name != "PGTASK_TEST_DSN") or name in ("DATABASE_URL",):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_log_of_other_tests() -> Iterator[None]:
+    """Take away the handlers of a program that ran in our process: its stderr is closed once its test is over."""
+    loggers = [logging.getLogger(), logging.getLogger("pgtask")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        for handler in logger.handlers[:]:
+            if type(handler).__module__ == "pgtask._cli.logging":
+                logger.removeHandler(handler)
+        if logger.level != level:
+            logger.setLevel(level)

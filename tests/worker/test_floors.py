@@ -29,7 +29,7 @@ from pgtask._worker.expired import ExpiredLeases
 from pgtask._worker.foreign import Foreign
 from pgtask._worker.sweep import Sweep
 
-DEAD = 20_000
+DEAD = 10_000
 KINDS = {
     "lanes": ("float8", "float8", "text[]", "text[]", "smallint[]", "float8[]", "float8"),
     "expire": ("integer", "float8", "float8", "float8", "float8"),

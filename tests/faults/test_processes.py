@@ -80,7 +80,7 @@ def test_ctrl_c_that_interrupts_a_program_costs_no_try(dsn: str, rows: Rows, tmp
 # --- a worker that leaves without an order
 
 
-@pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.parametrize("order", [signal.SIGTERM, pytest.param(signal.SIGQUIT, marks=pytest.mark.faults)])
 def test_worker_stopped_by_another_process_is_replaced(dsn: str, rows: Rows, order: signal.Signals) -> None:
     """One of two, then the last one that is left of a supervisor of one."""
     with working(dsn, procs=2, app="forks:app") as fleet:
@@ -128,7 +128,15 @@ def test_notification_to_stop_ends_the_worker(dsn: str) -> None:
 # --- what is forked
 
 
-@pytest.mark.parametrize("step", [forks.Terminates(), forks.FirstAnswer(), forks.Breaks(), forks.UsesItsOwn()])
+@pytest.mark.parametrize(
+    "step",
+    [
+        forks.Terminates(),
+        forks.Breaks(),
+        pytest.param(forks.FirstAnswer(), marks=pytest.mark.faults),
+        pytest.param(forks.UsesItsOwn(), marks=pytest.mark.faults),
+    ],
+)
 def test_processes_that_a_step_ends_do_not_end_its_worker(dsn: str, rows: Rows, step: forks.Forks) -> None:
     fleet = run_steps(dsn, step, forks.Forked("reports", os.devnull))
     assert fleet.output.count("worker.exited") == 1
@@ -170,7 +178,10 @@ def test_a_process_that_a_step_forks_in_its_thread_ends_with_it(dsn: str, tmp_pa
 
 
 @pytest.mark.parametrize("flow", [forks.forking, forks.forking_in_thread])
-@pytest.mark.parametrize(("what", "code"), [("returns", "0"), ("raises", "1"), ("exits", "7")])
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [("raises", "1"), *(pytest.param(*how, marks=pytest.mark.faults) for how in (("returns", "0"), ("exits", "7")))],
+)
 def test_process_forked_by_a_workflow_step_records_nothing(dsn: str, flow: Any, what: str, code: str) -> None:
     """From the loop as from a thread, it says why it ends: by its traceback, its exit code, or a line of the log."""
 

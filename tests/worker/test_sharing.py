@@ -15,6 +15,7 @@ from fleet import Rows, put, working
 
 pytestmark = pytest.mark.timeout(120)
 
+LATER = pytest.param(sharing.ComputeLater, marks=pytest.mark.faults)
 WITHOUT_LISTEN = [(), pytest.param(("--no-listen",), marks=pytest.mark.faults)]
 
 
@@ -39,7 +40,7 @@ def until_begun(place: Path, count: int, patience: float = 60) -> None:
 # --- steps that compute -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [sharing.Compute, sharing.ComputeLater, sharing.ComputeInThread])
+@pytest.mark.parametrize("kind", [sharing.Compute, LATER, sharing.ComputeInThread])
 @pytest.mark.parametrize("flags", WITHOUT_LISTEN)
 def test_idle_workers_share_few_computing_steps(
     dsn: str, rows: Rows, place: Path, kind: type[sharing.Compute], flags: tuple[str, ...]

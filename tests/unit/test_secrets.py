@@ -18,7 +18,7 @@ from fix_database import run
 from fleet import Fleet
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from paths import SUPPORT
+from paths import PYTHONPATH
 
 from pgtask import Client
 from pgtask._cli import process_list, supervisor
@@ -313,7 +313,7 @@ def test_log_warns_if_process_title_cannot_be_changed(dsn: str, tmp_path: Path) 
     for secret, times in ((dsn.replace("postgres@", "postgres:QXZJqxzj@", 1), 1), (dsn, 0)):
         said = subprocess.run(
             [sys.executable, "-c", program, "apps:app", "--burst", "--dsn", secret],
-            env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
             capture_output=True,
             text=True,
             timeout=60,

@@ -577,7 +577,7 @@ def connections(cluster: str, template: str) -> Iterator[Connections]:
         opened.close()
 
 
-@pytest.mark.parametrize("examples", [30, pytest.param(200, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("examples", [30, pytest.param(120, marks=pytest.mark.faults)])
 def test_table_follows_the_lease_model(connections: Connections, examples: int) -> None:
     Machine.connections = connections
     run_state_machine_as_test(

@@ -50,3 +50,4 @@ $(VENV)/ready: $(SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pgtask/_fastpath.c pgtask/_fastpath.*.so
+	find pgtask tests -name __pycache__ -prune -exec rm -rf {} +

@@ -68,6 +68,7 @@ def min_ready(lines: list[str]) -> int:
 # --- HUP
 
 
+@pytest.mark.faults
 def test_hup_under_load_loses_nothing_and_leaves_no_gap(dsn: str, rows: Rows) -> None:
     rows(apps.ONCE)
     with feeding(dsn) as fed, Fleet(dsn, *OPEN_BURST, procs=3) as fleet:
@@ -156,6 +157,7 @@ def test_hanging_import_is_failed_start(dsn: str, tmp_path: Path) -> None:
 # --- number and status of workers
 
 
+@pytest.mark.faults
 def test_workers_are_added_and_removed_under_load(dsn: str, rows: Rows) -> None:
     rows(apps.ONCE)
     with feeding(dsn) as fed, Fleet(dsn, *OPEN_BURST, procs=1) as fleet:

@@ -81,6 +81,7 @@ def tokens_of(rows: Rows, worker: psutil.Process) -> str:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.faults
 def test_rows_are_written_once_under_kills(dsn: str, rows: Rows) -> None:
     fill(rows, 600)
     with ready(dsn, *SHORT_LEASE, procs=2, app=APP) as fleet:

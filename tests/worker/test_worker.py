@@ -32,6 +32,7 @@ def test_every_step_of_every_task_runs_exactly_once(dsn: str, rows: Rows) -> Non
     assert "2,000 tasks done, 6,000 steps, 0 errors" in fleet.output
 
 
+@pytest.mark.faults
 def test_exactly_once_across_a_stop_in_the_middle(dsn: str, rows: Rows) -> None:
     rows(apps.ONCE)
     with feeding(dsn) as fed, Fleet(dsn, *OPEN_BURST, procs=3) as fleet:

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
-import psycopg
 import pytest
 
 from pgtask._postgres import embedded
@@ -35,7 +34,7 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 T = TypeVar("T")
 _numbers = itertools.count()
-_kept: dict[str, psycopg.Connection[Any]] = {}
+_kept: dict[str, Any] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -115,6 +114,8 @@ async def execute(dsn: str, statement: str) -> None:
 
 def administer(cluster: str, statement: str) -> None:
     """Run a statement on the connection that this process keeps to a server: a new one takes 10 ms."""
+    import psycopg  # here, since programs without it import this module too
+
     kept = _kept.get(cluster)
     if kept is None or kept.closed:
         kept = _kept[cluster] = psycopg.connect(cluster, autocommit=True)

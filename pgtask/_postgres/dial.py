@@ -26,7 +26,9 @@ __all__ = ["CONNECT_TIMEOUT", "NoUsableHost", "dial", "keep_alive", "open_descri
 
 CONNECT_TIMEOUT = 15.0  # seconds for a host
 STAGGER = 0.25  # seconds between the starts of two hosts
-PREFERENCE_PATIENCE = 1.0  # seconds to wait for a host of the kind that is preferred, once all were started
+# While a host does not answer, the others are asked again so often (seconds), since a standby may be promoted
+# meanwhile; and for so long `prefer-standby` waits for one.
+AGAIN = 1.0
 
 # A line to a host that has lost its place is dead sooner, if it is: after about 3 s.
 _IMPATIENT = {"TCP_KEEPIDLE": 1, "TCP_KEEPALIVE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 2_500}
@@ -75,30 +77,46 @@ class _Race:
         self._dialling, self._session, self._options = dialling, session, options
         self._key = dialling.hosts, session
         self._under_way: dict[asyncio.Task[tuple[Any, str | None]], Host] = {}
-        self._causes: list[tuple[Host, Exception | str]] = []
+        self._causes: dict[Host, Exception | str] = {}
         self._spare: tuple[Host, Any] | None = None  # not of the kind that is preferred
 
     async def run(self) -> Any:
         waiting = deque(self._order())
+        first: set[asyncio.Task[Any]] = set()  # the first dialling of each host
         try:
             while waiting or self._under_way:
                 if waiting:
-                    host = waiting.popleft()
-                    opening = _open(self._dialling, host, self._session, self._options)
-                    self._under_way[asyncio.create_task(opening)] = host
-                patience = STAGGER if waiting else None if self._spare is None else PREFERENCE_PATIENCE
-                done, _ = await asyncio.wait(self._under_way, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                    task = self._start(waiting.popleft())
+                    if len(first) < len(self._dialling.hosts):
+                        first.add(task)
+                done, _ = await asyncio.wait(
+                    self._under_way, timeout=STAGGER if waiting else AGAIN, return_when=asyncio.FIRST_COMPLETED
+                )
                 for task in done:
                     if (found := self._take(task)) is not None:
                         return self._win(*found)
-                if not done and not waiting and self._spare is not None:
-                    break
+                if not done and not waiting:
+                    if self._spare is not None:
+                        break
+                    if first & self._under_way.keys():
+                        waiting.extend(self._worth_another_try())
             if self._spare is not None:
                 spare, self._spare = self._spare, None
                 return self._win(*spare)
-            raise NoUsableHost(self._causes)
+            raise NoUsableHost(list(self._causes.items()))
         finally:
             await self._drop_others()
+
+    def _start(self, host: Host) -> asyncio.Task[tuple[Any, str | None]]:
+        task = asyncio.create_task(_open(self._dialling, host, self._session, self._options))
+        self._under_way[task] = host
+        return task
+
+    def _worth_another_try(self) -> list[Host]:
+        """Return the hosts that were not usable, and may be now."""
+        passing = (str, OSError, asyncpg.CannotConnectNowError)
+        busy = self._under_way.values()
+        return [host for host, cause in self._causes.items() if host not in busy and isinstance(cause, passing)]
 
     def _order(self) -> list[Host]:
         """Return the hosts, that which was usable the last time first."""
@@ -117,7 +135,7 @@ class _Race:
         if error is not None:
             if not isinstance(error, Exception):
                 raise error
-            self._causes.append((host, error))
+            self._causes[host] = error
             return None
         connection, misfit = task.result()
         if misfit is None:
@@ -126,7 +144,7 @@ class _Race:
             self._spare = host, connection
         else:
             connection.terminate()
-            self._causes.append((host, misfit))
+            self._causes[host] = misfit
         return None
 
     def _win(self, host: Host, connection: Any) -> Any:

@@ -92,13 +92,15 @@ def test_each_door_leaves_a_host_that_swallows(
 
 
 def test_hosts_have_their_own_times_and_all_are_named(swallowing: str) -> None:
-    where = f"postgresql://ada:secret@{swallowing},127.0.0.1:1,{swallowing}/db?connect_timeout=1"
+    other = swallowing.replace("127.0.0.1", "localhost")
+    where = f"postgresql://ada:secret@{swallowing},127.0.0.1:1,{other}/db?connect_timeout=1"
 
     async def main() -> float:
         began = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match="no host is usable") as caught:
             await connect(where, name="test")
-        assert str(caught.value).count(f"{swallowing}: cannot reach the database: no answer in 1 s") == 2
+        for host in (swallowing, other):
+            assert f"{host}: cannot reach the database: no answer in 1 s" in str(caught.value)
         assert "127.0.0.1:1: cannot reach the database: " in str(caught.value)
         assert "secret" not in str(caught.value)
         return time.monotonic() - began
@@ -144,7 +146,7 @@ def test_hosts_are_shuffled_for_balance(dsn: str) -> None:
     async def main() -> set[str]:
         async with Line(dsn) as line:
             where = with_hosts(dsn, address_of(line), load_balance_hosts="random", sslmode="disable")
-            found = set()
+            found: set[str] = set()
             while len(found) < 2:
                 db = await connect(where, name="test")
                 found.add(str(db._addr))

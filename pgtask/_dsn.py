@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, unquote_plus, urlsplit
+
+from pgtask._dsn_parameters import KNOWN, check_parameter
 
 __all__ = ["check_dsn", "conceal", "conceal_arguments", "concealed_words", "names_database", "quoted", "redact"]
 
@@ -28,11 +30,10 @@ _SCHEME = re.compile("(" + "|".join(re.escape(name) for name in ("postgresql", "
 _SECRET = ("password", "sslpassword")
 _HARMLESS = frozenset(
     (
-        *("host", "hostaddr", "port", "user", "dbname", "database", "service", "passfile", "application_name"),
-        *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslnegotiation", "channel_binding"),
-        *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib", "gssencmode"),
-        *("target_session_attrs", "connect_timeout", "client_encoding", "options", "search_path"),
-        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+        *("host", "port", "user", "dbname", "database", "service", "passfile", "application_name"),
+        *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslnegotiation", "krbsrvname", "gsslib"),
+        *("ssl_min_protocol_version", "ssl_max_protocol_version", "options", "search_path"),
+        *(KNOWN - {"oauth_client_secret", "scram_client_key", "scram_server_key"}),
     )
 )
 _REMEDY = "percent-encode / ? # @ % [ ] and white space in a password, as %2F for /"
@@ -102,6 +103,7 @@ def _check_options(query: str | None) -> None:
             raise ValueError(f"write its option {name} in lower case")
         if behind_secret and name not in _HARMLESS and name not in _SECRET:
             raise ValueError("an option behind its password is unknown: write that first, or & in a password as %26")
+        check_parameter(name, unquote_plus(option.partition("=")[2]), f"its option {name}")
         behind_secret = behind_secret or name in _SECRET
 
 

@@ -68,7 +68,7 @@ class FleetDatabase:
     def __init__(self, dsn: str, *, pooled: bool) -> None:
         settings = {"statement_timeout": f"{1000 * PATIENCE:.0f}ms", "default_transaction_read_only": "on"}
         self._pooled = pooled
-        self._link = Link(dsn, "pgtask top", pooled=pooled, settings=settings)
+        self._link = Link(dsn, "pgtask top", pooled=pooled, settings=settings, reads=True)
 
     async def sample(self) -> DatabaseSample:
         """Return what the database knows now."""

@@ -19,7 +19,7 @@ from pgtask._copy import Source
 from pgtask._doors import Door
 from pgtask._ids import TaskId, TaskIds, ids_of_keys
 from pgtask._postgres.bulk import insert_many
-from pgtask._postgres.connection import map_errors
+from pgtask._postgres.connection import became_read_only, map_errors
 from pgtask._postgres.failures import ParkedTask, follow_failures
 from pgtask._postgres.groups import PostgresGroups
 from pgtask._postgres.inserts import insert_run, insert_runs, insert_task
@@ -124,7 +124,9 @@ class PostgresStore:
         connection = await self._acquire(pool)
         try:
             yield connection
-        except BaseException:
+        except BaseException as error:
+            if became_read_only(error):
+                await self._leave_server(pool, connection)
             await release_quietly(pool, connection)
             raise
         if self._waiting or self._spare is not None or not self._owns_pool or self._pool is not pool:
@@ -147,6 +149,14 @@ class PostgresStore:
                 return await pool.acquire()
         finally:
             self._waiting -= 1
+
+    async def _leave_server(self, pool: Any, connection: Any) -> None:
+        """Drop a connection, and have the pool replace the others, since its server accepts no writes."""
+        connection.terminate()
+        if self._spare is not None:
+            with suppress(asyncpg.InterfaceError):  # it was lost meanwhile
+                self._spare.terminate()
+        await pool.expire_connections()
 
     async def _begin(self, conn: Any) -> Any:
         """Return the caller's connection, or a door to it."""

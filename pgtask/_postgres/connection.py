@@ -1,6 +1,6 @@
 """Connections to Postgres, and the one boundary at which its errors become ours.
 
-Invariants: every connection has TCP keepalives; the exceptions of asyncpg and of the socket do not pass `map_errors`.
+Invariant: the exceptions of asyncpg and of the socket do not pass `map_errors`.
 """
 
 from __future__ import annotations
@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import configparser
 import re
-import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
-from weakref import WeakSet
 
 import asyncpg
 
 from pgtask._dsn import check_dsn, conceal, redact
+from pgtask._postgres.dial import NoUsableHost, dial
 from pgtask.errors import (
     DatabaseError,
     DatabaseRefused,
@@ -31,34 +30,25 @@ from pgtask.errors import (
 )
 
 __all__ = [
-    "CONNECT_TIMEOUT",
     "PLAN_SETTINGS",
     "SESSION_SETTINGS",
     "Connection",
     "connect",
     "fetch_in_transaction",
+    "became_read_only",
     "is_connection_loss",
-    "keep_alive",
     "map_errors",
-    "open_descriptors",
-    "register_connection",
     "valid_dsn",
     "was_rolled_back",
 ]
 
 Connection = asyncpg.Connection
 
-_connections: WeakSet[Any] = WeakSet()
-
-if not hasattr(Connection, "_transport"):  # keep_alive() reads it
+if not hasattr(Connection, "_transport"):  # dial.py reads it
     raise ImportError(
         f"asyncpg {asyncpg.__version__} has no Connection._transport, which pgtask needs: install an older asyncpg, or "
         "a newer pgtask"
     )
-
-CONNECT_TIMEOUT = 15.0
-# A half-open line is noticed after idle + count * interval = 25 s; unacknowledged data after 20 s.
-_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 
 SESSION_SETTINGS = {"default_transaction_isolation": "read committed"}
 """The settings of all our sessions. The statements rely on seeing rows that other sessions have committed while they
@@ -91,22 +81,23 @@ _POOLER_REFUSES = re.compile(
 )
 
 
-async def connect(dsn: str, *, name: str, settings: dict[str, str] | None = None, pooled: bool = False) -> Any:
+async def connect(
+    dsn: str, *, name: str, settings: dict[str, str] | None = None, pooled: bool = False, reads: bool = False
+) -> Any:
     """Open a connection that shows as `name` in `pg_stat_activity`, with `settings` for its whole life.
 
     `pooled` is for a transaction-pooling pgbouncer: no session settings, no prepared statements that outlive a
-    transaction. The caller owns the connection. Raises `DatabaseUnavailable` or `DatabaseRefused`.
+    transaction. If it only `reads`, a standby among several hosts will do. The caller owns the connection. Raises
+    `DatabaseUnavailable` or `DatabaseRefused`.
     """
     with map_errors(dsn):
-        connection = await asyncpg.connect(
+        return await dial(
             valid_dsn(dsn),
-            timeout=CONNECT_TIMEOUT,
+            reads=reads,
             statement_cache_size=0 if pooled else 100,
             max_cached_statement_lifetime=0,
             server_settings=None if pooled else {"application_name": name, **SESSION_SETTINGS, **(settings or {})},
         )
-    register_connection(connection)
-    return connection
 
 
 async def fetch_in_transaction(connection: Any, settings: dict[str, str], query: str, *args: Any) -> list[Any]:
@@ -133,29 +124,6 @@ def valid_dsn(dsn: str) -> str:
         raise DatabaseRefused(f"the DSN is not valid: {error}{_at(dsn)}") from None
 
 
-def register_connection(connection: Any) -> None:
-    """Set the keepalives of a new connection, and make it known to `open_descriptors`."""
-    keep_alive(connection)
-    _connections.add(connection)
-
-
-def keep_alive(connection: Any) -> None:
-    """Set the socket options that asyncpg does not offer."""
-    line = connection._transport.get_extra_info("socket")
-    if line is None or line.family == getattr(socket, "AF_UNIX", None):
-        return
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE.items():
-        if hasattr(socket, option):
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-def open_descriptors() -> list[int]:
-    """Return the descriptors of all connections that pgtask has opened in this process, for a forked copy of it."""
-    lines = [one._transport.get_extra_info("socket") for one in list(_connections) if not one.is_closed()]
-    return [line.fileno() for line in lines if line is not None]
-
-
 @contextmanager
 def map_errors(dsn: str = "") -> Iterator[None]:
     """Turn an exception of asyncpg, the socket or the resolver into a `DatabaseError` of ours, the original as
@@ -165,6 +133,8 @@ def map_errors(dsn: str = "") -> Iterator[None]:
         yield
     except PgtaskError:
         raise
+    except NoUsableHost as error:
+        raise _error_of_hosts(error, dsn) from error
     except asyncpg.PostgresError as error:
         raise _error_of_sqlstate(error, dsn) from error
     except asyncpg.InternalClientError as error:
@@ -187,6 +157,23 @@ def map_errors(dsn: str = "") -> Iterator[None]:
         if not dsn:
             raise
         raise DatabaseRefused(f"the DSN is not valid{_at(dsn)}") from None  # the error may quote pieces of it
+
+
+def _error_of_hosts(error: NoUsableHost, dsn: str) -> DatabaseError:
+    """Return our error for a list of hosts: it is a refusal only if each of them refuses, as another may come back."""
+    texts, refused = [], 0
+    for host, cause in error.causes:
+        text = cause
+        if isinstance(cause, Exception):
+            try:
+                with map_errors(dsn):
+                    raise cause
+            except DatabaseError as mapped:
+                text = str(mapped).removesuffix(_at(dsn))
+                refused += isinstance(mapped, DatabaseRefused)
+        texts.append(f"{host}: {text}")
+    kind = DatabaseRefused if refused == len(texts) else DatabaseUnavailable
+    return kind(f"no host is usable: {'; '.join(texts)}{_at(dsn)}")
 
 
 def _error_of_sqlstate(error: asyncpg.PostgresError, dsn: str) -> DatabaseError:
@@ -226,6 +213,13 @@ def is_connection_loss(error: BaseException) -> bool:
             frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in walk_tb(error.__traceback__)
         )
     return isinstance(error, asyncpg.InterfaceError) and _is_closed(error)
+
+
+def became_read_only(error: BaseException | None) -> bool:
+    """Return whether a statement failed because its session may not write: the server is a standby now, say. Who has
+    opened the connection leaves it then, as another host may be the primary."""
+    cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
+    return isinstance(cause, asyncpg.ReadOnlySQLTransactionError)
 
 
 def _is_closed(error: asyncpg.InterfaceError) -> bool:

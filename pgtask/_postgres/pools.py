@@ -1,6 +1,6 @@
 """The two pools: one for the queries of steps, and one for a client.
 
-Invariants: neither opens a connection before it is needed, except the client's first; all have keepalives.
+Invariant: neither opens a connection before it is needed, except the client's first.
 """
 
 from __future__ import annotations
@@ -13,14 +13,8 @@ from typing import Any
 import asyncpg
 
 from pgtask._backoff import Backoff
-from pgtask._postgres.connection import (
-    CONNECT_TIMEOUT,
-    PLAN_SETTINGS,
-    SESSION_SETTINGS,
-    map_errors,
-    register_connection,
-    valid_dsn,
-)
+from pgtask._postgres.connection import PLAN_SETTINGS, SESSION_SETTINGS, map_errors, valid_dsn
+from pgtask._postgres.dial import dial
 from pgtask._postgres.migrate import check_schema
 from pgtask._postgres.step_pool import StepPool
 from pgtask._postgres.times import allow_far_times
@@ -59,20 +53,14 @@ async def user_pool(dsn: str, *, size: int, pooled: bool = False) -> AsyncIterat
 
 
 async def _connect_with_retries(*args: Any, **options: Any) -> Any:
-    """Connect as `asyncpg.connect` does, again and again for as long as the server is unavailable or full."""
+    """Dial as `dial` does, again and again for as long as the server is unavailable or full."""
     backoff = Backoff(INITIAL_PAUSE, MAX_PAUSE)
     while True:
         try:
             with map_errors():
-                return await _connect(*args, **options)
+                return await dial(*args, **options)
         except DatabaseUnavailable:
             await asyncio.sleep(backoff.next())
-
-
-async def _connect(*args: Any, **options: Any) -> Any:
-    connection = await asyncpg.connect(*args, **options)
-    register_connection(connection)
-    return connection
 
 
 async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
@@ -85,8 +73,7 @@ async def client_pool(dsn: str, *, size: int, pooled: bool = False) -> Any:
             valid_dsn(dsn),
             min_size=1,
             max_size=size,
-            timeout=CONNECT_TIMEOUT,
-            connect=_connect,
+            connect=dial,
             init=allow_far_times,
             reset=_keep_session,
             statement_cache_size=0 if pooled else 100,

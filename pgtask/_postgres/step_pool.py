@@ -7,12 +7,14 @@ every connection, none is ever released, and the leases of those steps would be 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from contextvars import ContextVar
 from typing import Any
 
 import asyncpg
 
+from pgtask._postgres.connection import became_read_only
 from pgtask.errors import PoolExhausted
 
 __all__ = ["StepConnection", "StepPool"]
@@ -95,7 +97,9 @@ class StepPool(asyncpg.Pool):  # type: ignore[misc]
         return connection
 
     async def release(self, connection: Any, *, timeout: float | None = None) -> None:
-        """Release a connection, as `asyncpg.Pool.release` does."""
+        """Release a connection, as `asyncpg.Pool.release` does; drop it if that is because it may not write."""
+        if became_read_only(sys.exc_info()[1]):
+            connection.terminate()
         if (hold := self._in_use.pop(connection, None)) is not None:
             hold.pool = None
         await super().release(connection, timeout=timeout)

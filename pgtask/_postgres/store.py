@@ -38,9 +38,11 @@ HOT_SETTINGS = {
     **PLAN_SETTINGS,
     **_TRANSACTION_SETTINGS,
     "idle_session_timeout": "0",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
+    # The server ends the session of a host that is gone, and its locks, as soon as we leave a server that is gone.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
 }
 
 DEADLINE = 35.0
@@ -95,7 +97,7 @@ class Link:
     """A connection with one owner; opened when first needed, and again after a loss.
 
     `on_open` is awaited with each new connection before anything else uses it (LISTEN, for one). `settings` are those
-    of its session that differ from `HOT_SETTINGS`.
+    of its session that differ from `HOT_SETTINGS`. If it only `reads`, a standby among several hosts will do.
     """
 
     def __init__(
@@ -106,10 +108,12 @@ class Link:
         pooled: bool = False,
         on_open: Callable[[Any], Awaitable[None]] | None = None,
         settings: Mapping[str, str] | None = None,
+        reads: bool = False,
     ) -> None:
         self._dsn = dsn
         self._name = name
         self._pooled = pooled
+        self._reads = reads
         self._on_open = on_open
         self._settings = {**HOT_SETTINGS, **(settings or {})}
         # Behind a pooler each statement brings these along.
@@ -150,7 +154,9 @@ class Link:
             self.drop()
         if self._connection is None:
             try:
-                connection = await connect(self._dsn, name=self._name, settings=self._settings, pooled=self._pooled)
+                connection = await connect(
+                    self._dsn, name=self._name, settings=self._settings, pooled=self._pooled, reads=self._reads
+                )
             except DatabaseUnavailable as error:
                 self.lost_at = time.monotonic()
                 self._note_outage(error)

@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 
 from pgtask._doors import Door, door_to
-from pgtask._postgres.connection import PLAN_SETTINGS, map_errors
+from pgtask._postgres.connection import PLAN_SETTINGS, became_read_only, map_errors
 from pgtask._postgres.store import statement
 from pgtask.errors import DatabaseUnavailable, EnqueueError, PgtaskError
 
@@ -69,13 +69,12 @@ def refuse_read_only(refuse: type[PgtaskError] = EnqueueError) -> Iterator[None]
     try:
         yield
     except (DatabaseUnavailable, asyncpg.ReadOnlySQLTransactionError) as error:
-        cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
-        if not isinstance(cause, asyncpg.ReadOnlySQLTransactionError):
+        if not became_read_only(error):
             raise
         raise refuse(
             "conn= is in a read-only transaction, so nothing can be written in it: begin one that is READ WRITE, on "
             "the primary server (SQLSTATE 25006)"
-        ) from cause
+        ) from error
 
 
 @asynccontextmanager

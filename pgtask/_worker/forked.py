@@ -37,7 +37,7 @@ from typing import Any, NoReturn
 
 from pgtask import _fastpath
 from pgtask._log import EventLog
-from pgtask._postgres.connection import open_descriptors
+from pgtask._postgres.dial import open_descriptors
 from pgtask._worker.turn_slots import slot_descriptors
 
 __all__ = ["called_in_thread", "end_if_copy", "guard_forks", "protect_loop"]

@@ -27,10 +27,11 @@ from pgtask.errors import AppLoadError
 
 __all__ = ["dsn_of", "make_app", "pgtask_databases"]
 
-# What asyncpg has as well. The other options are about the session of psycopg, which is not ours.
+# What we have as well. The other options are about the session of psycopg, which is not ours.
 _OPTIONS = (
     *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslnegotiation", "passfile", "service"),
-    *("target_session_attrs", "options", "krbsrvname", "gsslib"),
+    *("target_session_attrs", "load_balance_hosts", "options", "krbsrvname", "gsslib"),
+    *("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
 )
 
 
@@ -89,7 +90,7 @@ def _dsn_from(database: Mapping[str, Any]) -> str:
     more = {name: str(options[name]) for name in _OPTIONS if options.get(name) is not None}
     if options.get("assume_role"):
         more["role"] = str(options["assume_role"])
-    if host.startswith("/"):  # the directory of a socket
+    if host.startswith("/") or "," in host:  # the directory of a socket, or several hosts
         more["host"], host = host, ""
         if port:
             more["port"], port = port, ""

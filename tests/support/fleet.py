@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +34,10 @@ class Fleet:
         ]
         self.lines: list[str] = []
         self._fresh: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def on(self, host: Sequence[str]) -> None:
+        """Start it by a command that runs another one, such as on a host of a switch."""
+        self._command = [*host, *self._command]
 
     def __enter__(self) -> Fleet:
         self.process = subprocess.Popen(

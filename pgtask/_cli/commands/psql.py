@@ -16,11 +16,14 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 
 from pgtask._cli.database import Database, find_database
 from pgtask._cli.parser import Parser
+from pgtask._dsn_parameters import read_dialling
 from pgtask._postgres.embedded import binary
 from pgtask._postgres.migrate import migrate
 from pgtask.errors import ConfigError, DatabaseRefused, EmbeddedError
 
 __all__ = ["HELP", "SUMMARY", "add_arguments", "run", "split_words"]
+
+CONNECT_SECONDS = "5"  # for each host, which psql dials one after the other
 
 SUMMARY = "run psql against the database"
 HELP = """\
@@ -75,6 +78,9 @@ def _exec_psql(database: Database, arguments: Sequence[str]) -> NoReturn:
                 ) from None
     dsn, password, key_password = _without_passwords(database.dsn)
     environment = dict(os.environ)
+    if read_dialling(database.dsn).hosts:  # of several hosts take that which pgtask takes
+        environment.setdefault("PGTARGETSESSIONATTRS", "read-write")
+        environment.setdefault("PGCONNECT_TIMEOUT", CONNECT_SECONDS)
     if password is not None:
         environment["PGPASSWORD"] = password
     if key_password:

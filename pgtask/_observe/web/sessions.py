@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from pgtask._postgres.connection import PLAN_SETTINGS, connect, map_errors
+from pgtask._postgres.connection import PLAN_SETTINGS, became_read_only, connect, map_errors
 from pgtask._postgres.migrate import check_schema
 from pgtask._postgres.times import allow_far_times
+from pgtask.errors import DatabaseUnavailable
 
 __all__ = ["PATIENCE", "WebSessions"]
 
@@ -27,7 +28,7 @@ class WebSessions:
 
     def __init__(self, dsn: str, *, pooled: bool, writes: bool = False) -> None:
         self._dsn = dsn
-        self._pooled = pooled
+        self._pooled, self._reads = pooled, not writes
         self._settings = {**PLAN_SETTINGS, "statement_timeout": _TIMEOUT, "lock_timeout": _TIMEOUT}
         if not writes:
             self._settings["default_transaction_read_only"] = "on"
@@ -49,8 +50,9 @@ class WebSessions:
             try:
                 with map_errors():
                     yield connection
-            except asyncio.CancelledError:
-                connection.terminate()
+            except (asyncio.CancelledError, DatabaseUnavailable) as error:
+                if isinstance(error, asyncio.CancelledError) or became_read_only(error):
+                    connection.terminate()
                 raise
             finally:
                 if not connection.is_closed():
@@ -61,7 +63,9 @@ class WebSessions:
             connection = self._free.pop()
             if not connection.is_closed():
                 return connection
-        connection = await connect(self._dsn, name="pgtask web", settings=self._settings, pooled=self._pooled)
+        connection = await connect(
+            self._dsn, name="pgtask web", settings=self._settings, pooled=self._pooled, reads=self._reads
+        )
         try:
             await check_schema(connection)
             await allow_far_times(connection)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.one_database(
     "DELETE FROM pg_task_runs; DELETE FROM pg_task_pauses; DELETE FROM pg_task_actions"
 )
 
-PAGES = ["/", "/tasks", "/runs", "/parked", "/machine"]
+PAGES = ["/", "/tasks", "/runs", "/parked", "/machine", "/limits", "/schedules", "/groups"]
 NONE = "\N{EN DASH}"
 EVIL = "<script>alert(1)</script>"
 SPAWN_RUN = """
@@ -97,7 +97,7 @@ def test_now_shows_depth_leases_and_pauses(dsn: str, reader: Console) -> None:
         assert time.monotonic() < deadline, text
     row = re.search(r"reports</a> <span class=\"state paused\">.*?</tr>", text, re.DOTALL)
     assert row
-    assert re.findall(r">([^<]+)</td>", row[0])[:5] == [NONE, NONE, "1", "1", NONE]
+    assert re.findall(r">([^<]+)</td>", row[0])[:6] == [NONE, NONE, NONE, "1", "1", NONE]
     assert all(part in text for part in (worker, "queue reports", "why", "me"))
 
 

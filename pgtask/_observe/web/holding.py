@@ -33,7 +33,7 @@ async def limits(request: Request) -> Response:
     if name and not found:
         text = f"there is no limit {name}: its row was deleted, or it never was"
         return site.render(request, "error.html", status=404, title="Not found", text=text)
-    return site.render(request, "limits.html", limits=found, keys=keys, is_cut=is_cut, name=name, most=COUNTED)
+    return site.render(request, "limits.html", limits=found, keys=keys, is_cut=is_cut, chosen=name, most=COUNTED)
 
 
 async def schedules(request: Request) -> Response:
@@ -58,4 +58,4 @@ async def groups(request: Request) -> Response:
         return site.render(request, "error.html", status=404, title="Not found", text=text)
     is_cut = sum(one.tasks for one in causes) >= MAX_FOLDED
     values = {"causes": causes, "is_cut": is_cut, "most": MAX_FOLDED, "shown": MAX_GROUPS}
-    return site.render(request, "groups.html", groups=found, name=name, **values)
+    return site.render(request, "groups.html", groups=found, chosen=name, **values)

@@ -5,6 +5,8 @@ Invariant: as that of the other pages: a bounded number of rows, in one snapshot
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -57,5 +59,5 @@ async def groups(request: Request) -> Response:
         text = f"there is no group {name}: it was removed, or it never was"
         return site.render(request, "error.html", status=404, title="Not found", text=text)
     is_cut = sum(one.tasks for one in causes) >= MAX_FOLDED
-    values = {"causes": causes, "is_cut": is_cut, "most": MAX_FOLDED, "shown": MAX_GROUPS}
+    values: dict[str, Any] = {"causes": causes, "is_cut": is_cut, "most": MAX_FOLDED, "shown": MAX_GROUPS}
     return site.render(request, "groups.html", groups=found, chosen=name, **values)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pgtask._postgres.times import FarTime, to_microseconds
 
-__all__ = ["format_elapsed", "format_number", "format_size", "format_time", "relative_time"]
+__all__ = ["format_elapsed", "format_number", "format_rate", "format_size", "format_time", "relative_time"]
 
 _UNITS = ((60.0, "m"), (3600.0, "h"), (86_400.0, "d"), (365.25 * 86_400, "y"))
 
@@ -56,3 +56,19 @@ def format_elapsed(seconds: float) -> str:
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
+
+
+def format_rate(per_second: float) -> str:
+    """Return a rate in the unit in which it is at least 1, as `--rate` of `pgtask limit` takes it, or else the time of
+    each: `10/s`, `6/min`, `1 per 10 min`."""
+    if per_second >= 1 - 1e-9:
+        return f"{_significant(per_second)}/s"
+    if 60 * per_second >= 1 - 1e-9:
+        return f"{_significant(60 * per_second)}/min"
+    each = 1 / per_second
+    unit, seconds = ("min", 60.0) if each < 3599 else ("h", 3600.0) if each < 172_799 else ("d", 86_400.0)
+    return f"1 per {_significant(each / seconds)} {unit}"
+
+
+def _significant(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -89,10 +89,11 @@ PAGES: dict[str, TopPage] = {
         (
             Column("queue", lambda row: row.queue, is_name=True),
             *(Column(state, _count(state), is_number=True) for state in ("due", "leased", "scheduled", "parked")),
+            Column("limited", _count("limited"), is_number=True, usual="0", rank=2),
             _column("oldest due", "oldest_due", _seconds),
             _column("growth/s", "growth", _signed, rank=1),
         ),
-        ("queue", "due", "leased", "scheduled", "parked", "oldest_due", "growth"),
+        ("queue", "due", "leased", "scheduled", "parked", "limited", "oldest_due", "growth"),
         1,
     ),
     "steps": TopPage(

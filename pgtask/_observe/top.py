@@ -26,6 +26,7 @@ class QueueRow(msgspec.Struct, frozen=True, kw_only=True):
 
     queue: str
     due: int = 0
+    limited: int = 0
     scheduled: int = 0
     leased: int = 0
     parked: int = 0

@@ -72,10 +72,10 @@ async def fold_causes(connection: Any, wanted: TaskFilter, *, last: int | None =
 
     more: tuple[Any, ...] = ()
     name = "causes"
-    if last is not None:
+    if wanted.group is not None:
+        name, more = "groups/causes", (wanted.group, last)
+    elif last is not None:
         name, more = "web/last_causes", (last,)
-    elif wanted.group is not None:
-        name, more = "groups/causes", (wanted.group,)
     values = True, *wanted.args, *more
     await connection.copy_from_query(statement(name), *values, output=take_chunk, format="binary")
     found: list[_Found] = sorted(reader.found(), key=lambda one: (-one[3], one[:3]))

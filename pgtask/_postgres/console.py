@@ -11,6 +11,8 @@ from uuid import UUID
 
 import msgspec
 
+from pgtask._postgres.causes import ParkedCause, fold_causes
+from pgtask._postgres.listing import TaskFilter
 from pgtask._postgres.runs import CheckpointRow
 from pgtask._postgres.store import statement
 from pgtask._postgres.tasks import plain_values
@@ -21,6 +23,7 @@ __all__ = [
     "MAX_FOLDED",
     "StepCount",
     "count_steps",
+    "fold_group",
     "read_children",
     "read_last_checkpoints",
 ]
@@ -55,3 +58,8 @@ async def read_last_checkpoints(connection: Any, run: UUID, characters: int) -> 
 async def read_children(connection: Any, run: UUID) -> list[UUID]:
     """Return some of the children of a run, in the order of their ids."""
     return sorted(UUID(int=row[0].int) for row in await connection.fetch(statement("web/children"), run, MAX_CHILDREN))
+
+
+async def fold_group(connection: Any, name: str) -> list[ParkedCause]:
+    """Return the causes of parked members of a group, of `MAX_FOLDED` of them at most."""
+    return await fold_causes(connection, TaskFilter(states=("parked",), group=name), last=MAX_FOLDED)

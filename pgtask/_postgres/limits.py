@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -16,13 +17,27 @@ from pgtask._postgres.actions import begin_action, note_action
 from pgtask._postgres.store import statement
 from pgtask.limits import Limit, Rate
 
-__all__ = ["LimitChange", "LimitKey", "LimitRow", "change_limit", "declaration", "read_keys", "read_limits"]
+__all__ = [
+    "COUNTED",
+    "LimitChange",
+    "LimitKey",
+    "LimitRow",
+    "change_limit",
+    "declaration",
+    "read_keys",
+    "read_limits",
+]
 
+COUNTED = 10_000
+"""How far tasks of a limit are counted."""
+MAX_KEYS, MAX_LOOKED = 50, 300  # keys of a limit that are shown, and that are looked at for that
 _KEEP: Any = msgspec.UNSET
 
 
 class LimitRow(msgspec.Struct, frozen=True):
-    """A row of pg_task_limits, as of `seen_at`. Rates are a second; `running` and `waiting` are counted to 10,000."""
+    """A row of pg_task_limits, as of `seen_at`. Rates are a second. `running` and `waiting` count tasks, `paused_keys`
+    the keys with a pause of their own, `open_keys` those of them that a breaker pauses; all of them only so far as
+    `read_limits` says."""
 
     name: str
     concurrency: int | None
@@ -34,6 +49,7 @@ class LimitRow(msgspec.Struct, frozen=True):
     failures: int | None
     pause: float | None
     is_shared: bool
+    weights: str | None
     is_strict: bool
     paused_until: datetime | None
     changed: list[str]
@@ -41,6 +57,8 @@ class LimitRow(msgspec.Struct, frozen=True):
     updated_at: datetime
     running: int
     waiting: int
+    paused_keys: int
+    open_keys: int
     seen_at: datetime
 
     @property
@@ -49,7 +67,8 @@ class LimitRow(msgspec.Struct, frozen=True):
 
 
 class LimitKey(msgspec.Struct, frozen=True):
-    """A key of a limit: `failures` are failed tries in a row, `next_at` is when its rate or cost is even again."""
+    """A key of a limit: `failures` are failed tries in a row, `next_at` is when its rate or cost is even again. In
+    strict order the task `blocked_by` holds up those behind it: it `is_parked`, or waits for its retry."""
 
     key: str
     running: int
@@ -57,6 +76,8 @@ class LimitKey(msgspec.Struct, frozen=True):
     failures: int | None
     paused_until: datetime | None
     next_at: datetime | None
+    blocked_by: UUID | None
+    is_parked: bool | None
 
 
 class LimitChange(msgspec.Struct, frozen=True):
@@ -89,14 +110,16 @@ def _given_rate(rate: Rate | None) -> tuple[float | None, float | None, bool]:
     return (None, None, True) if rate is None else (rate.per_second, rate.saved, True)
 
 
-async def read_limits(connection: Any, name: str | None = None) -> list[LimitRow]:
-    """Return all limits by name, or the one of that name."""
-    return [LimitRow(*row) for row in await connection.fetch(statement("limits/list"), name)]
+async def read_limits(connection: Any, name: str | None = None, *, counted: int = COUNTED) -> list[LimitRow]:
+    """Return all limits by name, or the one of that name. Tasks and keys are counted no further than `counted`."""
+    return [LimitRow(*row) for row in await connection.fetch(statement("limits/list"), name, counted)]
 
 
-async def read_keys(connection: Any, name: str, most: int) -> list[LimitKey]:
-    """Return up to `most` keys of a limit that run, wait, pause or have failed."""
-    return [LimitKey(*row) for row in await connection.fetch(statement("limits/keys"), name, most)]
+async def read_keys(connection: Any, name: str, *, counted: int = COUNTED) -> tuple[list[LimitKey], bool]:
+    """Return some keys of a limit that run, wait, pause or have failed, those that hold up most first; and whether
+    there are more of them."""
+    rows = await connection.fetch(statement("limits/keys"), name, MAX_KEYS, MAX_LOOKED, counted)
+    return [LimitKey(*row[:-1]) for row in map(tuple, rows)], bool(rows) and rows[0][-1] > len(rows)
 
 
 async def change_limit(connection: Any, name: str, change: LimitChange, what: str, by: str) -> bool:

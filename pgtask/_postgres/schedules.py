@@ -30,6 +30,8 @@ __all__ = [
     "run_schedule",
 ]
 
+MAX_LATE = 5.0  # seconds until a time that has passed is worth a word
+
 TaskOfSchedule: TypeAlias = Literal["waiting", "running", "parked", "ended"]
 
 
@@ -66,6 +68,17 @@ class ScheduleRow(msgspec.Struct, frozen=True):
         if self.paused_at is not None:
             return "paused"
         return "on" if self.error is None else "failed"
+
+    @property
+    def lateness(self) -> float:
+        """Seconds since its time has passed, as long as it should have started; 0 for one that waits for its task."""
+        waits = self.missed == "all" and self.overlap == "skip" and self.task in ("waiting", "running")
+        return 0.0 if waits or self.state != "on" else max(0.0, (self.seen_at - self.next_at).total_seconds())
+
+    @property
+    def shown_state(self) -> str:
+        """The state; `late` if it should have started more than `MAX_LATE` seconds ago."""
+        return "late" if self.lateness > MAX_LATE else self.state
 
 
 class Declaration(NamedTuple):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from datetime import timedelta
 
 import pytest
 from fix_commands import Command, query
 from sessions import connected
 
 from pgtask import Breaker, Limit, Rate
+from pgtask._cli.quantities import format_rate
 from pgtask._postgres.limits import declaration
 from pgtask._postgres.store import statement
 from pgtask.errors import DefinitionError
@@ -18,6 +21,10 @@ INSERT INTO pg_task (step, limit_key, limit_at, wakeup_at, locked_by, lock_expir
 SELECT '{"Crawl":{"Fetch":null}}', 'host ' || key, now(), 'infinity', token, CASE WHEN token IS NOT NULL THEN now() END
 FROM unnest($1::text[], $2::uuid[]) AS task (key, token)
 RETURNING id
+"""
+PAUSE = """
+INSERT INTO pg_task_limit_keys (limit_key, failures, paused_until)
+SELECT key, failures, now() + interval '1 min' FROM unnest($1::text[], $2::int[]) AS one (key, failures) RETURNING 1
 """
 RULES = (
     "SELECT concurrency, rate, burst, cost_rate, changed, paused_until > now() + interval '9 min' FROM pg_task_limits"
@@ -43,7 +50,7 @@ def test_limits_and_their_keys_are_shown(database: str, command: Command) -> Non
     ids = query(database, WAIT, ["a.example", "a.example", "b.example"], tokens)
     text = command("limit").out
     assert [line.split()[:3] for line in text.splitlines()[1:]] == [["host", "2", "10/s"], ["provider", "-", "-"]]
-    assert "1,000/s" in text
+    assert "1,000 tokens/s, burst 100" in text
     keys = command("limit", "host").out
     assert ["a.example", "1", "1"] in [line.split()[:3] for line in keys.splitlines()]
     assert ["b.example", "0", "1"] in [line.split()[:3] for line in keys.splitlines()]
@@ -51,6 +58,38 @@ def test_limits_and_their_keys_are_shown(database: str, command: Command) -> Non
     assert (shown["running"], shown["waiting"], len(shown["keys"])) == (1, 2, 2)
     assert "limit host b.example" in command("list", "--state", "scheduled").out
     assert "host a.example, due " in command("show", str(ids[1][0])).out
+
+
+def test_rules_are_shown_as_people_say_them(database: str, command: Command) -> None:
+    slow = Rate(1, per=timedelta(minutes=10))
+    breaker = Breaker(failures=3, pause=timedelta(minutes=5))
+    declare(database, Limit("slow", rate=slow), Limit("fused", key=str, breaker=breaker, share={"gold": 3}))
+    declare(database, Limit("strict", key=str, concurrency=1, order="strict"))
+    query(database, WAIT, ["a", "b"], [None, None])
+    strict = "SET limit_key = 'strict ' || split_part(limit_key, ' ', 2)"
+    parked = query(database, f"UPDATE pg_task {strict} RETURNING id")[0][0]
+    query(database, "UPDATE pg_task SET wakeup_at = now(), error = 'boom' WHERE id = $1 RETURNING id", parked)
+    query(database, PAUSE, ["fused down", "fused slow"], [3, 1])
+    text = command("limit").out
+    assert "1 per 10 min" in text
+    assert all(words in text for words in ("3 failed: 5 min 0 s", "take turns (gold 3)", "strict order"))
+    assert "1 with an open breaker; 1 throttled" in text
+    keys = command("limit", "fused").out
+    assert re.search(r"down .* breaker open\n", keys)
+    assert re.search(r"slow .* throttled\n", keys)
+    query(database, "UPDATE pg_task SET limit_key = 'strict a' RETURNING id")
+    assert f"goes on after task {parked}, which is parked" in command("limit", "strict").out
+    (shown,) = command("limit", "strict", "--json").objects
+    assert [key["blocked_by"] for key in shown["keys"]] == [str(parked)]
+
+
+@pytest.mark.parametrize(
+    ("rate", "says"),
+    [(10.0, "10/s"), (1000 / 60, "16.67/s"), (0.5, "30/min"), (1 / 600, "1 per 10 min"), (1 / 3600, "1 per 1 h"),
+     (3 / 86_400, "1 per 8 h"), (1 / 604_800, "1 per 7 d"), (12_345.0, "12,345/s")],
+)  # fmt: skip
+def test_rates_are_in_a_unit_that_fits(rate: float, says: str) -> None:
+    assert format_rate(rate) == says
 
 
 def test_limit_changes_and_is_taken_back(database: str, command: Command) -> None:

@@ -70,7 +70,7 @@ def test_board_and_alerts_ask_for_what_is_served() -> None:
 
 def test_values_of_labels_are_those_that_are_served() -> None:
     outcomes = set(metrics._OUTCOMES)
-    states = {"due", "scheduled", "leased", "parked"}
+    states = {"due", "limited", "scheduled", "leased", "parked"}
     for where, text in [*rules(DEPLOY), *queries(DEPLOY)]:
         for selector in selectors(promql.parse(text)):
             for matcher in selector.matchers.matchers:

@@ -16,18 +16,20 @@ from pgtask._postgres.migrate import migrate
 pytestmark = pytest.mark.one_database
 
 INSERT = """
-    INSERT INTO pg_task (step, queue, priority, wakeup_at, locked_by, lock_expires_at, error)
-    SELECT '{}', queue, priority, now() + make_interval(secs => wakes),
+    INSERT INTO pg_task (step, queue, priority, wakeup_at, limit_key, limit_at, locked_by, lock_expires_at, error)
+    SELECT '{}', queue, priority,
+        CASE WHEN kind IN ('limited', 'endless') THEN 'infinity' ELSE now() + make_interval(secs => wakes) END,
+        CASE WHEN kind = 'limited' THEN 'host a' END, CASE WHEN kind = 'limited' THEN now() - interval '1 s' END,
         CASE WHEN kind LIKE 'leased%' THEN gen_random_uuid() END,
         CASE kind WHEN 'leased' THEN now() + interval '1 hour' WHEN 'leased long ago' THEN now() - interval '1 s' END,
         CASE kind WHEN 'parked' THEN 'an error' END
     FROM unnest($1::text[], $2::smallint[], $3::text[], $4::float8[]) AS new (queue, priority, kind, wakes)
 """
-STATE = {"leased": "leased", "leased long ago": "due", "parked": "parked"}
+STATE = {"limited": "limited", "endless": "scheduled", "leased": "leased", "leased long ago": "due", "parked": "parked"}
 ROW = st.tuples(
     st.sampled_from(["a", "b", "B c'"]),
     st.sampled_from([-1, 0, 7]),
-    st.sampled_from(["waiting", "leased", "leased long ago", "parked"]),
+    st.sampled_from(["waiting", "limited", "endless", "leased", "leased long ago", "parked"]),
     st.floats(1, 1000) | st.floats(-1000, -1),
 )
 
@@ -59,7 +61,7 @@ def test_they_say_what_brute_force_finds(dsn: str, rows: list[Any], only: str | 
         assert not any(row["is_estimate"] for row in found)
         due = {row["queue"]: row["oldest_due"] for row in found if row["state"] == "due"}
         assert due == pytest.approx(ages, abs=5)
-        assert backlog == sum(tasks for (_, state), tasks in counts.items() if state in ("due", "leased"))
+        assert backlog == sum(tasks for (_, state), tasks in counts.items() if state in ("due", "limited", "leased"))
         assert oldest == pytest.approx(max(ages.values(), default=0.0), abs=5)
 
     play(dsn, scenario)

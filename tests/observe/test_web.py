@@ -25,10 +25,11 @@ from pgtask._postgres.tasks import transaction
 from pgtask.errors import DatabaseError, StatementTimeout
 
 pytestmark = pytest.mark.one_database(
-    "DELETE FROM pg_task_runs; DELETE FROM pg_task_pauses; DELETE FROM pg_task_actions"
+    "DELETE FROM pg_task_runs; DELETE FROM pg_task_pauses; DELETE FROM pg_task_actions; DELETE FROM pg_task_limits; "
+    "DELETE FROM pg_task_limit_keys; DELETE FROM pg_task_schedules; DELETE FROM pg_task_groups"
 )
 
-PAGES = ["/", "/tasks", "/runs", "/parked", "/machine"]
+PAGES = ["/", "/tasks", "/runs", "/parked", "/machine", "/limits", "/schedules", "/groups"]
 NONE = "\N{EN DASH}"
 EVIL = "<script>alert(1)</script>"
 SPAWN_RUN = """
@@ -97,7 +98,7 @@ def test_now_shows_depth_leases_and_pauses(dsn: str, reader: Console) -> None:
         assert time.monotonic() < deadline, text
     row = re.search(r"reports</a> <span class=\"state paused\">.*?</tr>", text, re.DOTALL)
     assert row
-    assert re.findall(r">([^<]+)</td>", row[0])[:5] == [NONE, NONE, "1", "1", NONE]
+    assert re.findall(r">([^<]+)</td>", row[0])[:6] == [NONE, NONE, NONE, "1", "1", NONE]
     assert all(part in text for part in (worker, "queue reports", "why", "me"))
 
 
@@ -229,6 +230,48 @@ def test_the_machine_counts_tasks_at_each_step(dsn: str, reader: Console) -> Non
     assert "Gone.Away" in text.partition("Steps that the app has not")[2]
 
 
+FILL = """
+    INSERT INTO pg_task_limits (name, concurrency, rate, failures, pause, changed, changed_by)
+    VALUES ('host', 2, 0.1, 3, 60, '{rate}', 'ann');
+    INSERT INTO pg_task_limit_keys (limit_key, failures, paused_until)
+    VALUES ('host down', 3, now() + interval '1 h'), ('host busy', 0, NULL);
+    INSERT INTO pg_task (step, limit_key, limit_at, wakeup_at)
+    SELECT '{"Crawl":{"Fetch":null}}', 'host busy', now(), 'infinity' FROM generate_series(1, 3);
+    INSERT INTO pg_task_schedules (name, app, cron, step, next_at, look_at, last_at, last_task)
+    VALUES ('nightly', 'a:b', '0 3 * * *', '{"Crawl":{"Plan":{}}}', now() - interval '9 min', now(), now(),
+            gen_random_uuid());
+    WITH one AS (
+        INSERT INTO pg_task_groups (name, total, started_at) VALUES ('crawl', 10, now() - interval '4 s') RETURNING id
+    ), counted AS (
+        INSERT INTO pg_task_group_counts (group_id, slot, done) SELECT id, 0, 8 FROM one
+    )
+    INSERT INTO pg_task (step, group_id, error)
+    SELECT '{"Crawl":{"Fetch":null}}', -id, 'TimeoutError: host ' || i FROM one, generate_series(1, 2) AS i;
+"""
+
+
+def cells(text: str, name: str) -> list[str]:
+    row = re.search(rf'<th scope="row">(?:<a [^>]+>)?{name}<.*?</tr>', text, re.DOTALL)
+    assert row, text
+    return [" ".join(re.sub("<[^>]+>", " ", cell).split()) for cell in re.findall("<td[^>]*>(.*?)</td>", row[0])]
+
+
+def test_limits_schedules_and_groups_have_pages(dsn: str, reader: Console) -> None:
+    run(execute(dsn, FILL))
+    found = cells(reader.page("/limits"), "host")
+    assert found[:4] == ["0", "3", "2", "6/min"]
+    assert found[-1] == "1 with an open breaker; rate changed by ann"
+    keys = reader.page("/limits", name="host")
+    assert re.findall(r'row">(\w+)<', keys) == ["host", "down", "busy"]  # what is paused comes first
+    assert cells(keys, "down")[-1] == "breaker open"
+    assert cells(reader.page("/schedules"), "nightly")[0].startswith("late by 9 min")
+    group = cells(reader.page("/groups"), "crawl")
+    assert group[:3] + group[4:7] == ["open", "8", "10", "0", "2", "0"]
+    assert "TimeoutError: host #" in reader.page("/groups", name="crawl")
+    for path in ("/limits", "/groups"):
+        assert "there is no" in reader.page(path, 404, name="none")
+
+
 def test_counts_stop_and_say_so(dsn: str, reader: Console) -> None:
     run(
         execute(
@@ -247,6 +290,10 @@ def test_hostile_text_is_never_html(dsn: str, reader: Console) -> None:
     insert(dsn, step=step, queue=f"'\"onload=x {EVIL}'", **LEASED)
     insert(dsn, step="'no json <b>'")
     run(execute(dsn, f"INSERT INTO pg_task_pauses VALUES ('queue', '{EVIL}', '{EVIL}', now(), '{EVIL}')"))
+    filled = FILL
+    for name in ("'host'", "'nightly'", "'crawl'"):
+        filled = filled.replace(name, f"'{EVIL}'")
+    run(execute(dsn, filled))
     trip = query(dsn, SPAWN_RUN, 2)[0][0]
     run(execute(dsn, f"UPDATE pg_task_runs SET name = '{EVIL}', error = '{EVIL}', output = '\"{EVIL}\"'"))
     run(execute(dsn, f"UPDATE pg_task_checkpoints SET name = '{EVIL}', place = '{EVIL}', error = '{EVIL}'"))

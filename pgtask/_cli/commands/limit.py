@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from pgtask._cli.database import with_connection
+from pgtask._cli.limit_words import breaker_words, cost_words, key_words, order_words, rate_words, state_words
 from pgtask._cli.options import add_json
 from pgtask._cli.output import json_line, write_lines
 from pgtask._cli.parser import Parser
 from pgtask._cli.quantities import relative_time
-from pgtask._cli.tables import Column, Screen, detect_screen, table_lines
+from pgtask._cli.tables import Column, Screen, detect_screen, printable, table_lines, wrap_sentence
 from pgtask._durations import parse_duration
 from pgtask._nearest import did_you_mean
 from pgtask._operator import operator_name
-from pgtask._postgres.limits import LimitChange, LimitKey, LimitRow, change_limit, read_keys, read_limits
-from pgtask.errors import ConfigError, DefinitionError
+from pgtask._postgres.limits import COUNTED, LimitChange, LimitKey, LimitRow, change_limit, read_keys, read_limits
+from pgtask._rates import parse_count, parse_rate
+from pgtask.errors import ConfigError
 from pgtask.limits import Rate
 
 __all__ = ["HELP", "SUMMARY", "add_arguments", "run"]
@@ -38,10 +38,6 @@ stays, also when the code is deployed again, until you take it back with --reset
     pgtask limit provider --pause 10m
     pgtask limit provider --reset
 """
-
-COUNTED = 10_000
-MAX_KEYS = 50
-_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?|[0-9]*\.[0-9]+)\s*/\s*(.+)")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -61,28 +57,34 @@ def run(args: argparse.Namespace) -> int:
     if change is not None and args.name is None:
         raise ConfigError("name the limit to change; pgtask limit lists them")
 
-    async def change_and_read(connection: Any) -> tuple[list[LimitRow], list[LimitKey], list[str]]:
-        known = [one.name for one in await read_limits(connection)]
+    async def change_and_read(connection: Any) -> tuple[list[LimitRow], list[LimitKey], bool, list[str]]:
+        found = await read_limits(connection)
+        known = [one.name for one in found]
         if args.name is None or args.name not in known:
-            return ([], [], known) if args.name else (await read_limits(connection), [], known)
+            return [] if args.name else found, [], False, known
         if change is not None:
-            (one,) = await read_limits(connection, args.name)
+            one = found[known.index(args.name)]
             if one.is_strict and args.concurrency not in (None, "0", "1"):
                 raise ConfigError(f"the limit {args.name} is in strict order: --concurrency must be 1, or 0 to stop it")
             await change_limit(connection, args.name, change, _words(args), operator_name())
-        keys = [] if change is not None else await read_keys(connection, args.name, MAX_KEYS)
-        return await read_limits(connection, args.name), keys, known
+        keys, is_cut = ([], False) if change is not None else await read_keys(connection, args.name)
+        return await read_limits(connection, args.name), keys, is_cut, known
 
-    limits, keys, known = with_connection(args, change_and_read)
+    limits, keys, is_cut, known = with_connection(args, change_and_read)
     if args.name is not None and not limits:
         hint = did_you_mean(args.name, known) if known else "; workers write the limits of an app when they start"
         raise ConfigError(f"there is no limit {args.name}{hint}")
     if args.json:
-        shown = [{**msgspec.structs.asdict(one), **({"keys": keys} if args.name else {})} for one in limits]
+        shown = [_json(one) | ({"keys": keys} if args.name else {}) for one in limits]
         write_lines([json_line(one) for one in shown])
     else:
-        write_lines(_lines(limits, keys, detect_screen(sys.stdout)))
+        write_lines(_lines(limits, keys, is_cut, detect_screen(sys.stdout)))
     return 0
+
+
+def _json(one: LimitRow) -> dict[str, Any]:
+    weights = None if one.weights is None else msgspec.json.decode(one.weights)
+    return msgspec.structs.asdict(one) | {"weights": weights}
 
 
 def _change(args: argparse.Namespace) -> LimitChange | None:
@@ -106,26 +108,17 @@ def _change(args: argparse.Namespace) -> LimitChange | None:
 
 
 def _count(text: str) -> int | None:
-    if text == "none":
-        return None
-    if not text.isascii() or not text.isdigit() or int(text) > 1_000_000:
-        raise ConfigError(f"--concurrency {text} must be a whole number, or none")
-    return int(text)
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise ConfigError(f"--concurrency {text} {error}") from None
 
 
 def _rate(option: str, text: str, burst: float | None) -> Rate | None:
-    if text == "none":
-        return None
-    if (found := _RATE.fullmatch(text.strip())) is None:
-        raise ConfigError(f"{option} {text} must be a number and a time, as 200/s, 3000/min or 5/10s; or none")
-    per = found[2] if found[2][0].isdigit() else f"1{found[2]}"
-    of = "units" if option == "--cost" else None
     try:
-        return Rate(float(found[1]), per=timedelta(seconds=_seconds(option, per)), burst=burst, of=of)
-    except DefinitionError as error:
+        return parse_rate(text, burst=burst, of="units" if option == "--cost" else None)
+    except ValueError as error:
         raise ConfigError(f"{option} {text}: {error}") from None
-    except OverflowError:
-        raise ConfigError(f"{option} {text}: this time is too long") from None
 
 
 def _seconds(option: str, text: str) -> float:
@@ -146,52 +139,53 @@ def _words(args: argparse.Namespace) -> str:
     return " ".join((args.name, *options, *flags))
 
 
-def _lines(limits: Sequence[LimitRow], keys: Sequence[LimitKey], screen: Screen) -> Iterator[str]:
+def _lines(limits: Sequence[LimitRow], keys: Sequence[LimitKey], is_cut: bool, screen: Screen) -> Iterator[str]:
     if not limits:
         yield "there are no limits"
         return
-    columns = (
-        Column[LimitRow]("limit", lambda one: one.name, is_name=True),
-        Column[LimitRow]("at once", lambda one: _number(one.concurrency), is_number=True),
-        Column[LimitRow]("rate", lambda one: _per_second(one.rate), is_number=True),
-        Column[LimitRow]("cost", lambda one: _per_second(one.cost_rate), is_number=True, rank=2),
-        Column[LimitRow]("running", lambda one: _counted(one.running), is_number=True),
-        Column[LimitRow]("waiting", lambda one: _counted(one.waiting), is_number=True),
-        Column[LimitRow]("state", _state, rank=1),
-    )
-    yield from table_lines(columns, limits, screen)
+    yield from table_lines(COLUMNS, limits, screen)
     if keys:
         yield ""
         yield from table_lines(_key_columns(limits[0]), keys, screen)
-    if len(keys) == MAX_KEYS:
-        yield f"the first {MAX_KEYS} keys; there may be more"
+        yield from _blocked_lines(keys, screen)
+    if is_cut:
+        yield f"the {len(keys)} keys that hold up most, of those looked at; there are more"
+
+
+def _blocked_lines(keys: Sequence[LimitKey], screen: Screen) -> Iterator[str]:
+    """Name the tasks that hold up keys in strict order."""
+    for one in keys:
+        if one.blocked_by is not None:
+            what = "is parked: retry or cancel it" if one.is_parked else "waits for its retry"
+            line = f"{one.key or 'the limit'} goes on after task {one.blocked_by}, which {what}"
+            yield from wrap_sentence(printable(line), screen, "  ")
+
+
+COLUMNS = (
+    Column[LimitRow]("limit", lambda one: one.name, is_name=True),
+    Column[LimitRow]("at once", lambda one: _number(one.concurrency), is_number=True),
+    Column[LimitRow]("rate", rate_words, is_number=True),
+    Column[LimitRow]("cost", cost_words, is_number=True, usual="-", rank=2),
+    Column[LimitRow]("breaker", breaker_words, usual="-", rank=3),
+    Column[LimitRow]("keys", order_words, usual="-", rank=4),
+    Column[LimitRow]("running", lambda one: _counted(one.running), is_number=True),
+    Column[LimitRow]("waiting", lambda one: _counted(one.waiting), is_number=True),
+    Column[LimitRow]("state", state_words, rank=1),
+)
 
 
 def _key_columns(limit: LimitRow) -> tuple[Column[LimitKey], ...]:
+    def paused(one: LimitKey) -> str:
+        return "-" if one.paused_until is None else relative_time(one.paused_until, limit.seen_at)
+
     return (
         Column[LimitKey]("key", lambda one: one.key or "(all)", is_name=True),
         Column[LimitKey]("running", lambda one: _counted(one.running), is_number=True),
         Column[LimitKey]("waiting", lambda one: _counted(one.waiting), is_number=True),
-        Column[LimitKey]("failed in a row", lambda one: _number(one.failures), is_number=True, rank=1),
-        Column[LimitKey](
-            "paused until",
-            lambda one: "-" if one.paused_until is None else relative_time(one.paused_until, limit.seen_at),
-            rank=1,
-        ),
+        Column[LimitKey]("failed in a row", lambda one: _number(one.failures), is_number=True, rank=2),
+        Column[LimitKey]("paused until", paused, rank=1),
+        Column[LimitKey]("state", lambda one: key_words(limit, one), usual="-"),
     )
-
-
-def _state(one: LimitRow) -> str:
-    words = []
-    if one.paused_until is not None and one.is_paused:
-        words.append(f"paused, on {relative_time(one.paused_until, one.seen_at)}")
-    if one.changed:
-        words.append(f"{', '.join(one.changed)} changed by {one.changed_by}")
-    if one.is_strict:
-        words.append("strict order")
-    if one.is_shared:
-        words.append("shared")
-    return "; ".join(words) or "-"
 
 
 def _number(value: int | None) -> str:
@@ -200,7 +194,3 @@ def _number(value: int | None) -> str:
 
 def _counted(value: int) -> str:
     return f"{COUNTED:,}+" if value >= COUNTED else f"{value:,}"
-
-
-def _per_second(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.4g}/s" if value < 1000 else f"{value:,.0f}/s"

@@ -45,7 +45,6 @@ also while it is paused.
 """
 
 ACTIONS = ("pause", "resume", "run")
-MAX_LATE = 5.0  # seconds until a time that has passed is worth a word
 
 
 def add_arguments(parser: Parser) -> None:
@@ -96,18 +95,15 @@ async def _change(connection: Any, action: str, names: Sequence[str]) -> tuple[l
 def _list(args: argparse.Namespace) -> int:
     found = with_connection(args, read_schedules)
     if args.json:
-        write_lines(json_line(msgspec.structs.asdict(one) | {"state": _state(one)}) for one in found)
+        write_lines(
+            json_line(msgspec.structs.asdict(one) | {"state": one.shown_state, "lateness": one.lateness})
+            for one in found
+        )
     elif found:
         write_lines(table_lines(COLUMNS, found, detect_screen(sys.stdout)))
     else:
         note("no schedules")
     return 0
-
-
-def _state(one: ScheduleRow) -> str:
-    is_late = one.state == "on" and (one.seen_at - one.next_at).total_seconds() > MAX_LATE
-    waits = one.missed == "all" and one.overlap == "skip" and one.task in ("waiting", "running")
-    return "late" if is_late and not waits else one.state
 
 
 def _last(one: ScheduleRow) -> str:
@@ -120,7 +116,9 @@ COLUMNS = (
         "next", lambda one: relative_time(one.next_at, one.seen_at) if one.removed_at is None else "-", is_number=True
     ),
     Column[ScheduleRow]("last", _last, rank=3),
-    Column[ScheduleRow]("state", _state, usual="on", colours={"late": "\x1b[33m", "failed": "\x1b[31m"}),
+    Column[ScheduleRow](
+        "state", lambda one: one.shown_state, usual="on", colours={"late": "\x1b[33m", "failed": "\x1b[31m"}
+    ),
     Column[ScheduleRow]("cron", lambda one: one.cron, rank=4),
     Column[ScheduleRow]("zone", lambda one: one.zone, usual="UTC", rank=2),
     Column[ScheduleRow]("queue", lambda one: one.queue, usual="default", rank=1, is_name=True),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from pgtask._cli.database import Database, find_database, load_configured_app
 from pgtask._cli.from_option import add_from, addresses_of
+from pgtask._cli.limit_words import breaker_words, cost_words, key_words, order_words, rate_words, state_words
 from pgtask._cli.options import add_traceback, whole_number
 from pgtask._cli.output import note, write_lines
 from pgtask._cli.parser import Parser
@@ -43,6 +44,12 @@ FORMATS: dict[str, Callable[..., str]] = {
     "elapsed": format_elapsed,
     "rate": format_number,
     "size": format_size,
+    "limit_rate": rate_words,
+    "limit_cost": cost_words,
+    "limit_breaker": breaker_words,
+    "limit_order": order_words,
+    "limit_state": state_words,
+    "limit_key": key_words,
 }
 FRESH, MAX_GAP = 1.0, 30.0  # seconds for which a look is shown again; between two looks that a rate is of
 

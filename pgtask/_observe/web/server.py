@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pgtask._observe.web import actions, views
+from pgtask._observe.web import actions, holding, views
 from pgtask._observe.web.guard import LOOPBACK, Guard
 from pgtask._observe.web.questions import BadQuestion
 from pgtask._observe.web.sessions import PATIENCE
@@ -57,6 +57,9 @@ def make_web_app(site: Site, *, is_loopback: bool) -> Guard:
         Route("/runs/{id}", views.run),
         Route("/parked", views.parked),
         Route("/machine", views.machine),
+        Route("/limits", holding.limits),
+        Route("/schedules", holding.schedules),
+        Route("/groups", holding.groups),
         Route("/static/{name}", _static),
     ]
     if site.keys is not None:

@@ -37,7 +37,8 @@ __all__ = ["machine", "now", "parked", "run", "runs", "task", "tasks"]
 PAGE = 50  # rows
 MAX_TASKS, MAX_RUNS = 10_000, 2_000  # read by a page with a filter
 CHARACTERS = 1024  # of steps, results and errors in lists
-_DEPTH_STATES = ("due", "scheduled", "leased", "parked")
+_QUEUE_STATES = ("due", "limited", "scheduled", "leased", "parked")
+_STEP_STATES = ("due", "scheduled", "leased", "parked")
 
 
 def _site(request: Request) -> Site:
@@ -58,8 +59,8 @@ async def now(request: Request) -> Response:
         "now.html",
         frame=frame,
         queues=queues,
-        states=_DEPTH_STATES,
-        totals={state: sum(getattr(row, state) for row in queues) for state in _DEPTH_STATES},
+        states=_QUEUE_STATES,
+        totals={state: sum(getattr(row, state) for row in queues) for state in _QUEUE_STATES},
         estimated={state for row in queues for state in row.estimated},
         oldest=max((row.oldest_due or 0.0 for row in queues), default=0.0),
         is_cut=sum(row.leases for row in frame.workers) >= MAX_LEASES,
@@ -196,5 +197,5 @@ async def machine(request: Request) -> Response:
     flows = {(one.task, one.step, one.next): one for one in frame.edges}
     ends = {one.step: one for one in frame.steps}
     values: dict[str, Any] = {"flows": flows, "ends": ends, "supervisors": frame.supervisors, "silent": frame.silent}
-    values |= {"counts": by_step, "others": others, "states": _DEPTH_STATES, "most": MAX_FOLDED}
+    values |= {"counts": by_step, "others": others, "states": _STEP_STATES, "most": MAX_FOLDED}
     return site.render(request, "machine.html", charts=charts, has_app=site.charts is not None, **values)

@@ -1,4 +1,4 @@
--- Read the parked members of the group $8, as causes.sql does. Plan: the index of parked members.
+-- Read the parked members of the group $8, up to $9 of them (null: all), as causes.sql does. Plan: the index of parked members.
 SELECT
     id,
     wakeup_at,
@@ -10,3 +10,4 @@ WHERE abs(group_id) = (SELECT id FROM pg_task_groups WHERE name = $8)
       AND error IS NOT NULL
       AND $1::boolean
 -- include: shared/matching.sql
+LIMIT $9

@@ -1,4 +1,7 @@
--- The limits, or the one named $1: their rules, how many of their tasks run and wait (10,000 at most), and when it is now.
+-- The limits, or the one named $1: their rules; how many of their tasks run and wait, and how many keys are paused, counted
+-- to $2 each; how many of these keys have an open breaker; and when it is now.
+--
+-- Plan: the two indexes of limited tasks, and pg_task_limit_paused_idx, which has the keys with a pause alone.
 SELECT
     name,
     concurrency,
@@ -10,6 +13,7 @@ SELECT
     failures,
     pause,
     is_shared,
+    weights::text,
     is_strict,
     paused_until,
     changed,
@@ -22,7 +26,7 @@ SELECT
             FROM pg_task
             WHERE limit_key >= one.name || ' ' AND limit_key < one.name || '!'
               AND wakeup_at = 'infinity' AND locked_by IS NOT NULL
-            LIMIT 10000
+            LIMIT $2
         ) AS held
     ) AS running,
     (
@@ -32,10 +36,23 @@ SELECT
             FROM pg_task
             WHERE limit_key >= one.name || ' ' AND limit_key < one.name || '!'
               AND wakeup_at = 'infinity' AND locked_by IS NULL AND error IS NULL
-            LIMIT 10000
+            LIMIT $2
         ) AS queued
     ) AS waiting,
+    paused.keys AS paused_keys,
+    paused.open AS open_keys,
     now() AS seen_at
 FROM pg_task_limits AS one
+CROSS JOIN LATERAL (
+    SELECT count(*) AS keys, count(*) FILTER (WHERE state.failures >= one.failures) AS open
+    FROM (
+        SELECT failures
+        FROM pg_task_limit_keys
+        WHERE limit_key >= one.name || ' ' AND limit_key < one.name || '!'
+          AND paused_until IS NOT NULL
+          AND paused_until > now()
+        LIMIT $2
+    ) AS state
+) AS paused
 WHERE $1::text IS NULL OR name = $1
 ORDER BY name

@@ -17,6 +17,7 @@ BEGIN
               'pg_task_ready_idx', 'pg_task_lease_idx', 'pg_task_parked_idx', 'pg_task_key_idx', 'pg_task_runs_name_idx',
               'pg_task_runs_parent_idx', 'pg_task_signals_run_idx', 'pg_task_archive_finished_idx', 'pg_task_behind_idx',
               'pg_task_limited_idx', 'pg_task_limit_held_idx', 'pg_task_limit_before_idx',
+              'pg_task_limit_paused_idx',
               'pg_task_schedules_look_idx',
               'pg_task_group_added_idx', 'pg_task_group_parked_idx', 'pg_task_groups_open_idx'
           )

@@ -161,8 +161,8 @@ COMMENT ON FUNCTION pgtask_enqueue IS 'Enqueue a task in this transaction, check
 COMMENT ON FUNCTION pgtask_signal IS 'Send a signal to a run of a workflow in this transaction.';
 COMMENT ON FUNCTION pgtask_cancel IS 'Cancel a run with its children, or remove a task that no worker holds, in this transaction; returns whether it did.';
 COMMENT ON FUNCTION pgtask_oldest_due IS 'Seconds for which the oldest task of a queue, or of all, has been due that no living worker has; 0 if there is none. For autoscalers.';
-COMMENT ON FUNCTION pgtask_depth IS 'Tasks by queue and state: due, scheduled, leased, parked; estimated where there are many.';
-COMMENT ON FUNCTION pgtask_backlog IS 'Tasks of a queue, or of all, that are due or leased; estimated where there are many.';
+COMMENT ON FUNCTION pgtask_depth IS 'Tasks by queue and state: due, limited (due, behind a limit), scheduled, leased, parked; estimated where there are many.';
+COMMENT ON FUNCTION pgtask_backlog IS 'Tasks of a queue, or of all, that are due, limited or leased; estimated where there are many.';
 
 COMMENT ON TABLE pg_task_limits IS 'Limits of steps: declared in code, changed at run time by pgtask limit.';
 COMMENT ON COLUMN pg_task_limits.name IS 'The limit, as in Limit(name).';

@@ -38,6 +38,7 @@ wanted (since, kind, on_table, name, definition) AS (
         (20, 'index', 'pg_task', 'pg_task_limited_idx', ''),
         (20, 'index', 'pg_task', 'pg_task_limit_held_idx', ''),
         (20, 'index', 'pg_task', 'pg_task_limit_before_idx', ''),
+        (24, 'index', 'pg_task_limit_keys', 'pg_task_limit_paused_idx', ''),
         (19, 'index', 'pg_task', 'pg_task_group_added_idx', ''),
         (19, 'index', 'pg_task', 'pg_task_group_parked_idx', ''),
         (19, 'index', 'pg_task_groups', 'pg_task_groups_open_idx', ''),

@@ -28,6 +28,7 @@ cdef class Dispatcher:
     cdef readonly Outcomes outcomes
     cdef readonly Outcomes held_outcomes  # those of steps whose rows a transaction holds
     cdef list unended  # held leases whose step goes on, or that may not run while they are held
+    cdef set closed_keys  # of limits: no further step of them starts in this turn
     cdef readonly object ready  # deque of leases in state READY
     cdef readonly object closed_batches  # deque of lists of leases in state READY whose batch waits for a slot
     cdef readonly object set_aside  # deque of leases in state READY that wait for a thread
@@ -82,6 +83,7 @@ cdef class Dispatcher:
         self.outcomes = Outcomes()
         self.held_outcomes = Outcomes()
         self.unended = []
+        self.closed_keys = set()
         self.ready = deque()
         self.set_aside = deque()
         self.closed_batches = deque()
@@ -198,6 +200,8 @@ cdef class Dispatcher:
         unended = [lease for lease in dict.fromkeys(self.unended) if lease.is_open or not lease.in_turn]
         outcomes = self.held_outcomes
         self.held_outcomes, self.unended = Outcomes(), []
+        if self.closed_keys:
+            self.closed_keys = set()
         return outcomes, unended, unstarted
 
     def take_ready(self):
@@ -235,15 +239,63 @@ cdef class Dispatcher:
         cdef TaskLease lease
         cdef list within = []
         for lease in leases:
-            try:
-                lease.entry, lease.step = self.table.decode(lease.envelope)
-                lease.envelope = None
-            except Exception:
-                within.append(lease)
-                continue
-            if lease.entry.limit is None or self.is_within_limit(lease):
+            if not self.was_decoded(lease) or lease.entry.limit is None or self.is_within_limit(lease):
                 within.append(lease)
         return within
+
+    def sort_held(self, list leases):
+        """Sort held leases by the limits of their steps. Return those that need none; those that may run in this turn as far
+        as their limits allow, each with its key and its cost; and those whose class has not proved yet that it does not
+        suspend, and may do so soon."""
+        cdef TaskLease lease
+        cdef list free = [], limited = [], unproved = []
+        for lease in leases:
+            if not self.was_decoded(lease) or lease.entry.limit is None or not lease.entry.is_holdable:
+                free.append(lease)
+                continue
+            try:
+                key = limit_key(lease.entry.limit, lease.step)
+                cost = 0.0 if key is None else limit_cost(lease.entry.limit, lease.step)
+            except Exception:  # it fails its try under a lease
+                self.unended.append(lease)
+                continue
+            if key is None or lease.entry.unsuspended < 0:
+                free.append(lease)
+            elif lease.entry.unsuspended < PROVEN:
+                unproved.append(lease)
+            else:
+                lease.limit_failures = -1 if lease.entry.limit.breaker is None else 0  # a turn obeys no key with failures
+                limited.append((lease, key, cost))
+        return free, limited, unproved
+
+    cdef bint was_decoded(self, TaskLease lease) except -1:
+        """Decode the step of a lease. Return whether that was possible; else it fails when it starts."""
+        try:
+            lease.entry, lease.step = self.table.decode(lease.envelope)
+            lease.envelope = None
+            return True
+        except Exception:
+            return False
+
+    def may_prove(self, list leases):
+        """Return whether one of these leases has a limit under which turns may soon run its step."""
+        cdef TaskLease lease
+        for lease in leases:
+            if lease.entry is not None and lease.entry.limit is not None and 0 <= lease.entry.unsuspended < PROVEN:
+                return lease.entry.is_holdable
+        return False
+
+    cdef bint is_closed(self, TaskLease lease) except -1:
+        """Return whether a held step may not start, as this turn starts no more of its key. It runs under a lease then."""
+        if lease.limit_key is None or lease.limit_key not in self.closed_keys:
+            return False
+        lease.limit_key = None
+        return True
+
+    cdef inline void close_key(self, TaskLease lease) except *:
+        """Start no further step of the key of a held lease in this turn."""
+        if lease.in_turn and lease.limit_key is not None:
+            self.closed_keys.add(lease.limit_key)
 
     def charge_limit(self, id, units):
         """Charge the key under which a task was claimed. Safe for all threads."""

@@ -215,7 +215,10 @@ cdef class Runner:
         cdef Start start = ELSEWHERE
         if lease.state != READY or not dispatcher.prepare_step(lease):  # the interpreter's lock is kept in between
             pass
-        elif lease.in_turn and not (lease.entry.is_holdable and lease.entry.unsuspended >= PROVEN):
+        elif lease.in_turn and (
+            not (lease.entry.is_holdable and lease.entry.unsuspended >= PROVEN)
+            or (dispatcher.closed_keys and dispatcher.is_closed(lease))
+        ):
             dispatcher.steps -= 1
             lease.state = READY
             dispatcher.unended.append(lease)
@@ -322,6 +325,7 @@ cdef class Runner:
         lease.is_executing = True
         if lease.in_turn:
             dispatcher.unended.append(lease)
+            dispatcher.close_key(lease)
         dispatcher.suspended += 1
         dispatcher.marks.mark_suspended(lease)
         dispatcher.marks.leave_loop()

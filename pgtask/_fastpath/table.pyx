@@ -48,9 +48,8 @@ cdef class StepEntry:
         self.archive = definition.archive
         self.limit = definition.policy.limit
         lingers = self.batch is not None and self.batch.linger
-        self.is_holdable = (
-            self.is_async and self.run is not None and not self.archive and not lingers and self.limit is None
-        )
+        is_short = self.is_async and self.run is not None and not self.archive and not lingers
+        self.is_holdable = is_short and (self.limit is None or self.batch is None)
         timeout = definition.policy.timeout
         self.timeout = 0 if timeout is None else timeout.total_seconds()
 

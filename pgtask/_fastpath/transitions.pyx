@@ -254,6 +254,7 @@ cdef void count_failed_try(Dispatcher dispatcher, TaskLease lease, error):
     lease.reason = NOT_CANCELLED
     if lease.limit_key is not None and lease.limit_failures >= 0:
         dispatcher.limit_notes.append((lease.limit_key, "failed", 1.0))
+        dispatcher.close_key(lease)
     delay = seconds_before_retry(lease.entry.policy, error, lease.tried + 1)
     if delay is not None:
         dispatcher.errors += 1
@@ -270,6 +271,7 @@ cdef void put_off(Dispatcher dispatcher, TaskLease lease, error, delay):
     dispatcher.log_throttled(lease, error, delay)
     if lease.limit_key is not None:
         dispatcher.limit_notes.append((lease.limit_key, "paused", delay))
+        dispatcher.close_key(lease)
     reschedule(dispatcher, lease, None, lease.tried, None, delay)
 
 

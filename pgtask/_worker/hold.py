@@ -7,7 +7,9 @@ the row is the lease, and the transaction is the fence. In a *turn*
 - a step that goes on is leased by the statement that ends the turn: one that suspends, one whose next step follows now,
   one that may not run here, since its class has not proved that it does not suspend, and one whose outcome enqueues
   tasks, which the flush writes;
-- a task that has not started is released by the commit.
+- a task that has not started is released by the commit;
+- a task that has to wait for its limit is written so. One whose limit lets it run does so while the turn has the key of
+  the limit locked, and if it goes on then its lease counts from the end of the turn.
 
 A worker holds a lane only from its third claim there on, and while claims bring many tasks: so the claims of a lane
 that kills a whole host are counted in its rows, and a claim of a few tasks costs no more round trips than it did. It
@@ -42,6 +44,7 @@ from pgtask._worker.claim import Claim
 from pgtask._worker.dispatch import Dispatch
 from pgtask._worker.flush import WITHOUT_NEW, Flush
 from pgtask._worker.groups import Groups
+from pgtask._worker.limits import HeldLimits, Limits
 from pgtask._worker.suspects import Suspects
 from pgtask._worker.turn_slots import TurnSlots
 from pgtask.errors import DatabaseUnavailable, DataRefused
@@ -58,6 +61,8 @@ SUSPECT_PAUSE = 1.0  # seconds for which it is leased after a turn that met susp
 SLOW_TURN, SLOW_PAUSE = 1.0, 10.0  # seconds of the steps of a turn, and for which the lane is leased after it
 SLOT_INTERVAL = 0.03  # seconds between two tries to get a slot for turns, on average
 MAX_SLOT_WAIT = 1.0  # seconds without one after which this worker leases a batch, for the others may be stuck
+KEY_PAUSE = 0.005  # seconds, on average, without claims after a turn of which most keys were locked
+PROOF_PAUSE = 0.02  # seconds for which a lane is leased whose steps may soon prove not to suspend
 MAX_LANES = 1000  # whose record is kept
 IS_ON = os.environ.get("_PGTASK_HOLD") != "0"
 
@@ -70,6 +75,7 @@ class _Record:
         self.last = 0  # tasks that the last claim has brought
         self.leased_until = 0.0  # monotonic seconds
         self.is_light = True  # the steps of the last turn took less than its statements
+        self.is_limited = False  # most tasks of the last turn had limits that turns obey
         self.pauses = Backoff(INITIAL_PAUSE, MAX_PAUSE)
 
     def pause(self) -> None:
@@ -81,6 +87,13 @@ class _Ended(msgspec.Struct):
 
     outcomes: Outcomes
     unended: list[TaskLease]
+    waiting: list[tuple[TaskLease, str, float]]  # for their limits, each with its key and cost
+
+    @property
+    def limited(self) -> list[tuple[TaskLease, str, float]]:
+        """The tasks whose rows get the key of a limit: those that wait, and those that go on under it."""
+        suspended = [(lease, lease.limit_key, 0.0) for lease in self.unended if lease.limit_key is not None]
+        return self.waiting + suspended
 
     @property
     def going_on(self) -> list[TaskLease]:
@@ -116,6 +129,7 @@ class Hold:
         lose: Callable[[list[TaskLease]], None],
         watch: Callable[[], None],
         groups: Groups,
+        limits: Limits,
         slots: TurnSlots | None = None,
         page: CounterPage | None = None,
     ) -> None:
@@ -134,7 +148,7 @@ class Hold:
         self._lose, self._watch = lose, watch
         self._records: dict[tuple[str, int], _Record] = {}
         self._is_late = False  # the turn has had its time
-        self._groups = groups
+        self._groups, self._limits = groups, limits
         self._changed: list[int] = []  # groups whose members the present turn has written
         self._slots = slots
         self._page = page
@@ -168,6 +182,13 @@ class Hold:
             and not len(self._suspects)
             and not self.has_waited
         )
+
+    def should_wait(self, lane: tuple[str, int] | None) -> bool:
+        """Return whether to leave a lane alone until what was leased has started: its tasks have limits, and a lease is
+        one write more than a turn."""
+        if lane is None or (record := self._records.get(lane)) is None or not record.is_limited:
+            return False
+        return bool(self._dispatch.waiting) and time.monotonic() >= record.leased_until
 
     def may_begin(self, lane: tuple[str, int]) -> bool:
         """Return whether a turn of a lane may begin; else this worker waits for a slot."""
@@ -228,20 +249,22 @@ class Hold:
             self._claim.return_to(lane, min(row[5] for row in rows if row[3]))
         try:
             leases = await self._groups.remove_held(leases, self._transaction)
-        except DatabaseUnavailable:
+            held = await self._limits.hold(leases, self._dispatch, self._transaction)
+        except (DatabaseUnavailable, DataRefused):
             await self._transaction.roll_back()
             record.pause()
             return False
-        seconds = await self._run(leases)
+        seconds = await self._run(held.runs)
         outcomes, unended, unstarted = self._dispatch.take_held()
-        if unstarted:
-            ids = {lease.id for lease in unstarted}
+        if unstarted or held.left:
+            ids = {lease.id for lease in unstarted + held.left}
             self._claim.return_to(lane, min(row[5] for row in rows if row[0] in ids))
-        ended = _Ended(outcomes, unended)
+        ended = _Ended(outcomes, unended, held.waiting)
         self._dispatch.note_turn_leases(unended)
         if await self._end(ended, token, begins=record.last >= limit and not self._is_over()):
             record.is_light = 2 * seconds < time.monotonic() - began
             self._learn(record, ended, len(leases), seconds)
+            self._learn_limits(record, held)
         else:
             record.pause()
         return bool(rows) or self._claim.has_more
@@ -287,6 +310,9 @@ class Hold:
         finally:
             self._dispatch.marks.forget_held()
         self._groups.note_changed(self._changed)
+        if ended.waiting:
+            self._limits.look_soon()
+        self._limits.note_leased(ended.unended)
         self._flush.count_held(outcomes, done=written[0], rescheduled=written[2])
         for row in outcomes.rescheduled:
             if row.error is None:
@@ -301,6 +327,11 @@ class Hold:
         outcomes, mark = ended.outcomes, self._transaction.mark
         done = outcomes.done_ids()
         self._changed = []
+        await self._limits.write_held_notes(self._dispatch.take_limit_notes(), self._transaction)
+        if limited := ended.limited:
+            leases, keys, costs = zip(*limited, strict=True)
+            ids = [lease.id for lease in leases]
+            await self._transaction.execute("limits/turn_wait", ids, mark, list(keys), list(costs))
         has_members = outcomes.has_members
         if ended.is_done and not has_members:
             return await self._transaction.execute("turn_done", done, mark) if done else 0, 0, 0
@@ -353,3 +384,14 @@ class Hold:
             record.pause()
         elif tasks:
             record.pauses.reset()
+
+    def _learn_limits(self, record: _Record, held: HeldLimits) -> None:
+        """Leave the lane to others for a moment if most of a turn had to be left."""
+        limited = len(held.waiting) + len(held.left) + sum(lease.limit_key is not None for lease in held.runs)
+        record.is_limited = limited > len(held.runs) + len(held.waiting) + len(held.left) - limited
+        if not held.are_many_left:
+            return
+        if self._dispatch.may_prove(held.left):
+            record.leased_until = time.monotonic() + PROOF_PAUSE
+        else:
+            self._capacity.prefetch.pause_claims(random.uniform(0.5, 1.5) * KEY_PAUSE)

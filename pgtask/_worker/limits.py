@@ -6,6 +6,9 @@ of a limit leases what may start, by one statement that counts the leased rows o
 send it: at once after a notification, after the end of a step of the limit, and while there are more keys to look at;
 at the time at which a rate allows the next start; else after a pause, which grows while nothing waits.
 
+Short steps under a limit of how many run at once need no claim of it. They run in a turn (hold.py), which has their
+keys locked meanwhile.
+
 Invariants: what runs under a key is counted in the leased rows, never here; a worker without limits sends nothing.
 """
 
@@ -21,11 +24,12 @@ from uuid import UUID
 import msgspec
 
 from pgtask._backoff import Backoff
-from pgtask._fastpath import Outcomes, TaskLease
+from pgtask._fastpath import Dispatcher, Outcomes, TaskLease
 from pgtask._lease_clock import lease_clock
 from pgtask._lease_token import lease_token
 from pgtask._log import EventLog
 from pgtask._postgres.connection import was_rolled_back
+from pgtask._postgres.held import HeldTransaction
 from pgtask._postgres.limits import declaration
 from pgtask._postgres.store import Link
 from pgtask._worker.claim import Claim
@@ -48,6 +52,21 @@ MAX_LEASED = 20_000  # leases that are remembered
 MAX_NOTES = 10_000  # of ended steps that the database has not taken yet
 MAX_CHARGE = 1e15  # units
 _NEVER = float("inf")
+
+_Waiting = tuple[TaskLease, str, float]
+"""A lease, the key for which its task has to wait, and its cost."""
+
+
+class HeldLimits(msgspec.Struct):
+    """The held leases of a turn as their limits see them."""
+
+    runs: list[TaskLease]
+    waiting: list[_Waiting] = []
+    left: list[TaskLease] = []  # another turn or claim has their keys, or their class has not proved that it is short
+
+    @property
+    def are_many_left(self) -> bool:
+        return len(self.left) > len(self.runs) + len(self.waiting)
 
 
 class _KnownLimit(msgspec.Struct):
@@ -220,6 +239,32 @@ class Limits:
         one.next_at = min(now + (min(pause, MAX_FULL_PAUSE) if one.is_full else pause), one.waits_until)
         one.is_full, one.has_found, one.waits_until = False, False, _NEVER
 
+    async def hold(self, leases: list[TaskLease], dispatch: Dispatcher, transaction: HeldTransaction) -> HeldLimits:
+        """Lock the keys of held leases for the turn, and sort the leases. Raises as the transaction does."""
+        if not self.is_used:
+            return HeldLimits(leases)
+        runs, limited, unproved = dispatch.sort_held(leases)
+        held = HeldLimits(runs, left=unproved)
+        if not limited:
+            return held
+        keys = sorted({key for _, key, _ in limited})
+        rows = await transaction.fetch("limits/hold", keys)
+        free = dict(zip(keys, rows[0][0], strict=True))
+        for entry in limited:
+            lease, key, _ = entry
+            if free[key] > 0:
+                lease.limit_key = key
+                held.runs.append(lease)
+            elif free[key] < 0:
+                held.waiting.append(entry)
+            else:
+                held.left.append(lease)
+        return held
+
+    def note_leased(self, leases: Iterable[TaskLease]) -> None:
+        """Note leases that a turn has written of steps that run under limits."""
+        self._leased.update(lease for lease in leases if lease.limit_key is not None)
+
     async def forget(self) -> None:
         """Delete the keys of which nothing is to be known any more, from time to time."""
         if (now := time.monotonic()) < self._forget_at or not self.is_used:
@@ -243,6 +288,11 @@ class Limits:
         except DataRefused as error:
             log.error("limits.refused", error=str(error))
         self._notes = []
+
+    async def write_held_notes(self, notes: list[tuple[str, str, float]], transaction: HeldTransaction) -> None:
+        """Write what the steps of a turn have shown, in its transaction. Raises as that does."""
+        if notes := self._worth_writing(notes):
+            await transaction.fetch("limits/note", *_columns(notes))
 
     def _worth_writing(self, notes: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
         """Leave out the tries that ended well under keys that have not failed, as far as this worker knows."""

@@ -126,6 +126,7 @@ class Pipeline:
             lose=self._lose,
             watch=self.renew.watch_waiting,
             groups=self.groups,
+            limits=self.limits,
             slots=turn_slots,
             page=page,
         )
@@ -486,6 +487,8 @@ class Pipeline:
         if lane is not None and self._hold.may_hold(lane, limit):
             self._note_waiting(False)
             return self._hold.may_begin(lane) and await self._hold.run_turn(lane, limit)
+        if self._hold.should_wait(lane):
+            return False
         began = time.monotonic()
         wanted = self._suspects.may_claim
         rows, token, sent = await self._claim.claim_batch(
@@ -516,7 +519,7 @@ class Pipeline:
             return leases
         within = self.dispatch.sort_limited(leases)
         if leases and leases[0].limit_key is None:
-            self._meets_limited = 2 * len(within) < len(leases)
+            self._meets_limited = 2 * len(within) < len(leases) and not self.dispatch.may_prove(leases)
         return within
 
     def _room_for_limits(self) -> int:

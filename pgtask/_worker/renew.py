@@ -268,9 +268,10 @@ class Renew:
         if not held or time.monotonic() - self._blocking_since < self._lease_timeout:
             return
         sent, token, ids = lease_clock(), held[0].token, [lease.id for lease in held]
+        parameters = ids, token, self._lease_timeout, held[0].limit_key  # the steps of a call of a batch have none
         with contextlib.suppress(DatabaseUnavailable):
             async with self._turn:
-                rows = await link.once("turn_lease", ids, token, self._lease_timeout, deadline=self._max_delay)
+                rows = await link.once("turn_lease", *parameters, deadline=self._max_delay)
             taken = {row[0] for row in rows}
             leased = [lease for lease in held if lease.id in taken]
             ended = lease_executing(self._leases, leased, sent)

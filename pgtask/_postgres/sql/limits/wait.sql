@@ -1,5 +1,5 @@
 -- Have the tasks $1 under the tokens $2 wait for their limits, with the keys $3 and the costs $4: they were claimed without,
--- or under another key, and have not started. The claim does not count. A retry under a limit in strict order keeps its turn.
+-- or under another key, and have not started. The claim does not count.
 --
 -- Returns, if it has not found all, which it has found, and which are still ours: it skips rows that another session has
 -- locked. Sets updated_at, or a trigger would. Plan: as flush.sql has it.
@@ -11,24 +11,12 @@ WITH free AS MATERIALIZED (
 ),
 put AS (
     UPDATE pg_task AS task
-    SET limit_key = entry.limit_key,
-        limit_cost = entry.cost,
-        limit_at = CASE
-            WHEN task.wakeup_at = 'infinity' THEN coalesce(task.limit_at, now())
-            WHEN entry.is_strict AND task.limit_key = entry.limit_key THEN least(task.limit_at, task.wakeup_at)
-            ELSE task.wakeup_at
-        END,
-        wakeup_at = 'infinity',
+    -- include: shared/limited.sql
         locked_by = NULL,
         lock_expires_at = NULL,
         claims = greatest(task.claims - 1, 0),
         updated_at = now()
-    FROM (
-        SELECT id, limit_key, cost, coalesce(
-            (SELECT is_strict FROM pg_task_limits WHERE name = split_part(limit_key, ' ', 1)), false
-        ) AS is_strict
-        FROM unnest($1::uuid[], $3::text[], $4::float8[]) AS entry (id, limit_key, cost)
-    ) AS entry
+    -- include: shared/limit_entries.sql
     WHERE task.id = ANY (ARRAY[entry.id])
       AND entry.id IN (SELECT id FROM free)
     RETURNING task.id

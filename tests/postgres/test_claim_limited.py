@@ -395,3 +395,55 @@ def test_tasks_of_another_queue_cost_nothing(rows: Rows) -> None:
     before = rows.value(reads) or 0
     assert claim(rows, served=["served"]).keys == ["a"]
     assert (rows.value(reads) or 0) - before < 100
+
+
+# --- turns, which run short steps while a transaction has their keys locked
+
+
+HOLD = "SELECT pg_task_hold_limits($1)"
+
+
+def test_turn_has_its_keys_for_itself(dsn: str, rows: Rows) -> None:
+    limit(rows, concurrency=2)
+    wait(rows, "a", 5)
+
+    async def hold() -> None:
+        async with connected(dsn) as one, connected(dsn) as other:
+            turn = one.transaction()
+            await turn.start()
+            assert await one.fetchval(HOLD, ["one a", "one b"]) == [2, 2]
+            async with other.transaction():
+                assert await other.fetchval(HOLD, ["one a", "one c"]) == [0, 2]
+            assert (await other.fetch(CLAIM, "one", None, [], 9, uuid4(), None, True, [], None, 300))[0]["claims"] == 1
+            # A step that goes on after the turn has its lease by then.
+            await one.execute(
+                "UPDATE pg_task SET locked_by = $1, lock_expires_at = now() + interval '1 minute'"
+                " WHERE id = (SELECT id FROM pg_task LIMIT 1)",
+                uuid4(),
+            )
+            await turn.commit()
+            assert await other.fetchval(HOLD, ["one a", "one c"]) == [1, 2]
+
+    run(hold())
+    assert claim(rows).counts == {"a": 1}
+    assert rows.value(HOLD, ["one a"]) == [-1], "it is full"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"rate": 9.0, "burst": 1.0}, {"cost_rate": 9.0, "cost_burst": 1.0}, {"is_shared": True}, {"is_strict": True}],
+)
+def test_turn_leaves_to_claims_what_needs_an_account(rows: Rows, columns: dict[str, Any]) -> None:
+    limit(rows, concurrency=1, **columns)
+    assert rows.value(HOLD, ["one a", "unknown a"]) == [-1, -1]
+
+
+def test_turn_obeys_pauses_and_failures(rows: Rows) -> None:
+    limit(rows, failures=3, pause=60.0)
+    rows("INSERT INTO pg_task_limit_keys (limit_key, failures) VALUES ('one failing', 1)")
+    rows("INSERT INTO pg_task_limit_keys (limit_key, paused_until) VALUES ('one paused', now() + interval '1 minute')")
+    rows("INSERT INTO pg_task_limit_keys (limit_key, paused_until) VALUES ('one over', now() - interval '1 minute')")
+    keys = [f"one {key}" for key in ("failing", "paused", "over", "new")]
+    assert rows.value(HOLD, keys) == [-1, -1, 1_000_000, 1_000_000]
+    rows("UPDATE pg_task_limits SET paused_until = now() + interval '1 minute'")
+    assert rows.value(HOLD, keys) == [-1, -1, -1, -1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ CREATE TABLE ran (number bigint GENERATED ALWAYS AS IDENTITY, step text, key tex
 """
 
 keyed = Limit("keyed", key=lambda step: step.key, concurrency=2)
+alone = Limit("alone", key=lambda step: step.key, concurrency=1)
 paced = Limit("paced", rate=Rate(40, burst=4))
 strict = Limit("strict", key=lambda step: step.key, concurrency=1, order="strict")
 fused = Limit("fused", key=lambda step: step.key, breaker=Breaker(failures=3, pause=timedelta(seconds=1)))
@@ -31,6 +33,15 @@ async def note(ctx: Context, step: Any, *, seconds: float = 0.0) -> None:
         )
 
 
+def spend(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def record(line: str) -> None:
+    with open(os.environ["SHORT_LOG"], "a") as log:
+        log.write(line)
+
+
 class Limited(Task):
     """Steps of one kind each."""
 
@@ -42,6 +53,20 @@ class Keyed(Limited):
 
     async def run(self, ctx: Context) -> Done:
         await note(ctx, self, seconds=self.seconds)
+        return Done()
+
+
+class Short(Limited):
+    """Never suspends, so that turns run it. It writes when it ran, by a clock that all processes share."""
+
+    policy = Policy(limit=alone)
+    key: str
+    seconds: float = 0.0002
+
+    async def run(self, ctx: Context) -> Done:
+        began = time.monotonic_ns()
+        spend(self.seconds)
+        record(f"{self.key} {began} {time.monotonic_ns()}\n")
         return Done()
 
 

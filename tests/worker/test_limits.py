@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from fleet import Rows, burst, put, ready, stop
-from limited import TABLE, Begin, Broken, Free, Fused, Keyed, Killer, Ordered, Paced, Told, Turn
+from limited import TABLE, Begin, Broken, Free, Fused, Keyed, Killer, Ordered, Paced, Short, Told, Turn
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -48,6 +50,31 @@ def test_no_key_exceeds_its_limit(dsn: str, rows: Rows) -> None:
     assert rows.value(ROWS) == 0
     assert rows.value(RAN) == 160
     assert set(most_at_once(rows, "Keyed").values()) == {2}, "all of it is used, and no more"
+
+
+def test_turns_obey_limits(dsn: str, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two steps of a key run at once, and a turn writes no lease; then with workers that die."""
+    log = tmp_path / "ran"
+    monkeypatch.setenv("SHORT_LOG", str(log))
+    put(dsn, *(Short(f"{number % 400}") for number in range(6_000)))
+    burst(dsn, procs=2, app="limited:app")
+    rows("SELECT pg_stat_force_next_flush()")
+    updates = rows.value("SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'pg_task'")
+    assert updates < 15_000, "a task that is claimed under its limit is written three times"
+    put(dsn, *(Short(f"{number % 40}") for number in range(3_000)))
+    with ready(dsn, procs=2, app="limited:app") as fleet:
+        for left in (2_500, 2_000, 1_500):
+            rows.until(ROWS, holds=lambda value, left=left: value < left)
+            os.kill(fleet.family()[0].pid, signal.SIGKILL)
+        rows.until(ROWS, holds=none)
+        stop(fleet, dsn)
+    ran: dict[str, list[tuple[int, int]]] = {}
+    for key, began, ended in map(str.split, log.read_text().splitlines()):
+        ran.setdefault(key, []).append((int(began), int(ended)))
+    for spans in ran.values():
+        spans.sort()
+        assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+    assert sum(map(len, ran.values())) >= 9_000
 
 
 def test_step_without_a_key_is_not_limited(dsn: str, rows: Rows) -> None:

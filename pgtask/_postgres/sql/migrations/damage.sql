@@ -162,11 +162,14 @@ wanted (since, kind, on_table, name, definition) AS (
         (20, 'function', 'pg_task_limits', 'pg_task_rescale_limit()', ''),
         (
             20, 'function', 'pg_task_limits',
-            'pg_task_claim_limited(text,text[],text[],integer,uuid,double precision,integer,text,boolean,text[],text,integer)', ''
-        ),
-        (
-            20, 'function', 'pg_task_limits',
             'pg_task_note_limits(text[],integer[],boolean[],double precision[],double precision[])', ''
+        ),
+        (22, 'function', 'pg_task_limits', 'pg_task_may_hold_limit(pg_task_limits)', ''),
+        (22, 'function', 'pg_task_limits', 'pg_task_lock_limit_key(text)', ''),
+        (22, 'function', 'pg_task_limits', 'pg_task_hold_limits(text[])', ''),
+        (
+            22, 'function', 'pg_task_limits',
+            'pg_task_claim_limited(text,text[],text[],integer,uuid,double precision,integer,text,boolean,text[],text,integer)', ''
         ),
 
         (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),

@@ -6,12 +6,9 @@
 
 -- Return whether turns may run steps under a limit. Those of a rate, a cost, turns of keys or a strict order start by a claim,
 -- which keeps the account of these.
-CREATE OR REPLACE FUNCTION pg_task_may_hold_limit(rule pg_task_limits) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
-    SELECT rule.name IS NOT NULL
-       AND rule.rate IS NULL
-       AND rule.cost_rate IS NULL
-       AND NOT rule.is_shared
-       AND NOT rule.is_strict
+CREATE OR REPLACE FUNCTION pg_task_may_hold_limit(rate float8, cost_rate float8, is_shared boolean, is_strict boolean)
+RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT rate IS NULL AND cost_rate IS NULL AND NOT is_shared AND NOT is_strict
 $$;
 
 -- Lock the key of a limit until the end of the transaction, unless another one has it. Return whether it did. Keys share 4,096
@@ -30,7 +27,7 @@ DECLARE
     locked boolean[];
 BEGIN
     locked := ARRAY (
-        SELECT CASE WHEN pg_task_may_hold_limit(rule) THEN pg_task_lock_limit_key(key) END
+        SELECT CASE WHEN pg_task_may_hold_limit(rate, cost_rate, is_shared, is_strict) THEN pg_task_lock_limit_key(key) END
         FROM unnest(keys) WITH ORDINALITY AS one (key, nth)
         LEFT JOIN pg_task_limits AS rule ON rule.name = split_part(key, ' ', 1)
         ORDER BY nth
@@ -171,7 +168,7 @@ BEGIN
     INTO keys, last
     FROM walked;
     keys := first || array(SELECT key FROM unnest(keys) AS key WHERE key <> ALL (first));
-    IF pg_task_may_hold_limit(rule) THEN
+    IF pg_task_may_hold_limit(rule.rate, rule.cost_rate, rule.is_shared, rule.is_strict) THEN
         SELECT array_agg(key ORDER BY nth) FILTER (WHERE is_free), count(*) FILTER (WHERE NOT is_free)
         INTO keys, in_turns
         FROM (

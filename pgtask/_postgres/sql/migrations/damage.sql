@@ -164,7 +164,7 @@ wanted (since, kind, on_table, name, definition) AS (
             20, 'function', 'pg_task_limits',
             'pg_task_note_limits(text[],integer[],boolean[],double precision[],double precision[])', ''
         ),
-        (22, 'function', 'pg_task_limits', 'pg_task_may_hold_limit(pg_task_limits)', ''),
+        (22, 'function', 'pg_task_limits', 'pg_task_may_hold_limit(double precision,double precision,boolean,boolean)', ''),
         (22, 'function', 'pg_task_limits', 'pg_task_lock_limit_key(text)', ''),
         (22, 'function', 'pg_task_limits', 'pg_task_hold_limits(text[])', ''),
         (

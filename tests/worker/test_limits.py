@@ -64,7 +64,7 @@ def test_turns_obey_limits(dsn: str, rows: Rows, tmp_path: Path, monkeypatch: py
     put(dsn, *(Short(f"{number % 40}") for number in range(3_000)))
     with ready(dsn, procs=2, app="limited:app") as fleet:
         for left in (2_500, 2_000, 1_500):
-            rows.until(ROWS, holds=lambda value, left=left: value < left)
+            rows.until(f"SELECT count(*) < {left} FROM pg_task")
             os.kill(fleet.family()[0].pid, signal.SIGKILL)
         rows.until(ROWS, holds=none)
         stop(fleet, dsn)

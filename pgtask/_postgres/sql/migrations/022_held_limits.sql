@@ -28,7 +28,7 @@ DECLARE
 BEGIN
     locked := ARRAY (
         SELECT CASE WHEN pg_task_may_hold_limit(rate, cost_rate, is_shared, is_strict) THEN pg_task_lock_limit_key(key) END
-        FROM unnest(keys) WITH ORDINALITY AS one (key, nth)
+        FROM unnest(keys) WITH ORDINALITY AS wanted (key, nth)
         LEFT JOIN pg_task_limits AS rule ON rule.name = split_part(key, ' ', 1)
         ORDER BY nth
     );
@@ -41,19 +41,19 @@ BEGIN
              AND NOT EXISTS (
                 SELECT
                 FROM pg_task_limit_keys
-                WHERE limit_key = one.key
+                WHERE limit_key = wanted.key
                   AND (paused_until > clock_timestamp() OR failures > 0)
              ) THEN coalesce(rule.concurrency - held.tasks, 1000000)
             ELSE -1
         END::integer
-        FROM unnest(keys, locked) WITH ORDINALITY AS one (key, is_ours, nth)
+        FROM unnest(keys, locked) WITH ORDINALITY AS wanted (key, is_ours, nth)
         LEFT JOIN pg_task_limits AS rule ON rule.name = split_part(key, ' ', 1)
         LEFT JOIN LATERAL (
             SELECT count(*) AS tasks
             FROM (
                 SELECT
                 FROM pg_task
-                WHERE limit_key = one.key
+                WHERE limit_key = wanted.key
                   AND wakeup_at = 'infinity' AND locked_by IS NOT NULL
                 LIMIT rule.concurrency
             ) AS held

@@ -285,12 +285,14 @@ cdef class Dispatcher:
                 return lease.entry.is_holdable
         return False
 
-    cdef bint is_closed(self, TaskLease lease) except -1:
-        """Return whether a held step may not start, as this turn starts no more of its key. It runs under a lease then."""
-        if lease.limit_key is None or lease.limit_key not in self.closed_keys:
-            return False
+    cdef bint may_run_held(self, TaskLease lease) except -1:
+        """Return whether a held step may start in this turn; else its lease begins anew, and without the key of a limit."""
+        if lease.entry.is_holdable and lease.entry.unsuspended >= PROVEN and not (
+            self.closed_keys and lease.limit_key in self.closed_keys
+        ):
+            return True
         lease.limit_key = None
-        return True
+        return False
 
     cdef inline void close_key(self, TaskLease lease) except *:
         """Start no further step of the key of a held lease in this turn."""

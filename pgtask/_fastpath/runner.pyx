@@ -215,10 +215,7 @@ cdef class Runner:
         cdef Start start = ELSEWHERE
         if lease.state != READY or not dispatcher.prepare_step(lease):  # the interpreter's lock is kept in between
             pass
-        elif lease.in_turn and (
-            not (lease.entry.is_holdable and lease.entry.unsuspended >= PROVEN)
-            or (dispatcher.closed_keys and dispatcher.is_closed(lease))
-        ):
+        elif lease.in_turn and not dispatcher.may_run_held(lease):
             dispatcher.steps -= 1
             lease.state = READY
             dispatcher.unended.append(lease)

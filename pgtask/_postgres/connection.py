@@ -216,8 +216,8 @@ def is_connection_loss(error: BaseException) -> bool:
 
 
 def became_read_only(error: BaseException | None) -> bool:
-    """Return whether a statement failed because its session may not write: the server is a standby now, say. Who has
-    opened the connection leaves it then, as another host may be the primary."""
+    """Return whether a statement failed because its session may not write: the server is a standby now, say. The owner
+    of the connection leaves it then, as another host may be the primary."""
     cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
     return isinstance(cause, asyncpg.ReadOnlySQLTransactionError)
 

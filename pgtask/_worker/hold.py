@@ -153,6 +153,7 @@ class Hold:
         self._slots = slots
         self._page = page
         self._waits_since: float | None = None  # monotonic seconds, for a slot
+        self._leaves_lane = False  # whether the last lane waits for a turn
         self.has_waited = False
         """Whether it has waited for too long, and leases its next batch."""
 
@@ -186,9 +187,14 @@ class Hold:
     def should_wait(self, lane: tuple[str, int] | None) -> bool:
         """Return whether to leave a lane alone until what was leased has started: its tasks have limits, and a lease is
         one write more than a turn."""
-        if lane is None or (record := self._records.get(lane)) is None or not record.is_limited:
-            return False
-        return bool(self._dispatch.waiting) and time.monotonic() >= record.leased_until
+        record = None if lane is None else self._records.get(lane)
+        self._leaves_lane = record is not None and record.is_limited and time.monotonic() >= record.leased_until
+        return self.is_waiting
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether it leaves a lane alone until what was leased has started; the last start wakes the pump."""
+        return self._leaves_lane and bool(self._dispatch.waiting)
 
     def may_begin(self, lane: tuple[str, int]) -> bool:
         """Return whether a turn of a lane may begin; else this worker waits for a slot."""
@@ -305,6 +311,8 @@ class Hold:
         except (DatabaseUnavailable, DataRefused) as error:
             await transaction.roll_back()
             is_uncertain = is_uncertain and not (isinstance(error, DataRefused) or was_rolled_back(error))
+            if not is_uncertain:
+                self._limits.keep_held_notes()
             await self._drop(ended, token, error, is_uncertain=is_uncertain)
             return False
         finally:
@@ -387,9 +395,8 @@ class Hold:
 
     def _learn_limits(self, record: _Record, held: HeldLimits) -> None:
         """Leave the lane to others for a moment if most of a turn had to be left."""
-        limited = len(held.waiting) + len(held.left) + sum(lease.limit_key is not None for lease in held.runs)
-        record.is_limited = limited > len(held.runs) + len(held.waiting) + len(held.left) - limited
-        if not held.are_many_left:
+        record.is_limited = held.are_mostly_limited
+        if not held.are_mostly_left:
             return
         if self._dispatch.may_prove(held.left):
             record.leased_until = time.monotonic() + PROOF_PAUSE

@@ -63,9 +63,14 @@ class HeldLimits(msgspec.Struct):
     runs: list[TaskLease]
     waiting: list[_Waiting] = []
     left: list[TaskLease] = []  # another turn or claim has their keys, or their class has not proved that it is short
+    limited: int = 0  # of all of them, how many have limits that turns obey
 
     @property
-    def are_many_left(self) -> bool:
+    def are_mostly_limited(self) -> bool:
+        return 2 * self.limited > len(self.runs) + len(self.waiting) + len(self.left)
+
+    @property
+    def are_mostly_left(self) -> bool:
         return len(self.left) > len(self.runs) + len(self.waiting)
 
 
@@ -112,6 +117,7 @@ class Limits:
         self._leased: set[TaskLease] = set()  # under a limit; some of them may have left without an outcome
         self._failing: set[str] = set()  # keys with failed tries in a row, as far as this worker knows
         self._notes: list[tuple[str, str, float]] = []
+        self._held_notes: list[tuple[str, str, float]] = []  # that the transaction of the last turn has written
 
     @property
     def is_used(self) -> bool:
@@ -244,7 +250,7 @@ class Limits:
         if not self.is_used:
             return HeldLimits(leases)
         runs, limited, unproved = dispatch.sort_held(leases)
-        held = HeldLimits(runs, left=unproved)
+        held = HeldLimits(runs, left=unproved, limited=len(limited) + len(unproved))
         if not limited:
             return held
         keys = sorted({key for _, key, _ in limited})
@@ -262,8 +268,10 @@ class Limits:
         return held
 
     def note_leased(self, leases: Iterable[TaskLease]) -> None:
-        """Note leases that a turn has written of steps that run under limits."""
+        """Note leases of steps that run under limits, as a claim or the end of a turn has written them."""
         self._leased.update(lease for lease in leases if lease.limit_key is not None)
+        if len(self._leased) > MAX_LEASED:  # many were lost, or released
+            self._leased = {lease for lease in self._leased if lease.is_open}
 
     async def forget(self) -> None:
         """Delete the keys of which nothing is to be known any more, from time to time."""
@@ -290,9 +298,14 @@ class Limits:
         self._notes = []
 
     async def write_held_notes(self, notes: list[tuple[str, str, float]], transaction: HeldTransaction) -> None:
-        """Write what the steps of a turn have shown, in its transaction. Raises as that does."""
-        if notes := self._worth_writing(notes):
-            await transaction.fetch("limits/note", *_columns(notes))
+        """Write what steps have shown in the transaction of a turn. Raises as that does."""
+        self._held_notes = self._worth_writing(notes)
+        if self._held_notes:
+            await transaction.fetch("limits/note", *_columns(self._held_notes))
+
+    def keep_held_notes(self) -> None:
+        """Write the notes of the last turn again, since its transaction was rolled back."""
+        self._notes = (self._notes + self._held_notes)[-MAX_NOTES:]
 
     def _worth_writing(self, notes: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
         """Leave out the tries that ended well under keys that have not failed, as far as this worker knows."""
@@ -309,15 +322,13 @@ class Limits:
             written.append(note)
         return written
 
-    def mark(self, leases: Iterable[TaskLease], rows: Iterable[Any]) -> None:
+    def mark(self, leases: Sequence[TaskLease], rows: Iterable[Any]) -> None:
         """Give leases the keys of their limits."""
         for lease, row in zip(leases, rows, strict=True):
             lease.limit_key, lease.limit_failures = row[-2], row[-1]
-            self._leased.add(lease)
             if lease.limit_failures > 0:
                 self._failing.add(lease.limit_key)
-        if len(self._leased) > MAX_LEASED:  # many were lost, or released
-            self._leased = {lease for lease in self._leased if lease.is_open}
+        self.note_leased(leases)
 
 
 def _columns(notes: list[tuple[str, str, float]]) -> tuple[list[Any], ...]:

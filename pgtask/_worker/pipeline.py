@@ -580,7 +580,7 @@ class Pipeline:
         """Seconds until a claim may bring tasks, as far as this worker knows, or until it checks for free slots."""
         if pace := self._capacity.prefetch.seconds_to_claim():
             return pace
-        if self._claim_limit() <= 0 or not self.pauses.was_read:
+        if self._claim_limit() <= 0 or not self.pauses.was_read or self._hold.is_waiting:
             return CHECK_INTERVAL
         return 0.0 if self._claim.may_find_tasks else max(0.0, self._claim.next_poll - time.monotonic())
 

@@ -244,7 +244,7 @@ def test_login_without_the_right_is_refused(dsn: str, cluster: str) -> None:
             try:
                 cases: list[tuple[str, type[DatabaseError], str]] = [
                     (with_database(dsn, "nowhere"), DatabaseRefused, 'database "nowhere" does not exist'),
-                    (with_options(dsn, user="nobody-here"), DatabaseRefused, 'role "nobody-here" does not exist'),
+                    (with_options(dsn, user="no-such-role"), DatabaseRefused, 'role "no-such-role" does not exist'),
                     (with_options(dsn, user="pgtask_no_login"), DatabaseRefused, "not permitted to log in"),
                     (with_options(dsn, user="pgtask_full"), DatabaseUnavailable, "too many connections"),
                 ]

@@ -111,12 +111,12 @@ def test_hosts_have_their_own_times_and_all_are_named(swallowing: str) -> None:
 def test_only_all_hosts_together_refuse(dsn: str) -> None:
     async def main() -> None:
         async with Line(dsn) as one, Line(dsn) as other:
-            refusing = {"user": "nobody-here", "sslmode": "disable"}
+            refusing = {"user": "no-such-role", "sslmode": "disable"}
             where = with_hosts(dsn, address_of(one), address_of(other), **refusing)
-            with pytest.raises(DatabaseRefused, match=r'role "nobody-here" does not exist') as caught:
+            with pytest.raises(DatabaseRefused, match=r'role "no-such-role" does not exist') as caught:
                 await connect(where, name="test")
             assert str(caught.value).count("does not exist") == 3
-            with pytest.raises(DatabaseUnavailable, match=r'role "nobody-here" does not exist'):
+            with pytest.raises(DatabaseUnavailable, match=r'role "no-such-role" does not exist'):
                 await connect(with_hosts(dsn, "127.0.0.1:1", **refusing), name="test")
 
     run(main())

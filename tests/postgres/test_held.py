@@ -11,7 +11,10 @@ from sessions import linked
 
 from pgtask._postgres.held import HeldTransaction
 from pgtask._postgres.store import Link
+from pgtask._worker.claim import Claim
+from pgtask._worker.limits import Limits
 from pgtask.errors import DatabaseUnavailable
+from pgtask.limits import Limit
 
 ALL = "default", 0, 100, 1000, float("-inf")
 
@@ -99,5 +102,26 @@ def test_server_ends_a_turn_that_is_idle_for_too_long(dsn: str) -> None:
         await db.execute("SELECT FROM pg_task FOR UPDATE")  # waits for the end of the turn
         with pytest.raises(DatabaseUnavailable):
             await transaction.execute("turn_done", ids, transaction.mark)
+
+    play(dsn, scenario)
+
+
+def test_notes_of_a_turn_outlive_its_rollback(dsn: str) -> None:
+    """They may be those of a step under a lease, which has ended meanwhile."""
+    limit = Limit("host", concurrency=2)
+
+    async def scenario(link: Link, db: Any) -> None:
+        options: dict[str, Any] = {"worker": b"worker", "queues": (), "lease_timeout": 60, "max_step_bytes": 1000}
+        limits = Limits(link, Claim(link, min_poll=1, max_poll=1, **options), [limit], **options)
+        transaction = HeldTransaction(link, idle_timeout=30)
+        await transaction.begin()
+        await limits.write_held_notes([("host a", "paused", 30.0)], transaction)
+        await transaction.roll_back()
+        limits.keep_held_notes()
+        await limits.write_notes([])
+        paused = (
+            "SELECT paused_until > now() + interval '20 seconds' FROM pg_task_limit_keys WHERE limit_key = 'host a'"
+        )
+        assert await db.fetchval(paused)
 
     play(dsn, scenario)

@@ -37,6 +37,14 @@ def spend(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def is_first() -> bool:
+    try:
+        with open(os.environ["SHORT_LOG"] + ".first", "x"):
+            return True
+    except FileExistsError:
+        return False
+
+
 def record(line: str) -> None:
     with open(os.environ["SHORT_LOG"], "a") as log:
         log.write(line)
@@ -57,15 +65,23 @@ class Keyed(Limited):
 
 
 class Short(Limited):
-    """Never suspends, so that turns run it. It writes when it ran, by a clock that all processes share."""
+    """Suspends only if told, so turns run it. It writes when it ran, by a clock that all processes share."""
 
     policy = Policy(limit=alone)
     key: str
     seconds: float = 0.0002
+    suspends: bool = False
+    throttles: bool = False
 
     async def run(self, ctx: Context) -> Done:
         began = time.monotonic_ns()
-        spend(self.seconds)
+        if self.throttles and is_first():
+            record(f"{self.key} {began} {began}\n")
+            raise Throttled(0.5)
+        if self.suspends:
+            await asyncio.sleep(self.seconds)
+        else:
+            spend(self.seconds)
         record(f"{self.key} {began} {time.monotonic_ns()}\n")
         return Done()
 

@@ -52,10 +52,25 @@ def test_no_key_exceeds_its_limit(dsn: str, rows: Rows) -> None:
     assert set(most_at_once(rows, "Keyed").values()) == {2}, "all of it is used, and no more"
 
 
-def test_turns_obey_limits(dsn: str, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SHORT_LOG", str(tmp_path / "ran"))
+    return tmp_path / "ran"
+
+
+def assert_one_at_once(log: Path, least: int) -> None:
+    """Check that no two `Short` of a key ran at once, and that so many ran."""
+    ran: dict[str, list[tuple[int, int]]] = {}
+    for key, began, ended in map(str.split, log.read_text().splitlines()):
+        ran.setdefault(key, []).append((int(began), int(ended)))
+    for spans in ran.values():
+        spans.sort()
+        assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+    assert sum(map(len, ran.values())) >= least
+
+
+def test_turns_obey_limits(dsn: str, rows: Rows, log: Path) -> None:
     """No two steps of a key run at once, and a turn writes no lease; then with workers that die."""
-    log = tmp_path / "ran"
-    monkeypatch.setenv("SHORT_LOG", str(log))
     put(dsn, *(Short(f"{number % 400}") for number in range(6_000)))
     burst(dsn, procs=2, app="limited:app")
     rows("SELECT pg_stat_force_next_flush()")
@@ -68,13 +83,25 @@ def test_turns_obey_limits(dsn: str, rows: Rows, tmp_path: Path, monkeypatch: py
             os.kill(fleet.family()[0].pid, signal.SIGKILL)
         rows.until(ROWS, holds=none)
         stop(fleet, dsn)
-    ran: dict[str, list[tuple[int, int]]] = {}
-    for key, began, ended in map(str.split, log.read_text().splitlines()):
-        ran.setdefault(key, []).append((int(began), int(ended)))
-    for spans in ran.values():
-        spans.sort()
-        assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
-    assert sum(map(len, ran.values())) >= 9_000
+    assert_one_at_once(log, 9_000)
+
+
+def test_steps_that_suspend_in_a_turn_obey_limits(dsn: str, rows: Rows, log: Path) -> None:
+    """The first one shows that its class suspends: the others of the turn start under leases, one by one."""
+    short = [Short(f"{number % 400}", 0.0) for number in range(3_000)]
+    put(dsn, *short, *(Short(f"{number % 4}", 0.02, suspends=True) for number in range(60)))
+    burst(dsn, app="limited:app")
+    assert_one_at_once(log, 3_060)
+
+
+def test_throttled_in_a_turn_stops_its_key(dsn: str, rows: Rows, log: Path) -> None:
+    """The other steps of the key in that turn wait as well."""
+    short = [Short(f"{number % 400}", 0.0) for number in range(3_000)]
+    put(dsn, *short, *(Short("x", 0.0, throttles=True) for _ in range(60)))
+    burst(dsn, app="limited:app")
+    began = sorted(int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("x "))
+    assert len(began) == 61
+    assert began[1] - began[0] > 0.45e9
 
 
 def test_step_without_a_key_is_not_limited(dsn: str, rows: Rows) -> None:

@@ -1,4 +1,4 @@
--- What holds back is seen: tasks that wait for a limit have a state of their own in the functions of 014, and the keys of
+-- What holds back is seen: tasks that wait for a limit have a state of their own in pgtask_depth, and the keys of
 -- limits that are paused are found without a look at the others.
 
 -- The keys with a pause, of Throttled or a breaker; those whose pause has passed leave the table after a minute.

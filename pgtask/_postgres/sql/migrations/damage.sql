@@ -155,8 +155,6 @@ wanted (since, kind, on_table, name, definition) AS (
         (14, 'function', 'pg_task', 'pg_task_estimate(text)', ''),
         (14, 'function', 'pg_task', 'pg_task_lanes(text)', ''),
         (14, 'function', 'pg_task', 'pgtask_oldest_due(text)', 'search_path'),
-        (14, 'function', 'pg_task', 'pgtask_depth(text)', 'search_path'),
-        (14, 'function', 'pg_task', 'pgtask_backlog(text)', 'search_path'),
         (15, 'function', 'pg_task_pauses', 'pg_task_notify_paused()', ''),
         (16, 'function', 'pg_task', 'pg_task_has(text,text[])', ''),
         (20, 'function', 'pg_task_limits', 'pg_task_rescale_limit()', ''),
@@ -171,6 +169,8 @@ wanted (since, kind, on_table, name, definition) AS (
             22, 'function', 'pg_task_limits',
             'pg_task_claim_limited(text,text[],text[],integer,uuid,double precision,integer,text,boolean,text[],text,integer)', ''
         ),
+        (24, 'function', 'pg_task', 'pgtask_depth(text)', 'search_path'),
+        (24, 'function', 'pg_task', 'pgtask_backlog(text)', 'search_path'),
 
         (2, 'trigger', 'pg_task', 'pg_task_inserted', 'pg_task_notify'),
         (2, 'trigger', 'pg_task', 'pg_task_rescheduled', 'pg_task_notify'),
